@@ -1,0 +1,121 @@
+"""The base classes of pruners, their registry, and how one is made from a name and options."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from tokenprune.errors import BudgetError, ConfigError, hint
+from tokenprune.registry import Registry
+from tokenprune.types import PRE_LLM, ModelSpec, OperationPlan, Positions, Signal, Stage, TokenSelection, VisualTokens
+
+PRUNERS: Registry[Pruner]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruner(ABC):
+    """A method that decides which visual tokens stay.
+
+    Subclasses are frozen dataclasses: fields are options, checked in ``__post_init__`` (call the parent's), and nothing
+    is kept between calls.
+
+    Attributes:
+        positions: ``repacked`` gives the kept tokens consecutive position ids, ``original`` leaves them their own.
+    """
+
+    positions: Positions = "repacked"
+
+    def __post_init__(self) -> None:
+        if self.positions not in get_args(Positions):
+            raise ConfigError(f"option 'positions' is {self.positions!r}; {hint(self.positions, get_args(Positions))}")
+
+    @property
+    def requires(self) -> frozenset[Signal]:
+        """Signals without which this pruner, with these options, cannot select."""
+        return frozenset()
+
+    def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
+        """Where tokens leave; before the LLM unless overridden."""
+        return (PRE_LLM,)
+
+    def plan(self, spec: ModelSpec, keep: int, total: int) -> OperationPlan:
+        """Which operations run if ``keep`` of ``total`` visual tokens stay; what leaves, leaves at the first stage."""
+        return OperationPlan.drop_at(spec, self.stages(spec)[0], keep, total)
+
+    def select(self, tokens: VisualTokens, k: int) -> TokenSelection:
+        """Decide which tokens of each row stay.
+
+        Args:
+            tokens: the visual tokens of a stage.
+            k: how many of each row stay, tokens.
+
+        Returns:
+            The selection; with ``k`` = N the identity.
+
+        Raises:
+            BudgetError: if a row has fewer than ``k`` tokens.
+            SelectionError: if a signal is missing.
+        """
+        least = tokens.num_tokens if tokens.valid is None else int(tokens.valid.sum(1).min())
+        if not 1 <= k <= least:
+            raise BudgetError(f"cannot keep {k} of {least} visual tokens; keep between 1 and {least}")
+        return self._select(tokens, k)
+
+    @abstractmethod
+    def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
+        """The method itself; 1 <= k <= the number of valid tokens in each row."""
+
+
+class ScorePruner(Pruner):
+    """A pruner that scores each token by itself and keeps the best; lower indices win ties."""
+
+    @abstractmethod
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """(B, N) scores, higher stays."""
+
+    def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
+        scores = self.score(tokens)
+        ranked = scores if tokens.valid is None else scores.masked_fill(~tokens.valid, -torch.inf)
+        best = ranked.argsort(dim=1, descending=True, stable=True)[:, :k]
+        return TokenSelection.from_order(best, tokens.num_tokens, scores)
+
+
+PRUNERS = Registry("pruner", package="tokenprune.pruners", group="tokenprune.pruners")
+
+
+def register_pruner(name: str, *, paper: str | None = None) -> Callable[[type[Pruner]], type[Pruner]]:
+    """Class decorator that makes a pruner known to the CLI, YAML files, the contract tests and the docs.
+
+    Args:
+        name: public name; also that of its file and YAML file.
+        paper: URL of the paper.
+
+    Raises:
+        RegistryError: if the name is malformed or taken.
+    """
+    return PRUNERS.register(name, paper=paper)
+
+
+def create_pruner(name: str, **options: Any) -> Pruner:
+    """Make a pruner.
+
+    Args:
+        name: a registered name.
+        **options: the fields of its dataclass.
+
+    Raises:
+        RegistryError: if the name is unknown.
+        ConfigError: if an option is unknown or has a bad value.
+    """
+    target = PRUNERS.get(name)
+    allowed = [f.name for f in dataclasses.fields(target) if f.init]
+    for option in options:
+        if option not in allowed:
+            raise ConfigError(f"pruner {name!r} has no option {option!r}; {hint(option, allowed)}")
+    return target(**options)

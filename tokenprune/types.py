@@ -1,0 +1,271 @@
+"""What pruners and adapters exchange. Frozen, checked when made, and free of any model library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from tokenprune.errors import SelectionError, hint
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Positions = Literal["original", "repacked"]
+
+
+class Signal(StrEnum):
+    """What a pruner may ask an adapter for besides the visual tokens; the values are public and stable."""
+
+    CLIP_IMAGE_EMBEDS = "clip_image_embeds"  # (B, N, C) patches in the space that image and text share
+    CLIP_TEXT_EMBEDS = "clip_text_embeds"  # (B, M, C) segments of the question in that space
+    PROMPT_EMBEDS = "prompt_embeds"  # (B, P, D) the LLM's input embeddings of the instruction
+    PROMPT_MASK = "prompt_mask"  # (B, P) bool, False for padding
+    CLS_ATTENTION = "cls_attention"  # (B, H, N) attention of the vision tower's CLS token to the patches
+    TEXT_ATTENTION = "text_attention"  # (B, H, Q, N) attention of Q text positions to the visual tokens
+    KEYS = "keys"  # (B, N, C) keys of an attention layer
+    VISION_HIDDEN = "vision_hidden"  # (B, N, V) the vision tower's features before the projector
+
+
+@dataclass(frozen=True, eq=False)
+class VisualTokens:
+    """What a pruner sees at one stage. Rows never influence one another.
+
+    Attributes:
+        features: (B, N, D) floating point, the visual tokens. A row is the unit of choice (an image, tile or frame).
+        signals: by name, see ``Signal``; first dimension B. Plain strings serve as keys. ``clip_text_embeds`` may be
+            (M, C), then it is shared by all rows.
+        grid: (height, width) with height * width = N if tokens are in raster order of an image, else None.
+        valid: (B, N) bool, False for padding; None if every token counts.
+        row_ids: (B,) long, a number that stands for each row's content whatever batch it is in (an adapter hashes the
+            pixels), so that a randomised method treats a sample alone as it treats it in a batch.
+
+    Raises:
+        SelectionError: on wrong shapes, unknown signals or non-finite features.
+    """
+
+    features: Tensor
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
+    grid: tuple[int, int] | None = None
+    valid: Tensor | None = None
+    row_ids: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        f = self.features
+        if f.dim() != 3 or not f.is_floating_point() or 0 in f.shape:
+            raise SelectionError(f"features must be a non-empty floating (B, N, D) tensor, got {tuple(f.shape)} {f.dtype}")
+        if not bool(f.isfinite().all()):
+            raise SelectionError("features hold values that are not finite")
+        object.__setattr__(self, "signals", {name: self._signal(name, value) for name, value in self.signals.items()})
+        if self.grid is not None and self.grid[0] * self.grid[1] != self.num_tokens:
+            raise SelectionError(f"grid {self.grid} does not hold {self.num_tokens} visual tokens")
+        if self.valid is not None and (self.valid.dtype != torch.bool or self.valid.shape != f.shape[:2]):
+            raise SelectionError(f"valid must be a bool {tuple(f.shape[:2])} tensor, got {tuple(self.valid.shape)} {self.valid.dtype}")
+        if self.row_ids is not None and self.row_ids.shape != f.shape[:1]:
+            raise SelectionError(f"row_ids must be a ({self.batch_size},) tensor, got {tuple(self.row_ids.shape)}")
+
+    def _signal(self, name: str, value: Tensor) -> Tensor:
+        if name not in set(Signal):
+            raise SelectionError(f"unknown signal {str(name)!r}; {hint(name, [s.value for s in Signal])}")
+        if name == Signal.CLIP_TEXT_EMBEDS and value.dim() == 2:
+            value = value.expand(self.batch_size, -1, -1)
+        if value.shape[0] != self.batch_size:
+            raise SelectionError(f"signal {str(name)!r} has {value.shape[0]} rows, the features have {self.batch_size}")
+        return value
+
+    @property
+    def batch_size(self) -> int:
+        """B, rows."""
+        return self.features.shape[0]
+
+    @property
+    def num_tokens(self) -> int:
+        """N, visual tokens a row."""
+        return self.features.shape[1]
+
+    def signal(self, name: Signal) -> Tensor:
+        """One signal.
+
+        Raises:
+            SelectionError: if it was not given.
+        """
+        if name not in self.signals:
+            given = ", ".join(map(str, self.signals)) or "none"
+            raise SelectionError(f"signal {name.value!r} is needed but was not given (given: {given})")
+        return self.signals[name]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSelection:
+    """What a pruner decides at one stage. Unsorted or repeated indices cannot be expressed.
+
+    Attributes:
+        keep: (B, K) long, strictly increasing in each row.
+        num_tokens: N, visual tokens before; K = N is the identity.
+        scores: (B, N), higher stays, of methods that score.
+        order: (B, K) long, the same indices in the order in which a greedy method picked them.
+        merged: (B, K, D) new features of the kept tokens, of methods that merge others into them.
+
+    Raises:
+        SelectionError: if ``keep`` is out of range or not strictly increasing, or shapes disagree.
+    """
+
+    keep: Tensor
+    num_tokens: int
+    scores: Tensor | None = None
+    order: Tensor | None = None
+    merged: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        keep = self.keep
+        if keep.dim() != 2 or keep.dtype != torch.long or 0 in keep.shape:
+            raise SelectionError(f"keep must be a non-empty (B, K) long tensor, got {tuple(keep.shape)} {keep.dtype}")
+        increasing = bool((keep[:, 1:] > keep[:, :-1]).all())
+        if not increasing or int(keep[:, 0].min()) < 0 or int(keep[:, -1].max()) >= self.num_tokens:
+            raise SelectionError(f"keep must be strictly increasing within [0, {self.num_tokens})")
+        if self.scores is not None and self.scores.shape != (len(keep), self.num_tokens):
+            raise SelectionError(f"scores must be {(len(keep), self.num_tokens)}, got {tuple(self.scores.shape)}")
+        if self.order is not None and not torch.equal(self.order.sort(1).values, keep):
+            raise SelectionError("order must hold the kept indices")
+        if self.merged is not None and self.merged.shape[:2] != keep.shape:
+            raise SelectionError(f"merged must start with {tuple(keep.shape)}, got {tuple(self.merged.shape)}")
+
+    @classmethod
+    def from_order(cls, order: Tensor, num_tokens: int, scores: Tensor | None = None) -> TokenSelection:
+        """The selection of a greedy method from its picks, (B, K) in the order in which they were made."""
+        return cls(order.sort(1).values, num_tokens, scores=scores, order=order)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where tokens leave.
+
+    Attributes:
+        layer: input of this decoder layer (0-based), or None for before the LLM.
+    """
+
+    layer: int | None = None
+
+    def __str__(self) -> str:
+        return "pre_llm" if self.layer is None else f"layer={self.layer}"
+
+
+PRE_LLM = Stage()
+
+
+@dataclass(frozen=True)
+class TransformerSpec:
+    """Sizes of one transformer.
+
+    Attributes:
+        layers, width, mlp_width, heads, kv_heads, head_dim: as in the model's config.
+        mlp_matrices: matrices of an MLP: 2, or 3 if it is gated.
+    """
+
+    layers: int
+    width: int
+    mlp_width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_matrices: int
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What the cost of a model depends on, read from its config alone.
+
+    Attributes:
+        llm: the decoder.
+        vision: the vision tower as far as it is used, or None if unknown.
+        vocabulary: rows of the LM head.
+        visual_tokens: visual tokens of one image before pruning.
+        vision_tokens: tokens inside the vision tower for one image (patches and CLS).
+        patch_inputs: numbers in one patch (channels * patch height * patch width).
+        projector: widths of the projector's layers from the tower's to the LLM's.
+    """
+
+    llm: TransformerSpec
+    vocabulary: int
+    visual_tokens: int
+    vision: TransformerSpec | None = None
+    vision_tokens: int = 0
+    patch_inputs: int = 0
+    projector: tuple[int, ...] = ()
+
+
+class Operation(IntEnum):
+    """What a decoder layer does with a token."""
+
+    ATTENTION_SOURCE = 0  # it gives keys and values
+    ATTENTION_RECEIVER = 1  # it asks (query) and receives (output projection)
+    MLP = 2
+
+
+@dataclass(frozen=True, eq=False)
+class OperationPlan:
+    """Which work is done for which visual tokens; text always takes part in everything.
+
+    Token pruning is the special case in which a group takes part in all operations up to a layer and in none after it.
+
+    Attributes:
+        active: (layers, 3, groups) bool over ``Operation``.
+        group_sizes: visual tokens in each group.
+    """
+
+    active: Tensor
+    group_sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        expected = (3, len(self.group_sizes))
+        if self.active.dtype != torch.bool or self.active.dim() != 3 or tuple(self.active.shape[1:]) != expected:
+            raise SelectionError(f"active must be a bool (layers, 3, {expected[1]}) tensor, got {tuple(self.active.shape)}")
+
+    @classmethod
+    def drop_at(cls, spec: ModelSpec, stage: Stage, keep: int, total: int) -> OperationPlan:
+        """Of ``total`` visual tokens, ``keep`` go on from ``stage`` (all of them, up to it)."""
+        active = torch.ones(spec.llm.layers, 3, 2, dtype=torch.bool)
+        active[stage.layer or 0 :, :, 1] = False
+        return cls(active, (keep, total - keep))
+
+    def tokens(self, layer: int, operation: Operation) -> int:
+        """How many visual tokens take part in an operation of a layer (0-based)."""
+        return sum(size for size, on in zip(self.group_sizes, self.active[layer, operation].tolist(), strict=True) if on)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One question about one image.
+
+    Attributes:
+        id: unique within the task.
+        image: RGB.
+        question: as asked, without an answer-format suffix.
+        answer: the truth.
+        kind: type of the question, for per-type accuracy.
+        boxes: (x0, y0, x1, y1) in pixels, ends excluded, of what the question is about; empty if unknown or nothing.
+    """
+
+    id: str
+    image: Image
+    question: str
+    answer: str
+    kind: str = ""
+    boxes: tuple[tuple[int, int, int, int], ...] = ()
+
+
+class Selector(Protocol):
+    """What an adapter needs of a pruner; ``tokenprune.pruners.base.Pruner`` is the real thing."""
+
+    positions: Any
+
+    @property
+    def requires(self) -> frozenset[Signal]:
+        """Signals without which it cannot select."""
+
+    def select(self, tokens: VisualTokens, k: int) -> TokenSelection:
+        """Which ``k`` tokens of each row stay."""
