@@ -1,0 +1,69 @@
+"""tokenprune: visual token pruning for multimodal LLMs.
+
+The public names below are all a user needs; they are imported when first used, so that ``import tokenprune`` is cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tokenprune.version import __version__
+
+if TYPE_CHECKING:
+    from tokenprune.adapters.base import ModelAdapter, register_adapter
+    from tokenprune.budget import Budget
+    from tokenprune.embedded.model import load_embedded
+    from tokenprune.errors import TokenPruneError
+    from tokenprune.pruners.base import Pruner, ScorePruner, create_pruner, register_pruner
+    from tokenprune.pruning import Trace, prune
+    from tokenprune.types import OperationPlan, Signal, TokenSelection, VisualTokens
+
+_HOMES = {
+    "Budget": "budget",
+    "ModelAdapter": "adapters.base",
+    "OperationPlan": "types",
+    "Pruner": "pruners.base",
+    "ScorePruner": "pruners.base",
+    "Signal": "types",
+    "TokenPruneError": "errors",
+    "TokenSelection": "types",
+    "Trace": "pruning",
+    "VisualTokens": "types",
+    "create_pruner": "pruners.base",
+    "load_embedded": "embedded.model",
+    "prune": "pruning",
+    "register_adapter": "adapters.base",
+    "register_pruner": "pruners.base",
+}
+
+__all__ = [
+    "Budget",
+    "ModelAdapter",
+    "OperationPlan",
+    "Pruner",
+    "ScorePruner",
+    "Signal",
+    "TokenPruneError",
+    "TokenSelection",
+    "Trace",
+    "VisualTokens",
+    "__version__",
+    "create_pruner",
+    "load_embedded",
+    "prune",
+    "register_adapter",
+    "register_pruner",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tokenprune' has no attribute {name!r}")
+    value = getattr(import_module(f"tokenprune.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

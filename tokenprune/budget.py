@@ -49,7 +49,9 @@ class Budget:
             return max(1, round(self.keep_ratio * num_tokens))
         assert self.keep_tokens is not None
         if self.keep_tokens > num_tokens:
-            raise BudgetError(f"budget: keep_tokens={self.keep_tokens} exceeds the {num_tokens} visual tokens there are")
+            raise BudgetError(
+                f"budget: keep_tokens={self.keep_tokens} exceeds the {num_tokens} visual tokens there are"
+            )
         return self.keep_tokens
 
     def __str__(self) -> str:

@@ -66,7 +66,10 @@ class Registry(Generic[T]):
 
         def add(target: type[T]) -> type[T]:
             taken = self._entries.get(name)
-            if taken and (taken.target.__module__, taken.target.__qualname__) != (target.__module__, target.__qualname__):
+            if taken and (taken.target.__module__, taken.target.__qualname__) != (
+                target.__module__,
+                target.__qualname__,
+            ):
                 owner = f"{taken.target.__module__}.{taken.target.__qualname__}"
                 raise RegistryError(f"{self.kind} name {name!r} is taken by {owner}; choose another")
             summary = (target.__doc__ or "").strip().partition("\n")[0]

@@ -57,14 +57,18 @@ class VisualTokens:
     def __post_init__(self) -> None:
         f = self.features
         if f.dim() != 3 or not f.is_floating_point() or 0 in f.shape:
-            raise SelectionError(f"features must be a non-empty floating (B, N, D) tensor, got {tuple(f.shape)} {f.dtype}")
+            raise SelectionError(
+                f"features must be a non-empty floating (B, N, D) tensor, got {tuple(f.shape)} {f.dtype}"
+            )
         if not bool(f.isfinite().all()):
             raise SelectionError("features hold values that are not finite")
         object.__setattr__(self, "signals", {name: self._signal(name, value) for name, value in self.signals.items()})
         if self.grid is not None and self.grid[0] * self.grid[1] != self.num_tokens:
             raise SelectionError(f"grid {self.grid} does not hold {self.num_tokens} visual tokens")
         if self.valid is not None and (self.valid.dtype != torch.bool or self.valid.shape != f.shape[:2]):
-            raise SelectionError(f"valid must be a bool {tuple(f.shape[:2])} tensor, got {tuple(self.valid.shape)} {self.valid.dtype}")
+            raise SelectionError(
+                f"valid must be a bool {tuple(f.shape[:2])} tensor, got {tuple(self.valid.shape)} {self.valid.dtype}"
+            )
         if self.row_ids is not None and self.row_ids.shape != f.shape[:1]:
             raise SelectionError(f"row_ids must be a ({self.batch_size},) tensor, got {tuple(self.row_ids.shape)}")
 
@@ -223,7 +227,9 @@ class OperationPlan:
     def __post_init__(self) -> None:
         expected = (3, len(self.group_sizes))
         if self.active.dtype != torch.bool or self.active.dim() != 3 or tuple(self.active.shape[1:]) != expected:
-            raise SelectionError(f"active must be a bool (layers, 3, {expected[1]}) tensor, got {tuple(self.active.shape)}")
+            raise SelectionError(
+                f"active must be a bool (layers, 3, {expected[1]}) tensor, got {tuple(self.active.shape)}"
+            )
 
     @classmethod
     def drop_at(cls, spec: ModelSpec, stage: Stage, keep: int, total: int) -> OperationPlan:
@@ -234,7 +240,9 @@ class OperationPlan:
 
     def tokens(self, layer: int, operation: Operation) -> int:
         """How many visual tokens take part in an operation of a layer (0-based)."""
-        return sum(size for size, on in zip(self.group_sizes, self.active[layer, operation].tolist(), strict=True) if on)
+        return sum(
+            size for size, on in zip(self.group_sizes, self.active[layer, operation].tolist(), strict=True) if on
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,6 +274,9 @@ class Selector(Protocol):
     @property
     def requires(self) -> frozenset[Signal]:
         """Signals without which it cannot select."""
+
+    def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
+        """Where tokens leave."""
 
     def select(self, tokens: VisualTokens, k: int) -> TokenSelection:
         """Which ``k`` tokens of each row stay."""

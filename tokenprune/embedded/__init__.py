@@ -1,0 +1,1 @@
+"""The embedded default: a tiny trained MLLM and a synthetic VQA set, so that everything runs without a download."""

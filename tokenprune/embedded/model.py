@@ -7,14 +7,12 @@ from pathlib import Path
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
-    CLIPModel,
     CLIPTextConfig,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedTokenizerFast,
 )
 
 from tokenprune.embedded.scenes import IMAGE_SIZE, PATCH_SIZE
@@ -23,6 +21,16 @@ from tokenprune.embedded.tokenizer import CHAT_TEMPLATE, VOCABULARY, build_token
 WEIGHTS = Path(__file__).parent / "weights"
 PROMPT = "USER: <image>\n{question} ASSISTANT:"
 TEXT_POSITIONS = 77  # context of the CLIP text tower, tokens; as in OpenAI's CLIP
+
+
+def load_embedded() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Load the embedded MLLM: 144 visual tokens, six Llama layers, trained on the ``scenes`` task.
+
+    Returns:
+        The model in float32 and evaluation mode, and its processor; what ``from_pretrained`` gives for any checkpoint.
+    """
+    model = LlavaForConditionalGeneration.from_pretrained(WEIGHTS, dtype="float32", local_files_only=True)
+    return model.eval(), LlavaProcessor.from_pretrained(WEIGHTS, local_files_only=True)
 
 
 def vision_config() -> CLIPVisionConfig:
@@ -73,9 +81,28 @@ def llava_config() -> LlavaConfig:
     return LlavaConfig(
         vision_config=vision_config(),
         text_config=text,
-        image_token_id=VOCABULARY["<image>"],
-        image_seq_length=vision_config().image_size**2 // vision_config().patch_size ** 2,
+        image_token_index=VOCABULARY["<image>"],
+        image_seq_length=vision_config().image_size ** 2 // vision_config().patch_size ** 2,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
+    )
+
+
+def build_processor() -> LlavaProcessor:
+    """The processor: images to 96 x 96 pixels, ``<image>`` to 144 placeholders, LLaVA-1.5's chat format."""
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    images = CLIPImageProcessor(
+        size={"shortest_edge": IMAGE_SIZE},
+        crop_size=size,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.25, 0.25, 0.25],
+    )
+    return LlavaProcessor(
+        image_processor=images,
+        tokenizer=build_tokenizer(),
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
     )

@@ -81,24 +81,26 @@ def split_of(layout: Layout) -> str:
     return next(name for name, buckets in SPLITS.items() if bucket in buckets)
 
 
-def sample_layout(rng: random.Random, split: str) -> Layout:
+def sample_layout(rng: random.Random, split: str, *, diverse: bool = False) -> Layout:
     """Draw a layout of 2 to ``MAX_OBJECTS`` objects, no two alike in both colour and shape.
 
     Args:
         rng: source of randomness; the same state gives the same layout.
         split: ``train``, ``validation`` or ``test``.
+        diverse: 4 or 5 objects from all colours and shapes, so that knowing what occurs says little about what goes
+            together; otherwise palettes are often small and repeat.
     """
     while True:
-        layout = _propose(rng)
+        layout = _propose(rng, diverse)
         if split_of(layout) == split:
             return layout
 
 
-def _propose(rng: random.Random) -> Layout:
-    # A small palette makes repeated colours or shapes likely, so that counting needs looking and attributes need binding.
-    colors = rng.sample(list(COLORS), rng.choice((2, 3, 5, 8)))
-    shapes = rng.sample(SHAPES, rng.choice((2, 3, 6)))
-    number = min(rng.randint(2, MAX_OBJECTS), len(colors) * len(shapes))
+def _propose(rng: random.Random, diverse: bool) -> Layout:
+    # A small palette repeats colours and shapes, so that counting needs looking.
+    colors = rng.sample(list(COLORS), 8 if diverse else rng.choice((2, 3, 5, 8)))
+    shapes = rng.sample(SHAPES, 6 if diverse else rng.choice((2, 3, 6)))
+    number = min(rng.randint(4 if diverse else 2, MAX_OBJECTS), len(colors) * len(shapes))
     pairs = rng.sample([(c, s) for c in colors for s in shapes], number)
     cells = rng.sample([(i, j) for i in range(CELLS) for j in range(CELLS)], number)
     pitch = IMAGE_SIZE // CELLS
@@ -122,7 +124,20 @@ def _polygon(shape: str, x: int, y: int, r: int) -> list[tuple[float, float]]:
         angles = [math.pi / 2 + k * math.pi / 5 for k in range(10)]
         return [(x + q * math.cos(a), y - q * math.sin(a)) for q, a in zip(radii, angles, strict=True)]
     t = r / 2.6  # cross: half of the bar's width
-    corners = [(-t, -r), (t, -r), (t, -t), (r, -t), (r, t), (t, t), (t, r), (-t, r), (-t, t), (-r, t), (-r, -t), (-t, -t)]
+    corners = [
+        (-t, -r),
+        (t, -r),
+        (t, -t),
+        (r, -t),
+        (r, t),
+        (t, t),
+        (t, r),
+        (-t, r),
+        (-t, t),
+        (-r, t),
+        (-r, -t),
+        (-t, -t),
+    ]
     return [(x + dx, y + dy) for dx, dy in corners]
 
 
@@ -177,7 +192,7 @@ def object_tokens(layout: Layout, min_cover: float = 0.2) -> np.ndarray:
     draw = ImageDraw.Draw(canvas)
     for index, thing in enumerate(layout):
         _draw(draw, thing, index + 1)
-    patches = np.asarray(canvas).reshape(GRID, PATCH_SIZE, GRID, PATCH_SIZE).transpose(0, 2, 1, 3)
-    patches = patches.reshape(GRID * GRID, PATCH_SIZE * PATCH_SIZE)
+    raster = np.asarray(canvas).reshape(GRID, PATCH_SIZE, GRID, PATCH_SIZE).transpose(0, 2, 1, 3)
+    patches = raster.reshape(GRID * GRID, PATCH_SIZE * PATCH_SIZE)
     cover = np.stack([(patches == index + 1).mean(1) for index in range(len(layout))], 1)
     return np.where(cover.max(1) >= min_cover, cover.argmax(1), -1)

@@ -10,9 +10,10 @@ from tokenprune.embedded.scenes import COLORS, LETTERS, SHAPES
 
 # The EOS id is not 2: CLIPTextModel would then follow a legacy rule and pool at the largest id.
 SPECIAL = ("<pad>", "<s>", "<unk>", "</s>", "<image>", "USER:", "ASSISTANT:")
+FUNCTION_WORDS = "? . , a an is there what color the shape how many are thing things where letter on with and"
+ANSWER_WORDS = "yes no top left right bottom center nothing 0 1 2 3 4 5 6 7 8 9"
 WORDS = (
-    *"? . , a an is there what color the shape how many are thing things where letter on with and".split(),
-    *"yes no top left right bottom center nothing 0 1 2 3 4 5 6 7 8 9".split(),
+    *f"{FUNCTION_WORDS} {ANSWER_WORDS}".split(),
     *COLORS,
     *SHAPES,
     *(plural(shape) for shape in SHAPES),

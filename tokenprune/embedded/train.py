@@ -20,9 +20,10 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,24 +31,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, LlavaForConditionalGeneration
 
-from tokenprune.embedded.model import clip_config, llava_config
-from tokenprune.embedded.questions import Question, article, sample_questions
-from tokenprune.embedded.scenes import COLORS, GRID, IMAGE_SIZE, LETTERS, PATCH_SIZE, SHAPES, Layout
-from tokenprune.embedded.scenes import object_tokens, render, sample_layout
+from tokenprune.embedded.model import TEXT_POSITIONS, WEIGHTS, build_processor, clip_config, llava_config
+from tokenprune.embedded.questions import sample_questions
+from tokenprune.embedded.scenes import (
+    Layout,
+    render,
+    sample_layout,
+)
+from tokenprune.embedded.symbols import TOKENS, align_loss, caption, describe_tokens, multi_hot
 from tokenprune.embedded.tokenizer import VOCABULARY, build_tokenizer
+from tokenprune.embedded.turns import Turns, language_loss, pack
 
 SAVE_EVERY = 100
 EMBEDDING_STD = 0.1
-TOKENS = GRID * GRID
-PREFIX = ("<s>", "USER:")
-WORD_GROUPS = {  # what the projector is asked to tell apart, and the words that say it
-    "color": (*COLORS, "nothing"),
-    "shape": (*SHAPES, "nothing"),
-    "row": ("top", "bottom"),
-    "column": ("left", "right"),
-    "letter": tuple(LETTERS.lower()),
-    "center": ("thing",),
-}
 
 
 @dataclass(frozen=True)
@@ -61,121 +57,10 @@ class Stage:
 
 
 STAGES = {
-    "language": Stage(steps=2600, scenes=24, questions=12, rate=1.5e-3),
+    "language": Stage(steps=2400, scenes=32, questions=12, rate=1.5e-3),
     "vision": Stage(steps=2600, scenes=32, questions=0, rate=1.5e-3),
-    "joint": Stage(steps=2400, scenes=16, questions=16, rate=6e-4),
+    "joint": Stage(steps=1200, scenes=16, questions=16, rate=6e-4),
 }
-
-
-def describe_tokens(layout: Layout) -> list[list[str]]:
-    """The words that describe each visual token: ``TOKENS`` lists, in raster order."""
-    owner = object_tokens(layout)
-    words: list[list[str]] = []
-    for index in range(TOKENS):
-        row, column = divmod(index, GRID)
-        if owner[index] < 0:
-            words.append(["nothing"])
-            continue
-        thing = layout[owner[index]]
-        x, y = thing.center
-        own = [thing.color, thing.shape, *thing.region.replace("center", "").split()]
-        if x // PATCH_SIZE == column and y // PATCH_SIZE == row:
-            own.append("thing")
-        off = max(abs(column * PATCH_SIZE + PATCH_SIZE / 2 - x), abs(row * PATCH_SIZE + PATCH_SIZE / 2 - y))
-        if thing.letter and off <= 7:
-            own.append(thing.letter.lower())
-        words.append(own)
-    return words
-
-
-def multi_hot(words: list[list[str]]) -> Tensor:
-    """(len(words), vocabulary) float: 1 where a word describes a token. Times the embedding matrix: its symbolic token."""
-    hot = torch.zeros(len(words), len(VOCABULARY))
-    for index, names in enumerate(words):
-        hot[index, [VOCABULARY[name] for name in names]] = 1.0
-    return hot
-
-
-def caption(layout: Layout, rng: random.Random) -> str:
-    """An English list of the objects, in random order."""
-    names = [f"{article(o.color)} {o.color} {o.shape}" + (f" with {o.letter}" if o.letter else "") for o in layout]
-    rng.shuffle(names)
-    return " and ".join(names)
-
-
-@dataclass
-class Turns:
-    """Questions of a batch packed behind the visual tokens, blind to one another.
-
-    Attributes:
-        ids: (B, L) token ids.
-        positions: (B, L) each question starts where the visual tokens end.
-        block: (B, L) number of the question, -1 for padding.
-        answers: (B, L) bool, tokens that are to be predicted.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    block: Tensor
-    answers: Tensor
-    kinds: list[list[str]]
-
-
-def pack(batch: list[list[Question]], encode: Callable[[str], list[int]]) -> Turns:
-    """Tokenise and pack the questions of each scene."""
-    rows = []
-    for questions in batch:
-        ids, positions, block, answers = [], [], [], []
-        for number, question in enumerate(questions):
-            ask = [*encode(question.text), VOCABULARY["ASSISTANT:"]]
-            reply = [*encode(question.answer), VOCABULARY["</s>"]]
-            ids += ask + reply
-            positions += range(len(PREFIX) + TOKENS, len(PREFIX) + TOKENS + len(ask) + len(reply))
-            block += [number] * (len(ask) + len(reply))
-            answers += [False] * len(ask) + [True] * len(reply)
-        rows.append((ids, positions, block, answers))
-    width = max(len(row[0]) for row in rows)
-    fills = (VOCABULARY["<pad>"], 0, -1, False)
-    columns = [torch.tensor([row[i] + [fills[i]] * (width - len(row[0])) for row in rows]) for i in range(4)]
-    return Turns(*columns, kinds=[[q.type for q in questions] for questions in batch])
-
-
-def language_loss(model: LlavaForConditionalGeneration, visual: Tensor, at: Tensor, turns: Turns) -> tuple[Tensor, dict[str, list[bool]]]:
-    """Cross-entropy of the answers.
-
-    Args:
-        model: the MLLM.
-        visual: (B, N, D) visual tokens.
-        at: (B, N) raster index of each, -1 for padding.
-        turns: the questions.
-
-    Returns:
-        The loss, and for each question type whether each answer was right.
-    """
-    embed = model.get_input_embeddings()
-    batch, number = at.shape
-    lead = len(PREFIX) + number
-    prefix = embed(torch.tensor([VOCABULARY[t] for t in PREFIX])).expand(batch, -1, -1)
-    hidden = torch.cat([prefix, visual, embed(turns.ids)], 1)
-    positions = torch.cat([torch.arange(len(PREFIX)).expand(batch, -1), at.clamp(min=0) + len(PREFIX), turns.positions], 1)
-    shared = torch.cat([torch.ones(batch, len(PREFIX), dtype=torch.bool), at >= 0], 1)
-    block = torch.cat([torch.full((batch, lead), -2), turns.block], 1)
-    seen = torch.cat([shared, turns.block >= 0], 1)
-    length = hidden.shape[1]
-    mask = torch.ones(length, length, dtype=torch.bool).tril() & seen[:, None]
-    mask &= (block[:, None] == -2) | (block[:, None] == block[:, :, None])
-    mask |= torch.eye(length, dtype=torch.bool)
-    out = model.model.language_model(inputs_embeds=hidden, position_ids=positions, attention_mask=mask[:, None], use_cache=False)
-    target = turns.ids[:, 1:][turns.answers[:, 1:]]
-    logits = model.lm_head(out.last_hidden_state[:, lead:-1][turns.answers[:, 1:]]).float()
-    hit = torch.zeros(turns.ids.shape, dtype=torch.bool)
-    hit[:, 1:][turns.answers[:, 1:]] = logits.argmax(-1) == target
-    right: dict[str, list[bool]] = {}
-    for row, kinds in enumerate(turns.kinds):
-        for number_, kind in enumerate(kinds):
-            tokens = turns.answers[row] & (turns.block[row] == number_)
-            right.setdefault(kind, []).append(bool(hit[row][tokens].all()))
-    return F.cross_entropy(logits, target), right
 
 
 def see(clip: CLIPModel, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,36 +69,22 @@ def see(clip: CLIPModel, images: Tensor) -> tuple[Tensor, Tensor]:
     return out.hidden_states[-2][:, 1:], out.pooler_output
 
 
-def align_loss(projected: Tensor, hot: Tensor, embedding: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """How far projected patches are from the words that describe them.
+def shown_tokens(hot: Tensor, progress: float) -> Tensor:
+    """Which symbolic tokens the language stage shows, (n,) raster indices.
+
+    Binding is found soon among few tokens and hardly among many: the first 40 % of the stage show one token an object,
+    the next 20 % about half of them, the rest all; background tokens grow from 4 to 48.
 
     Args:
-        projected: (B, N, D).
-        hot: (B, N, vocabulary) of ``multi_hot``.
-        embedding: (vocabulary, D) word embeddings.
-
-    Returns:
-        Loss, and the accuracy per group of words.
+        hot: (N, vocabulary) of ``multi_hot``.
+        progress: share of the stage that is over, in [0, 1].
     """
-    norm = embedding.pow(2).sum(-1).mean()
-    logits = (projected @ embedding.T).float() / norm  # about 1 for a word that is there, 0 for another
-    wanted = hot @ embedding
-    thing = hot[..., VOCABULARY["nothing"]] == 0
-    error = (projected.float() - wanted).pow(2).sum(-1) / norm
-    loss = error[thing].mean() + 0.3 * error[~thing].mean()
-    accuracy = {}
-    for name, group in WORD_GROUPS.items():
-        at = [VOCABULARY[word] for word in group]
-        truth, guess = hot[..., at], logits[..., at]
-        asked = truth.sum(-1) > 0
-        if len(group) == 1:
-            loss = loss + F.binary_cross_entropy_with_logits(8 * (guess - 0.5)[thing], truth[thing])
-            accuracy[name] = ((guess > 0.5) == (truth > 0))[thing].float().mean().item()
-            continue
-        if asked.any():
-            loss = loss + F.cross_entropy(5 * guess[asked], truth[asked].argmax(-1)) * (2.0 if name == "letter" else 1.0)
-            accuracy[name] = (guess.argmax(-1) == truth.argmax(-1))[asked & thing].float().mean().item()
-    return loss, accuracy
+    center, blank = (hot[:, VOCABULARY[word]] > 0 for word in ("thing", "nothing"))
+    share = 0.0 if progress < 0.4 else 0.5 if progress < 0.6 else 1.0
+    show = center | (~blank & (torch.rand(len(hot)) < share))
+    background = blank.nonzero().flatten()
+    show[background[torch.randperm(len(background))[: 4 + int(44 * progress)]]] = True
+    return show.nonzero().flatten()
 
 
 class Trainer:
@@ -233,9 +104,9 @@ class Trainer:
         self.encode_caption = build_tokenizer(append_eos=True)
         self.rng = random.Random(seed)
 
-    def draw(self, stage: Stage) -> tuple[list[Layout], Tensor]:
-        """Layouts of the training split and what describes their tokens, (B, N, vocabulary)."""
-        layouts = [sample_layout(self.rng, "train") for _ in range(stage.scenes)]
+    def draw(self, stage: Stage, diverse: float = 0.0) -> tuple[list[Layout], Tensor]:
+        """Layouts of the training split, a share of them diverse, and what their tokens show, (B, N, vocabulary)."""
+        layouts = [sample_layout(self.rng, "train", diverse=i < diverse * stage.scenes) for i in range(stage.scenes)]
         return layouts, torch.stack([multi_hot(describe_tokens(layout)) for layout in layouts])
 
     def pixels(self, layouts: Iterable[Layout]) -> Tensor:
@@ -248,24 +119,16 @@ class Trainer:
         return pack([sample_questions(layout, self.rng, stage.questions) for layout in layouts], self.encode)
 
     def language(self, stage: Stage, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss of stage 1."""
-        layouts, hot = self.draw(stage)
+        """Loss of stage 1; at first on diverse scenes only, where guessing what goes with what does not pay."""
+        layouts, hot = self.draw(stage, diverse=1.0 if step < 0.4 * stage.steps else 0.3)
         weight = self.model.get_input_embeddings().weight
-        spread = max(8, 32 * step // stage.steps)  # background tokens a scene, more towards the end
-        kept = [self._kept(row, spread) for row in hot]
+        kept = [shown_tokens(row, step / stage.steps) for row in hot]
         width = max(map(len, kept))
         at = torch.stack([F.pad(index, (0, width - len(index)), value=-1) for index in kept])
         visual = hot.gather(1, at.clamp(min=0)[..., None].expand(-1, -1, hot.shape[-1])) @ weight
         visual = visual + 0.25 * EMBEDDING_STD * torch.randn_like(visual)
         loss, right = language_loss(self.model, visual, at, self.questions(layouts, stage))
         return loss, {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
-
-    def _kept(self, hot: Tensor, spread: int) -> Tensor:
-        blank = (hot[:, VOCABULARY["nothing"]] > 0).nonzero().flatten()
-        gone = blank[torch.randperm(len(blank))[spread:]]
-        stay = torch.ones(TOKENS, dtype=torch.bool)
-        stay[gone] = False
-        return stay.nonzero().flatten()
 
     def vision(self, stage: Stage, step: int) -> tuple[Tensor, dict[str, float]]:
         """Loss of stage 2."""
@@ -295,9 +158,14 @@ class Trainer:
         loss, right = language_loss(self.model, visual, at, self.questions(layouts, stage))
         share = {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
         total = loss + 0.1 * aligned + 0.1 * self.clip_loss(layouts, pooled)
-        return total, {**share, "answer_loss": loss.item(), "seen_letter": accuracy.get("letter", 0.0), "seen_shape": accuracy["shape"]}
+        return total, {
+            **share,
+            "answer_loss": loss.item(),
+            "seen_letter": accuracy.get("letter", 0.0),
+            "seen_shape": accuracy["shape"],
+        }
 
-    def groups(self, name: str) -> list[dict[str, object]]:
+    def groups(self, name: str) -> list[dict[str, Any]]:
         """Parameters that a stage trains, with the factor on its learning rate."""
         words = self.model.get_input_embeddings().weight
         llama = [p for p in self.model.model.language_model.parameters() if p is not words]
@@ -313,15 +181,9 @@ class Trainer:
         """Run a stage to its end, from its checkpoint if there is one."""
         stage, groups = STAGES[name], self.groups(name)
         optimizer = torch.optim.AdamW(groups, lr=stage.rate, weight_decay=0.02, betas=(0.9, 0.98))
-        self.out.mkdir(parents=True, exist_ok=True)
-        file, first, spent, smooth = self.out / f"{name}.pt", 1, 0.0, dict[str, float]()
-        if file.exists():
-            saved = torch.load(file, weights_only=False)
-            self.load(saved["weights"])
-            optimizer.load_state_dict(saved["optimizer"])
-            first, spent, smooth = saved["step"] + 1, saved["seconds"], saved["smooth"]
-        start = time.monotonic() - spent
-        for step in range(first, stage.steps + 1):
+        state = self.resume(name, optimizer)
+        start = time.monotonic() - state["seconds"]
+        for step in range(state["step"] + 1, stage.steps + 1):
             self.rng.seed(f"{self.seed}/{name}/{step}")
             torch.manual_seed(hash((self.seed, step)) % 2**31)
             for group in optimizer.param_groups:
@@ -333,27 +195,52 @@ class Trainer:
             nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
             optimizer.step()
             for key, value in {"loss": loss.item(), **readings}.items():
-                smooth[key] = 0.97 * smooth.get(key, value) + 0.03 * value
-            if step % SAVE_EVERY == 0 or step == stage.steps or step in (10, 50):
-                seconds = time.monotonic() - start
-                line = {"stage": name, "step": step, "seconds": round(seconds), **{k: round(v, 3) for k, v in smooth.items()}}
-                with (self.out / f"{name}.jsonl").open("a") as log:
-                    log.write(json.dumps(line) + "\n")
-                state = {"weights": self.weights(), "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds, "smooth": smooth}
-                torch.save(state, file.with_suffix(".tmp"))
-                file.with_suffix(".tmp").replace(file)
+                state["smooth"][key] = 0.97 * state["smooth"].get(key, value) + 0.03 * value
+            if step % SAVE_EVERY == 0 or step == stage.steps:
+                self.save(name, {**state, "step": step, "seconds": time.monotonic() - start}, optimizer)
 
-    def weights(self) -> dict[str, dict[str, Tensor]]:
-        """Weights of both models by part."""
-        return {"clip": self.clip.state_dict(), "llava": self.model.state_dict()}
+    def resume(self, name: str, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Load a stage's checkpoint; what it had reached."""
+        file = self.out / f"{name}.pt"
+        if not file.exists():
+            return {"step": 0, "seconds": 0.0, "smooth": {}}
+        saved: dict[str, Any] = torch.load(file, weights_only=False)
+        self.clip.load_state_dict(saved["clip"])
+        self.model.load_state_dict(saved["llava"])
+        optimizer.load_state_dict(saved["optimizer"])
+        return {key: saved[key] for key in ("step", "seconds", "smooth")}
 
-    def load(self, weights: dict[str, dict[str, Tensor]], *, parts: tuple[str, ...] = ("clip", "llava"), only: str = "") -> None:
-        """Load parts; with ``only``, those LLaVA weights whose names contain it."""
-        if "clip" in parts:
-            self.clip.load_state_dict(weights["clip"])
-        if "llava" in parts:
-            chosen = {k: v for k, v in weights["llava"].items() if only in k}
-            self.model.load_state_dict(chosen, strict=not only)
+    def save(self, name: str, state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+        """Write a line of the log and the checkpoint."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        smooth = {key: round(value, 3) for key, value in state["smooth"].items()}
+        line = {"stage": name, "step": state["step"], "seconds": round(state["seconds"]), **smooth}
+        with (self.out / f"{name}.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        weights = {"clip": self.clip.state_dict(), "llava": self.model.state_dict()}
+        file = self.out / f"{name}.pt"
+        torch.save({**state, **weights, "optimizer": optimizer.state_dict()}, file.with_suffix(".tmp"))
+        file.with_suffix(".tmp").replace(file)
+
+    def start_from(self, language: str, vision: str) -> None:
+        """Put together what two stages have learned: the Llama of one, the CLIP and the projector of the other."""
+        llama, sight = (torch.load(self.out / f"{name}.pt", weights_only=False) for name in (language, vision))
+        self.clip.load_state_dict(sight["clip"])
+        projector = {key: value for key, value in sight["llava"].items() if "multi_modal_projector" in key}
+        self.model.load_state_dict({**llama["llava"], **projector})
+
+    def export(self, folder: Path) -> None:
+        """Write the trained models as Hugging Face checkpoints in float16, with their processor, tokenizer and log."""
+        tower = {key: value for key, value in self.clip.vision_model.state_dict().items() if "position_ids" not in key}
+        self.model.model.vision_tower.load_state_dict(tower)
+        for model in (self.clip, self.model):
+            model.set_attn_implementation("sdpa")
+        self.model.half().save_pretrained(folder)
+        build_processor().save_pretrained(folder)
+        self.clip.half().save_pretrained(folder / "clip")
+        build_tokenizer(append_eos=True, max_length=TEXT_POSITIONS).save_pretrained(folder / "clip")
+        logs = [(self.out / f"{name}.jsonl").read_text() for name in STAGES]
+        (folder / "training_log.jsonl").write_text("".join(logs))
 
 
 def schedule(step: int, steps: int) -> float:
@@ -366,20 +253,21 @@ def schedule(step: int, steps: int) -> float:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
+    parser.add_argument("--stage", choices=[*STAGES, "export", "all"], default="all")
     parser.add_argument("--out", type=Path, default=Path("runs/embedded"), help="folder of checkpoints and logs")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder that the trained model is written to")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    for name in STAGES if arguments.stage == "all" else [arguments.stage]:
+    for name in [*STAGES, "export"] if arguments.stage == "all" else [arguments.stage]:
         trainer = Trainer(arguments.out, arguments.seed)
+        if name == "export":
+            trainer.start_from("joint", "joint")
+            trainer.export(arguments.weights)
+            continue
         if name == "joint":
-            load = lambda stage: torch.load(arguments.out / f"{stage}.pt", weights_only=False)["weights"]  # noqa: E731
-            trainer.load(load("language"), parts=("llava",))
-            sight = load("vision")
-            trainer.load(sight, parts=("clip",))
-            trainer.load(sight, parts=("llava",), only="multi_modal_projector")
+            trainer.start_from("language", "vision")
         trainer.run(name)
 
 

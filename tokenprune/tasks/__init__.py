@@ -1,0 +1,1 @@
+"""Sets of questions about images, one a file."""

@@ -1,0 +1,21 @@
+import torch
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from tokenprune.metrics.memory import kv_cache_bytes
+
+
+def test_bytes_of_a_real_cache():
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    with torch.no_grad():
+        cache = LlamaForCausalLM(config)(torch.zeros(2, 7, dtype=torch.long), use_cache=True).past_key_values
+    assert isinstance(cache, DynamicCache)
+    assert (
+        kv_cache_bytes(cache) == 3 * 2 * (2 * 2 * 7 * 8) * 4
+    )  # layers, K and V, rows x heads x tokens x width, float32

@@ -1,0 +1,59 @@
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+
+from tokenprune.errors import ConfigError
+from tokenprune.options import construct, describe
+
+
+@dataclass(frozen=True)
+class Thing:
+    must: int
+    ratio: float = 0.5
+    flag: bool = False
+    kind: Literal["a", "b"] | None = "a"
+    sizes: tuple[int, ...] = ()
+    free: Any = None
+
+
+def test_converts_what_yaml_lacks():
+    assert construct(Thing, {"must": 1, "ratio": 2, "sizes": [1, 2], "free": {}}, "thing") == Thing(
+        1, 2.0, sizes=(1, 2), free={}
+    )
+    assert type(construct(Thing, {"must": 1, "ratio": 2}, "thing").ratio) is float
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "thing needs the option 'must'"),
+        ({"must": 1, "mist": 1}, "thing has no option 'mist'; did you mean 'must'?"),
+        ({"must": True}, "thing: must must be an integer, got True"),
+        ({"must": "1"}, "thing: must must be an integer, got '1'"),
+        ({"must": 1, "ratio": "x"}, "thing: ratio must be a number, got 'x'"),
+        ({"must": 1, "ratio": True}, "thing: ratio must be a number, got True"),
+        ({"must": 1, "flag": 1}, "thing: flag must be true or false, got 1"),
+        ({"must": 1, "kind": "c"}, "thing: kind is 'c'; Allowed: a, b"),
+        ({"must": 1, "sizes": 3}, "thing: sizes must be a list, each item an integer, got 3"),
+        ({"must": 1, "sizes": [1, "x"]}, "thing: sizes must be a list"),
+    ],
+)
+def test_mistakes(options, message):
+    with pytest.raises(ConfigError) as error:
+        construct(Thing, options, "thing")
+    assert message in str(error.value)
+
+
+def test_null_where_it_may_be():
+    assert construct(Thing, {"must": 1, "kind": None}, "thing").kind is None
+    with pytest.raises(ConfigError, match="must be an integer, got None"):
+        construct(Thing, {"must": None}, "thing")
+
+
+def test_describe():
+    assert [describe(Thing, name) for name in ("must", "kind", "sizes")] == [
+        "an integer",
+        "'a' or 'b' or null",
+        "a list, each item an integer",
+    ]

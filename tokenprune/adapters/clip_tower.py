@@ -1,0 +1,64 @@
+"""The paired tower as a Hugging Face ``CLIPModel``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPModel
+
+from tokenprune.adapters.text_tower import TextTower
+from tokenprune.errors import ModelError
+
+
+class ClipTower(TextTower):
+    """Text model, post_layernorm and both projections of a ``CLIPModel``; its vision layers are not kept.
+
+    A text is pooled where the model pools: at the end-of-text token, or, if its config says ``eos_token_id=2`` as OpenAI's
+    checkpoints do, at the largest id, so that an inner segment of a long text pools at its largest id, too.
+    """
+
+    kind = "clip"
+
+    def __init__(self, model: CLIPModel, tokenizer: AutoTokenizer) -> None:
+        self.text_model, self.text_projection = model.text_model, model.text_projection
+        self.norm, self.visual_projection = model.vision_model.post_layernorm, model.visual_projection
+        self.tokenizer = tokenizer
+        self.width = model.config.vision_config.hidden_size
+        self.context = model.config.text_config.max_position_embeddings
+
+    @torch.no_grad()
+    def project(self, patches: Tensor) -> Tensor:
+        """See ``TextTower``."""
+        weight = self.visual_projection.weight
+        return self.visual_projection(self.norm(patches.to(weight.device, weight.dtype)))
+
+    def tokenize(self, text: str) -> Tensor:
+        """See ``TextTower``."""
+        return torch.tensor(self.tokenizer(text, truncation=False, verbose=False).input_ids)
+
+    @torch.no_grad()
+    def encode(self, segments: Tensor, mask: Tensor) -> Tensor:
+        """See ``TextTower``."""
+        device = self.text_projection.weight.device
+        pooled = self.text_model(input_ids=segments.to(device), attention_mask=mask.to(device).long()).pooler_output
+        return self.text_projection(pooled)
+
+
+def load(source: str, device: torch.device) -> ClipTower:
+    """Load from a hub id or folder.
+
+    Raises:
+        ModelError: if there is no complete ``CLIPModel`` with a tokenizer.
+    """
+    try:
+        model, info = CLIPModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"text tower {source!r} cannot be loaded ({reason}); give another text_tower=") from error
+    if info["missing_keys"]:
+        raise ModelError(
+            f"text tower {source!r} is no complete CLIPModel (missing {sorted(info['missing_keys'])[0]!r} and "
+            f"{len(info['missing_keys']) - 1} more); give text_tower="
+        )
+    return ClipTower(model.eval().to(device), tokenizer)

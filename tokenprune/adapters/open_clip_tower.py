@@ -1,0 +1,112 @@
+"""The paired tower as an open_clip model, for towers that Hugging Face's CLIP lacks, and for SigLIP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenprune.adapters.text_tower import TextTower
+from tokenprune.errors import ModelError, hint
+
+TOKENS_PER_BYTE = 16  # more than any tokenizer makes of a text, however it normalises it
+
+
+class OpenClipTower(TextTower):
+    """Text tower and head of the vision tower of an open_clip model; its vision layers are not kept.
+
+    A CLIP tower's head is ``ln_post`` and ``proj``, applied to each patch. A SigLIP tower has no projection but pools by
+    attention: a patch is then embedded as what the pooling gives if it attends to this patch alone.
+    """
+
+    kind = "open_clip"
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self._head, self.width = _patch_head(model.visual)
+        model.visual = torch.nn.Identity()
+        self.model, self.tokenizer = model, tokenizer
+        self.context = model.context_length
+        self.device = next(model.parameters()).device
+        self.pad = int(self._padded("a")[-1])
+
+    @torch.no_grad()
+    def project(self, patches: Tensor) -> Tensor:
+        """See ``TextTower``."""
+        embeds: Tensor = self._head(patches.to(self.device, torch.float32))
+        return embeds
+
+    def _padded(self, text: str) -> Tensor:
+        # open_clip's tokenizers always truncate, so the context asked for is longer than the text can be.
+        longest = self.context + TOKENS_PER_BYTE * len(text.encode())
+        ids: Tensor = self.tokenizer([text], context_length=longest)[0]
+        return ids
+
+    def tokenize(self, text: str) -> Tensor:
+        """See ``TextTower``."""
+        ids = self._padded(text)
+        length = int((ids != self.pad).nonzero().max()) + 1
+        return ids[:length]
+
+    @torch.no_grad()
+    def encode(self, segments: Tensor, mask: Tensor) -> Tensor:
+        """See ``TextTower``; the mask is not used, as open_clip's towers take none."""
+        embeds: Tensor = self.model.encode_text(segments.to(self.device))
+        return embeds
+
+
+def _patch_head(visual: Any) -> tuple[Any, int]:
+    """What leads from a patch's hidden state to the shared space, and the hidden state's width."""
+    if hasattr(visual, "ln_post") and getattr(visual, "attn_pool", None) is None:
+        norm, proj = visual.ln_post, visual.proj
+        return lambda patches: norm(patches) @ proj, norm.normalized_shape[0]
+    trunk = getattr(visual, "trunk", None)
+    if getattr(trunk, "global_pool", None) == "map" and trunk.num_prefix_tokens == 0:
+        norm, pool, head = trunk.norm, trunk.forward_head, visual.head
+
+        def alone(patches: Tensor) -> Tensor:
+            images, number, width = patches.shape
+            embeds: Tensor = head(pool(norm(patches).reshape(images * number, 1, width)))
+            return embeds.view(images, number, -1)
+
+        return alone, trunk.num_features
+    name = type(visual if trunk is None else trunk).__name__
+    raise ModelError(f"open_clip's {name} has no head that embeds single patches; use a CLIP or SigLIP vision transformer")
+
+
+def load(source: str, device: torch.device) -> OpenClipTower:
+    """Load a model.
+
+    Args:
+        source: ``<model>@<weights>`` where weights are a tag or a checkpoint file, ``<model>`` if it has but one tag, or
+            a folder with ``open_clip_config.json`` and weights, or ``hf-hub:<id>``.
+        device: where to.
+
+    Raises:
+        ModelError: if the model or its weights are not known, cannot be loaded or have no usable head.
+    """
+    import open_clip  # takes seconds
+
+    name, _, weights = source.partition("@")
+    if Path(name).is_dir():
+        name = f"local-dir:{name}"
+    plain = ":" not in name
+    if plain and name not in open_clip.list_models():
+        raise ModelError(f"unknown open_clip model {name!r}; {hint(name, open_clip.list_models())}")
+    if plain and not weights:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if len(tags) != 1:
+            raise ModelError(f"open_clip model {name!r} needs its weights named, as in {name}@<weights>; {hint('', tags)}")
+        weights = tags[0]
+    # Weights of OpenAI need QuickGELU, also under the names of models whose config does not say so.
+    quick = plain and (open_clip.get_pretrained_cfg(name, weights) or {}).get("quick_gelu", False)
+    try:
+        model = open_clip.create_model(
+            name, pretrained=weights or None, device=device, force_quick_gelu=quick, require_pretrained=True
+        )
+        tokenizer = open_clip.get_tokenizer(name)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"open_clip model {source!r} cannot be loaded ({reason})") from error
+    return OpenClipTower(model.eval(), tokenizer)

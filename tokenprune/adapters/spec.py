@@ -1,0 +1,37 @@
+"""Sizes of a model's transformers, read from Hugging Face configs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenprune.types import TransformerSpec
+
+UNGATED = {"bloom", "falcon", "gpt2", "gpt_neox", "opt", "phi"}  # decoders whose MLP has two matrices instead of three
+
+
+def decoder_spec(config: Any) -> TransformerSpec:
+    """The language model, from its ``text_config``."""
+    heads = config.num_attention_heads
+    return TransformerSpec(
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        mlp_width=config.intermediate_size,
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        mlp_matrices=2 if config.model_type in UNGATED else 3,
+    )
+
+
+def vision_spec(config: Any) -> TransformerSpec:
+    """A CLIP or SigLIP vision tower, all of its layers: the tower runs to its end, whichever layer is read."""
+    heads = config.num_attention_heads
+    return TransformerSpec(
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        mlp_width=config.intermediate_size,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=config.hidden_size // heads,
+        mlp_matrices=2,
+    )

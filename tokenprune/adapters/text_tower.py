@@ -1,0 +1,153 @@
+"""The contrastive model that a vision tower comes from: its text tower, and the way of both into their shared space.
+
+A checkpoint of an MLLM holds neither; they are found by the rules of ``find_source`` and loaded when a pruner needs them.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from tokenprune.errors import ModelError
+
+OPEN_CLIP = "open_clip:"
+
+# (model_type, layers, width, image size in pixels, patch size in pixels) -> (Hugging Face id, open_clip model and weights)
+KNOWN: dict[tuple[str, int, int, int, int], tuple[str | None, str]] = {
+    ("clip_vision_model", 24, 1024, 336, 14): ("openai/clip-vit-large-patch14-336", "ViT-L-14-336-quickgelu@openai"),
+    ("clip_vision_model", 24, 1024, 224, 14): ("openai/clip-vit-large-patch14", "ViT-L-14-quickgelu@openai"),
+    ("clip_vision_model", 12, 768, 224, 16): ("openai/clip-vit-base-patch16", "ViT-B-16-quickgelu@openai"),
+    ("clip_vision_model", 12, 768, 224, 32): ("openai/clip-vit-base-patch32", "ViT-B-32-quickgelu@openai"),
+    ("siglip_vision_model", 27, 1152, 384, 14): (None, "ViT-SO400M-14-SigLIP-384@webli"),
+    ("siglip_vision_model", 27, 1152, 224, 14): (None, "ViT-SO400M-14-SigLIP@webli"),
+}
+
+
+class TextTower(ABC):
+    """A text tower and both projections, in float32 and evaluation mode.
+
+    Attributes:
+        kind: which library it is of.
+        width: V, of the patch features that ``project`` takes.
+        context: tokens in one segment of text.
+        pad: token id that fills up the last segment.
+    """
+
+    kind: ClassVar[str]
+    width: int
+    context: int
+    pad: int = 0
+
+    @abstractmethod
+    def project(self, patches: Tensor) -> Tensor:
+        """(I, N, V) hidden states of patches to (I, N, C) in the shared space."""
+
+    @abstractmethod
+    def tokenize(self, text: str) -> Tensor:
+        """(L,) long: all tokens of a text, with those that mark its beginning and end, never truncated."""
+
+    @abstractmethod
+    def encode(self, segments: Tensor, mask: Tensor) -> Tensor:
+        """(S, context) token ids and bool mask to (S, C) in the shared space."""
+
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
+        """Embed texts of any length: each is cut into segments that go through the tower one by one (as CDPruner does it).
+
+        Returns:
+            (B, M, C) float32, not normalised. A text of m < M segments is repeated M / m times (M is a common multiple),
+            which leaves the mean over its segments as it is.
+        """
+        ids = [self.tokenize(text) for text in texts]
+        counts = [math.ceil(len(row) / self.context) for row in ids]
+        segments = torch.full((sum(counts), self.context), self.pad)
+        mask = torch.zeros_like(segments, dtype=torch.bool)
+        for row, first, count in zip(ids, torch.tensor([0, *counts]).cumsum(0).tolist(), counts, strict=False):
+            segments[first : first + count].view(-1)[: len(row)] = row
+            mask[first : first + count].view(-1)[: len(row)] = True
+        embedded = self.encode(segments, mask).split(counts)
+        common = math.lcm(*counts)
+        return torch.stack([row.repeat(common // len(row), 1) for row in embedded])
+
+
+def find_source(config: Any, given: str | None, kind: str | None) -> str:
+    """Where the paired tower of a model comes from.
+
+    Args:
+        config: of the model, with ``vision_config``.
+        given: what the user named, or None: then a sub-folder ``clip/`` of the checkpoint's folder, the name of the vision
+            tower in the config, or a table of known towers by their sizes, in this order.
+        kind: ``clip`` or ``open_clip`` if the pruner insists on one, else None.
+
+    Returns:
+        A hub id or folder, or ``open_clip:`` and what follows it.
+
+    Raises:
+        ModelError: if there is none, or it is of the wrong kind.
+    """
+    source = given or _search(config, kind)
+    found = "open_clip" if source.startswith(OPEN_CLIP) else "clip"
+    if kind is not None and kind != found:
+        wanted = "open_clip:<model>@<weights>" if kind == "open_clip" else "a hub id or the folder of a CLIPModel"
+        raise ModelError(f"the conditioning needs text_tower to be {wanted}, got {source!r}")
+    return source
+
+
+def _search(config: Any, kind: str | None) -> str:
+    vision = config.vision_config
+    if kind != "open_clip":
+        beside = Path(getattr(config, "_name_or_path", "") or "") / "clip"
+        if beside.joinpath("config.json").is_file():
+            return str(beside)
+        if named := getattr(vision, "_name_or_path", ""):
+            return str(named)
+    sizes = (vision.model_type, vision.num_hidden_layers, vision.hidden_size, vision.image_size, vision.patch_size)
+    hub, open_clip = KNOWN.get(sizes, (None, None))
+    if hub and kind != "open_clip":
+        return hub
+    if open_clip and kind != "clip":
+        return OPEN_CLIP + open_clip
+    what = "open_clip:<model>@<weights>" if kind == "open_clip" else "the CLIPModel that the vision tower comes from"
+    layers, width, pixels, patch = sizes[1:]
+    raise ModelError(
+        f"no text tower is known for this vision tower ({layers} layers, {width} wide, {pixels} pixels in patches of {patch}); "
+        f"give text_tower={what}"
+    )
+
+
+_LOADED: WeakKeyDictionary[nn.Module, dict[tuple[str, torch.device], TextTower]] = WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+def load_text_tower(model: Any, given: str | None, kind: str | None) -> TextTower:
+    """The paired tower of a model, on its device; loaded once and kept while the model lives.
+
+    Raises:
+        ModelError: if it cannot be found or loaded, or does not fit the vision tower.
+    """
+    source = find_source(model.config, given, kind)
+    with _LOCK:
+        loaded, key = _LOADED.setdefault(model, {}), (source, model.device)
+        if key not in loaded:
+            loaded[key] = _load(source, model.device)
+    tower, width = loaded[key], model.config.vision_config.hidden_size
+    if tower.width != width:
+        raise ModelError(f"text tower {source!r} takes patches of width {tower.width}, the vision tower gives {width}")
+    return tower
+
+
+def _load(source: str, device: torch.device) -> TextTower:
+    if source.startswith(OPEN_CLIP):
+        module, name = "open_clip_tower", source.removeprefix(OPEN_CLIP)
+    else:
+        module, name = "clip_tower", source
+    tower: TextTower = import_module(f"tokenprune.adapters.{module}").load(name, device)
+    return tower

@@ -1,0 +1,87 @@
+"""Later turns of a conversation on a cache whose prompt was pruned.
+
+The caller keeps counting in whole prompts, while the cache holds shortened ones. A ``Turn`` holds both views of a prompt;
+from its end on, one column of the caller is one column of the cache, so that the two can be translated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenprune.adapters.inputs import real_tokens
+from tokenprune.errors import ModelError
+
+COLUMNS = ("input_ids", "attention_mask", "position_ids")
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """A pruned prompt.
+
+    Attributes:
+        ids: (B, L) the prompt as the caller knows it.
+        shown: ``COLUMNS`` as the model saw them, (B, L').
+        images: (B,) long, images in each row.
+    """
+
+    ids: Tensor
+    shown: Mapping[str, Tensor]
+    images: Tensor
+
+
+def split_at_cache(turn: Turn, inputs: Mapping[str, Any], cached: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the cache holds and what is new, as the model sees it; visual tokens in the new part are not pruned yet.
+
+    Args:
+        turn: the last prompt that was pruned into the cache.
+        inputs: of the caller: ``input_ids`` of the conversation from its beginning, with an ``attention_mask`` of the same
+            shape or none; or of the new tokens alone, with a mask for everything (or none, if nothing is padded).
+        cached: columns that the cache holds.
+
+    Returns:
+        ``COLUMNS`` of the cached part, where ``input_ids`` lacks the generated tokens if the caller did not give them,
+        and of the new part.
+
+    Raises:
+        ModelError: if the inputs do not continue the conversation in the cache.
+    """
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    length, shown = turn.ids.shape[1], turn.shown["input_ids"].shape[1]
+    generated = cached - shown
+    whole = ids.shape[1] > length + generated and torch.equal(ids[:, :length], turn.ids)
+    tail = ids[:, length:] if whole else ids
+    new = tail.shape[1] - generated if whole else tail.shape[1]
+    if mask is None:
+        mask = torch.ones(len(ids), length + generated + new, dtype=torch.long, device=ids.device)
+    if generated < 0 or "position_ids" in inputs or mask.shape != (len(turn.ids), length + generated + new):
+        raise ModelError(
+            "input_ids and attention_mask do not continue the conversation in past_key_values: give the whole conversation, "
+            "which begins with the pruned prompt, or the new tokens with the attention_mask of the whole; no position_ids"
+        )
+    mask = mask[:, length:]
+    last = (turn.shown["position_ids"] * turn.shown["attention_mask"]).amax(1, keepdim=True)
+    positions = (last + mask.long().cumsum(1)).masked_fill(mask == 0, 0)
+    columns = {"input_ids": tail[:, : generated if whole else 0], "attention_mask": mask, "position_ids": positions}
+    known = {name: torch.cat([turn.shown[name], columns[name][:, :generated]], 1) for name in COLUMNS}
+    fresh = {name: columns[name][:, generated:] for name in COLUMNS} | {"input_ids": tail[:, -new:]}
+    return known, fresh
+
+
+def new_images(turn: Turn, pixels: Tensor | None, added: Tensor) -> Tensor | None:
+    """Pixels of the images that are not in the cache; None if there are none.
+
+    Args:
+        turn: the last prompt that was pruned into the cache.
+        pixels: (I, ...) of the new images, or of all images of the conversation, row after row.
+        added: (B,) long, new images in each row.
+    """
+    if pixels is None or len(pixels) != int(turn.images.sum() + added.sum()):
+        return pixels
+    numbers = torch.stack([turn.images, added], 1).flatten()
+    new = torch.tensor([False, True], device=numbers.device).repeat(len(added)).repeat_interleave(numbers)
+    return pixels[new.to(pixels.device)] if bool(new.any()) else None

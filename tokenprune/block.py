@@ -1,0 +1,160 @@
+"""What an open ``tokenprune.prune`` block does with the calls of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import Token
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.turns import COLUMNS, Turn, new_images, split_at_cache
+from tokenprune.budget import Budget
+from tokenprune.errors import ModelError
+from tokenprune.pruners.base import Pruner
+from tokenprune.trace import PrunedCall, Trace
+
+
+@dataclass(eq=False)
+class Run:
+    """A call of the model that is under way.
+
+    Attributes:
+        block: that it runs in.
+        arguments: what the model is given instead of the caller's arguments.
+        call: for the trace; None if this call brings no images.
+        turn: to be remembered with the cache; None if this call brings no images.
+        waiting: columns of the prompt that have not gone through the LLM.
+        started: when the forward that is under way began, seconds.
+        token: to end the run with the forward that began it; None if ``generate`` began it.
+    """
+
+    block: Block
+    arguments: dict[str, Any]
+    call: PrunedCall | None = None
+    turn: Turn | None = None
+    waiting: int = 0
+    started: float = 0.0
+    token: Token[Run | None] | None = None
+
+    def prefilled(self, columns: int, seconds: float) -> None:
+        """Note a forward of the model over some columns of the prompt."""
+        if self.call is not None:
+            self.call.seconds["prefill"] += seconds
+        self.waiting -= columns
+
+    def finish(self, cache: Any) -> None:
+        """Note what was done, once the model has returned."""
+        if self.call is not None:
+            self.block.trace.calls.append(self.call)
+        if self.turn is not None and cache is not None:
+            self.block.turns[cache] = self.turn
+
+
+@dataclass(eq=False)
+class Block:
+    """An open block.
+
+    Attributes:
+        adapter, pruner, budget: what prunes.
+        question: of all rows, or of each, or None to read it off the prompts.
+        trace: for the user.
+        turns: the pruned prompt of each cache that was filled in this block.
+    """
+
+    adapter: ModelAdapter
+    pruner: Pruner
+    budget: Budget
+    question: str | Sequence[str] | None
+    trace: Trace = field(default_factory=Trace)
+    turns: WeakKeyDictionary[Any, Turn] = field(default_factory=WeakKeyDictionary)
+
+    def generate(self, original: Callable[..., Any], run: Run, caller: Tensor) -> Any:
+        """Generate from pruned inputs, and give the sequences the caller's prompt back.
+
+        Args:
+            original: the model's own ``generate``.
+            run: of ``rewrite``.
+            caller: (B, L) the caller's ``input_ids``.
+        """
+        shown = run.arguments["input_ids"].shape[1]
+        limits = _lengths(self.adapter.model, run.arguments, caller.shape[1] - shown)
+        output = original(**{**run.arguments, **limits})
+        sequences = getattr(output, "sequences", output)
+        copies = len(sequences) // len(caller)
+        cache = getattr(output, "past_key_values", run.arguments.get("past_key_values"))
+        run.finish(cache if copies == 1 else None)  # beams hold other rows than the caller's
+        prompt = caller.repeat_interleave(copies, 0).to(sequences.device)
+        sequences = torch.cat([prompt, sequences[:, shown:]], 1)
+        if isinstance(output, Tensor):
+            return sequences
+        output.sequences = sequences
+        return output
+
+    def rewrite(self, arguments: Mapping[str, Any], *, generating: bool) -> Run | None:
+        """Prune the images in the arguments of a call; None if it has none and continues no pruned prompt."""
+        cache, ids = arguments.get("past_key_values"), arguments.get("input_ids")
+        turn = self.turns.get(cache) if cache is not None else None
+        if turn is not None:
+            return self._continue(turn, arguments, generating=generating)
+        marked = ids is not None and bool(self.adapter.placeholders(ids).any())
+        if not marked and "pixel_values" not in arguments and "inputs_embeds" not in arguments:
+            return None
+        if "mm_encoder_outputs" in arguments:
+            raise ModelError("the images are encoded already, so that they cannot be pruned; give pixel_values")
+        if cache is not None and int(cache.get_seq_length()):
+            raise ModelError(
+                "past_key_values was not filled in this block; prune all turns of a conversation in one block"
+            )
+        if ids is not None and not generating:  # a forward numbers the columns, padding included
+            arguments = {"position_ids": torch.arange(ids.shape[1], device=ids.device).expand_as(ids), **arguments}
+        return self._prune(arguments)
+
+    def _prune(self, arguments: Mapping[str, Any]) -> Run:
+        ids = arguments.get("input_ids")
+        questions = [self.question] * len(ids) if isinstance(self.question, str) and ids is not None else self.question
+        pruned = self.adapter.prune_inputs(arguments, self.pruner, self.budget, questions)
+        selection, inputs = pruned.selection, pruned.inputs
+        assert ids is not None and selection is not None  # prune_inputs refuses or gives them
+        images = torch.bincount(pruned.rows, minlength=len(ids))
+        counts = [(n * selection.num_tokens, n * selection.keep.shape[1]) for n in images.tolist()]
+        call = PrunedCall(selection, counts, {**pruned.seconds, "prefill": 0.0})
+        turn = Turn(ids, {name: inputs[name] for name in COLUMNS}, images)
+        return Run(self, inputs, call, turn, waiting=inputs["input_ids"].shape[1])
+
+    def _continue(self, turn: Turn, arguments: Mapping[str, Any], *, generating: bool) -> Run:
+        """Translate a later turn to what the cache holds, and prune the images that are new in it."""
+        known, fresh = split_at_cache(turn, arguments, int(arguments["past_key_values"].get_seq_length()))
+        whole = known["input_ids"].shape == known["attention_mask"].shape
+        added = self.adapter.placeholders(fresh["input_ids"]).sum(1) // self.adapter.spec.visual_tokens
+        pixels = new_images(turn, arguments.get("pixel_values"), added)
+        run = Run(self, {name: value for name, value in arguments.items() if name != "pixel_values"} | fresh)
+        if pixels is not None or added.any():
+            if not whole:
+                raise ModelError(
+                    "a turn that brings images needs the whole conversation in input_ids, from its beginning"
+                )
+            run = self._prune({**run.arguments, "pixel_values": pixels})
+        joined = {name: torch.cat([known[name], run.arguments[name]], 1) for name in COLUMNS}
+        if run.turn is not None:
+            run.turn = Turn(arguments["input_ids"], joined, turn.images + run.turn.images)
+        run.arguments["attention_mask"] = joined["attention_mask"]
+        if generating and whole:  # ``generate`` itself skips what the cache holds; a forward does not
+            run.arguments |= joined
+        return run
+
+
+def _lengths(model: Any, arguments: Mapping[str, Any], removed: int) -> dict[str, int]:
+    """Limits that count the prompt, less the columns that pruning removed from it."""
+    given = arguments.get("generation_config")
+    sources = [arguments, {} if given is None else vars(given), vars(model.generation_config)]
+    limits = {}
+    for name, stronger in {"max_length": "max_new_tokens", "min_length": "min_new_tokens"}.items():
+        value = next((source[name] for source in sources if source.get(name)), None)
+        if value and not any(source.get(stronger) for source in sources):
+            limits[name] = value - removed
+    return limits

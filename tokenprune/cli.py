@@ -1,0 +1,127 @@
+"""The command line. Imports wait until a command needs them, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+from typer.core import TyperGroup
+
+from tokenprune.errors import TokenPruneError
+from tokenprune.version import __version__
+
+USER_ERROR, FAILED_CELL, INTERRUPTED = 2, 1, 130  # exit statuses
+
+
+class _Group(TyperGroup):
+    """Turns a user's mistake into one sentence and exit status 2; a traceback is for the program's own mistakes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TokenPruneError as error:
+            typer.echo(f"tokenprune: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(USER_ERROR) from None
+        except KeyboardInterrupt:
+            typer.echo(
+                "tokenprune: interrupted; what is finished is kept, and the same command goes on from there", err=True
+            )
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tokenprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def setup(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Visual token pruning for multimodal LLMs."""
+    logger = logging.getLogger("tokenprune")
+    if not logger.handlers:
+        logger.addHandler(RichHandler(console=Console(stderr=True), show_time=False, show_path=False))
+
+
+@app.command("run")
+def run_command(
+    config: Annotated[Path, typer.Argument(help="YAML file, such as configs/quickstart.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="pruner.kernel=rbf budget.keep_tokens=24 ...")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Set aside earlier results and compute all anew.")] = False,
+) -> None:
+    """Run an experiment: a pruner and its baselines, each at each budget. Finished cells are skipped."""
+    from tokenprune import report, runner
+    from tokenprune.config import load_config
+
+    console = Console()
+    outcome = runner.run(load_config(config, overrides or ()), fresh=fresh, console=console)
+    console.print(report.console_table(outcome.records))
+    console.print(f"report: {report.write(outcome.folder, outcome.samples)}", soft_wrap=True)
+    if outcome.failed:
+        raise typer.Exit(FAILED_CELL)
+
+
+@app.command("report")
+def report_command(folder: Annotated[Path, typer.Argument(help="Folder of a run, such as runs/0123456789ab.")]) -> None:
+    """Make the report of a run again, from its records."""
+    from tokenprune import report
+    from tokenprune.build import build_task
+    from tokenprune.config import load_config
+    from tokenprune.record import RunFolder
+
+    run = RunFolder(folder)
+    samples = build_task(load_config(folder / "config.yaml").task).samples()
+    path = report.write(run, samples)
+    console = Console()
+    console.print(report.console_table(run.records()))
+    console.print(f"report: {path}", soft_wrap=True)
+
+
+@app.command("list")
+def list_command(
+    kind: Annotated[str, typer.Argument(help="pruners, adapters, tasks, kernels or conditioning.")],
+) -> None:
+    """List what there is."""
+    from tokenprune.catalogue import broken, entries
+
+    table = Table("name", "summary", "paper")
+    for entry in entries(kind):
+        table.add_row(entry.name, entry.summary, entry.paper or "")
+    Console().print(table)
+    for name, reason in broken(kind).items():
+        typer.echo(f"plug-in {name!r} is ignored: {reason}", err=True)
+
+
+@app.command("show")
+def show_command(name: Annotated[str, typer.Argument(help="A name that list prints.")]) -> None:
+    """Show what a pruner, adapter, task, kernel or conditioning does, and its options."""
+    from tokenprune.catalogue import find, options
+
+    console = Console()
+    for kind, entry in find(name):
+        console.print(f"[bold]{name}[/] ({kind}): {entry.summary}", soft_wrap=True)
+        if entry.paper:
+            console.print(entry.paper, soft_wrap=True)
+        rows = options(entry.target)
+        if rows:
+            table = Table("option", "type", "default", "meaning")
+            for row in rows:
+                table.add_row(*row)
+            console.print(table)
+
+
+def main() -> None:
+    """Entry point of the command ``tokenprune``."""
+    app()

@@ -1,0 +1,33 @@
+"""Relevance by the text tower that CLIP trained together with the vision tower.
+
+Paper: https://arxiv.org/abs/2506.10967 (CDPruner, section 3.3)
+Code: https://github.com/Theia-4869/CDPruner (Apache-2.0)
+Differs: nothing in the values; the sign is the pruner's option. The default -1 is that of the code: the cosine of CLIP's
+    patch features to the text is inverted (paper's equation 5 has it positive; the authors call it a CLIP phenomenon).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from tokenprune.conditioning.base import CONDITIONINGS, Conditioning, Scope, TextTower, per_token, text_vectors
+from tokenprune.functional.vectors import mean_cosine
+from tokenprune.types import Signal, VisualTokens
+
+
+@CONDITIONINGS.register("clip_text", paper="https://arxiv.org/abs/2506.10967")
+@dataclass(frozen=True)
+class CLIPText(Conditioning):
+    """Mean cosine of a patch to the 77-token segments of the question, in the space of a Hugging Face CLIP."""
+
+    requires: ClassVar[frozenset[Signal]] = frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.CLIP_TEXT_EMBEDS})
+    sign: ClassVar[int] = -1
+    text_tower: ClassVar[TextTower | None] = "clip"
+
+    def _relevance(self, tokens: VisualTokens, scope: Scope) -> Tensor:
+        patches = per_token(tokens, Signal.CLIP_IMAGE_EMBEDS)
+        segments = text_vectors(tokens, Signal.CLIP_TEXT_EMBEDS, width=patches.shape[2])
+        return mean_cosine(patches, segments if scope == "row" else segments.flatten(0, 1)[None])

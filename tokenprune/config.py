@@ -1,0 +1,204 @@
+"""A run's configuration: YAML and ``key=value`` overrides in, a frozen and checked ``RunConfig`` out.
+
+Names of pruners, tasks and models are looked up later, by ``build``; here it is decided which keys there are and what
+type each value has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml  # type: ignore[import-untyped]
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tokenprune.budget import Budget
+from tokenprune.errors import ConfigError
+from tokenprune.options import construct
+
+EMBEDDED = "embedded"  # the model that ships with the package
+
+
+@dataclass(frozen=True)
+class Part:
+    """A registered thing by name, with its options.
+
+    Attributes:
+        name: its registry key.
+        options: fields of its dataclass; what is left out has its default.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Name and options as one mapping."""
+        return {"name": self.name, **self.options}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model runs, and how.
+
+    Attributes:
+        name: ``embedded``, or an adapter's name.
+        path: hub id or folder of the checkpoint; none for ``embedded``.
+        dtype: of the weights.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...
+        attention: attention implementation.
+        text_tower: hub id or folder of the CLIP model that pairs with the vision tower, or
+            ``open_clip:<model>[@<tag>]``; None lets the adapter find it.
+    """
+
+    name: str = EMBEDDED
+    path: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    device: str = "cpu"
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
+    text_tower: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.name == EMBEDDED) != (self.path is None):
+            needs = "takes no path" if self.path else "needs a path: a hub id or the folder of a checkpoint"
+            raise ConfigError(f"model {self.name!r} {needs}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A run: one pruner and its baselines, each at each budget, on one model and task.
+
+    Attributes:
+        model: the model.
+        task: the questions.
+        pruner: what is studied.
+        baselines: what it is compared with; ``none`` (no pruning) and ``random`` are always among them.
+        budget: how many visual tokens stay, one cell of the table each.
+        seed: of every pruner that has an option ``seed`` which is not set.
+        batch_size: questions at a time.
+        max_new_tokens: longest answer, tokens.
+        timing_repeats: timed pairs of prefills per cell; 0 measures no time.
+        output: folder of the runs' folders.
+        tracking: where records go besides the disk.
+    """
+
+    model: ModelConfig = ModelConfig()
+    task: Part = Part("scenes")
+    pruner: Part
+    baselines: tuple[Part, ...] = ()
+    budget: tuple[Budget, ...]
+    seed: int = 0
+    batch_size: int = 32
+    max_new_tokens: int = 4
+    timing_repeats: int = 5
+    output: str = "runs"
+    tracking: Part = Part("none")
+
+    def __post_init__(self) -> None:
+        for key, least in {"batch_size": 1, "max_new_tokens": 1, "timing_repeats": 0, "seed": 0}.items():
+            if getattr(self, key) < least:
+                raise ConfigError(f"{key} must be at least {least}, got {getattr(self, key)}")
+        given = [part.name for part in (*self.baselines, self.pruner)]
+        always = [Part(name) for name in ("none", "random") if name not in given]
+        object.__setattr__(self, "baselines", (*always, *self.baselines))
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The same as plain mappings and lists, as one would write it in YAML."""
+        key = "keep_tokens" if self.budget[0].keep_tokens is not None else "keep_ratio"
+        return {
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
+            "model": dataclasses.asdict(self.model),
+            "task": self.task.to_mapping(),
+            "pruner": self.pruner.to_mapping(),
+            "baselines": [part.to_mapping() for part in self.baselines],
+            "budget": {key: [getattr(budget, key) for budget in self.budget]},
+            "tracking": self.tracking.to_mapping(),
+        }
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a configuration file.
+
+    Args:
+        path: YAML file.
+        overrides: ``dotted.key=value``, which replace what the file says.
+
+    Raises:
+        ConfigError: if a file, key, type or value is wrong.
+        BudgetError: if a budget is.
+    """
+    try:
+        config = OmegaConf.load(path)
+        if not isinstance(config, DictConfig):
+            raise ConfigError(f"{path} must hold a mapping of keys to values")
+        for override in overrides:
+            key, separator, _ = override.partition("=")
+            if not separator or not key:
+                raise ConfigError(f"override {override!r} is not of the form key=value")
+        merged = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
+        raw = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    except ConfigError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror}") from None
+    except (
+        yaml.YAMLError,
+        OmegaConfBaseException,
+        TypeError,
+        ValueError,
+    ) as error:  # the last two: what merging raises
+        raise ConfigError(f"config {str(path)!r}: {' '.join(str(error).split())}") from None
+    return parse_config(raw)
+
+
+def parse_config(raw: Any) -> RunConfig:
+    """Make a ``RunConfig`` of plain mappings; raises as ``load_config`` does."""
+    parsers: dict[str, Callable[[Any, str], Any]] = {
+        "model": _model,
+        "task": _part,
+        "pruner": _part,
+        "tracking": _part,
+        "baselines": _parts,
+        "budget": _budgets,
+    }
+    given = _mapping(raw, "config").items()
+    return construct(RunConfig, {k: parsers[k](v, k) if k in parsers else v for k, v in given}, "config")
+
+
+def _mapping(value: Any, where: str) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} must be a mapping of keys to values, got {value!r}")
+    return dict(value)
+
+
+def _sequence(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _part(value: Any, where: str) -> Part:
+    options = {"name": value} if isinstance(value, str) else _mapping(value, where)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"{where} needs a name, got {name!r}")
+    return Part(name, options)
+
+
+def _parts(value: Any, where: str) -> tuple[Part, ...]:
+    return tuple(_part(item, f"{where}[{i}]") for i, item in enumerate(_sequence(value)))
+
+
+def _model(value: Any, where: str) -> ModelConfig:
+    return construct(ModelConfig, {"name": value} if isinstance(value, str) else _mapping(value, where), where)
+
+
+def _budgets(value: Any, where: str) -> tuple[Budget, ...]:
+    given = {key: _sequence(v) for key, v in _mapping(value, where).items() if v is not None}
+    if len(given) == 1 and not all(given.values()):
+        raise ConfigError(f"{where} is an empty list; give at least one")
+    if len(given) != 1:  # the budget itself knows what is wrong
+        construct(Budget, {key: values[0] if values else None for key, values in given.items()}, where)
+    budgets = [construct(Budget, {key: v}, where) for key, values in given.items() for v in values]
+    return tuple(dict.fromkeys(budgets))

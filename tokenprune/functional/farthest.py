@@ -1,0 +1,85 @@
+"""Farthest-point (max-min) greedy selection by cosine distance."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenprune.functional.lazy import NEVER, Array, Criterion, lazy_greedy
+from tokenprune.functional.vectors import take, unit, widen
+
+ROUNDING = 16  # ulps of 1; tokens that are closer than that coincide
+BLOCK = 256  # tokens whose distances to all others are computed at once
+
+
+def max_min(features: Tensor, k: int, valid: Tensor | None = None) -> Tensor:
+    """The set that greedily maximises the smallest cosine distance between its members.
+
+    The first pick is the token whose nearest neighbour is farthest; each further one is the token farthest from the
+    picks, that is, from the nearest of them.
+
+    Args:
+        features: (B, N, D).
+        k: size of the set, tokens; at most the valid tokens of any row.
+        valid: (B, N) bool, False for what may not be picked and is nobody's neighbour.
+
+    Returns:
+        (B, k) distinct token indices in the order of the picks; once all others coincide with picks, the lowest
+        indices. Only the picks' rows of the distance matrix are kept, so memory is O(N D) a row.
+    """
+    points = unit(widen(features))
+    allowed = points.new_ones(points.shape[:2], dtype=torch.bool) if valid is None else valid
+    first = _loneliest(points, allowed)
+    if k == 1:
+        return first
+    criterion = _Nearest(points)
+    gain = _distance(take(points, first), points)[:, 0].masked_fill_(~allowed, NEVER).scatter_(1, first, NEVER)
+    floor = torch.full_like(gain, ROUNDING * torch.finfo(gain.dtype).eps)
+    return torch.cat([first, lazy_greedy(criterion, gain, floor, k - 1)], dim=1)
+
+
+def _distance(x: Tensor, y: Tensor) -> Tensor:
+    """Cosine distance (B, n, m) between unit vectors (B, n, D) and (B, m, D)."""
+    return 1 - x @ y.mT
+
+
+def _loneliest(points: Tensor, allowed: Tensor) -> Tensor:
+    """The token (B, 1) with the largest distance to its nearest neighbour; the lowest index wins ties.
+
+    Distances to some of the others bound that to the nearest from above. So the exact distance is computed for a block
+    of tokens with the largest bounds at a time, which tightens the bounds of all, until no bound reaches the best.
+    """
+    n = points.shape[1]
+    bound = torch.where(allowed, torch.inf, NEVER).to(points)
+    exact = ~allowed
+    block = torch.arange(0, n, -(-n // BLOCK), device=points.device).expand(len(points), -1)  # at first, spread evenly
+    while True:
+        distance = _distance(take(points, block), points)
+        distance.scatter_(2, block[:, :, None], torch.inf)
+        own = distance.masked_fill(~allowed[:, None], torch.inf).amin(2).minimum(bound.gather(1, block))
+        others = distance.masked_fill_(~allowed.gather(1, block)[:, :, None], torch.inf).amin(1)
+        bound = bound.scatter(1, block, own).minimum(others)
+        exact = exact.scatter(1, block, True)
+        known = bound.masked_fill(~exact, NEVER)
+        rivals = bound.masked_fill(exact, NEVER)
+        count = int(((rivals >= known.amax(1, keepdim=True)) & ~exact).sum(1).max())
+        if not count:
+            return known.argmax(1, keepdim=True)
+        block = rivals.topk(min(BLOCK, count), dim=1).indices
+
+
+class _Nearest(Criterion):
+    def __init__(self, points: Tensor) -> None:
+        self.points = points
+
+    def among(self, candidates: Tensor) -> Tensor:
+        points = take(self.points, candidates)
+        return _distance(points, points)
+
+    def lower(self, gain: Array, pick: int, matrix: Array, past: Array) -> Array:
+        lowered: Array = np.minimum(gain, matrix[pick])
+        return lowered
+
+    def update(self, gain: Tensor, picks: Tensor, counts: list[int]) -> Tensor:
+        return gain.minimum(_distance(take(self.points, picks), self.points).amin(1))  # repeated picks do no harm

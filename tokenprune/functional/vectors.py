@@ -1,0 +1,56 @@
+"""Vectors of tokens: their precision, unit length, cosines, and taking some of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def widen(x: Tensor) -> Tensor:
+    """The same numbers in the precision of all arithmetic here: float64 stays, everything else becomes float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors divided by their L2 norm, which is rounded to the dtype they come in; a zero vector stays zero.
+
+    Args:
+        x: (..., D) floating point.
+
+    Returns:
+        (..., D), widened.
+    """
+    limits = torch.finfo(x.dtype)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=widen(x).dtype)
+    return widen(x / norm.clamp(limits.tiny, limits.max).to(x.dtype))
+
+
+def mean_cosine(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean over ``y`` of the cosine of each ``x`` to it.
+
+    Args:
+        x: (B, N, C).
+        y: (B or 1, M, C).
+        mask: (B or 1, M) bool, which of ``y`` count; all if None.
+
+    Returns:
+        (B, N) in [-1, 1].
+    """
+    cosines = unit(widen(x)) @ unit(widen(y)).mT
+    if mask is None:
+        return cosines.mean(-1)
+    return (cosines * mask[:, None]).sum(-1) / mask.sum(-1, keepdim=True)
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """The vectors of some tokens of each row.
+
+    Args:
+        x: (B, N, D).
+        index: (B, n) long.
+
+    Returns:
+        (B, n, D).
+    """
+    offset = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
+    return x.flatten(0, 1).index_select(0, (index + offset).flatten()).unflatten(0, index.shape)  # copies whole vectors

@@ -1,0 +1,74 @@
+"""Prefill time of a pruned model relative to the unpruned one.
+
+Both run in one process, turn by turn (A B A B ...), so that a slow minute of the machine hits both; the ratio is the
+median over the pairs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Seconds of one prefill of a batch, by stage.
+
+    Attributes:
+        vision: vision tower, and projector.
+        selection: choosing the visual tokens; 0 if nothing is pruned.
+        prefill: the LLM on the whole prompt.
+    """
+
+    vision: float
+    selection: float
+    prefill: float
+
+
+@dataclass(frozen=True)
+class PrefillTimes:
+    """What ``compare`` measured.
+
+    Attributes:
+        stages: median seconds of the pruned model.
+        ratio: (selection + prefill) of the pruned model over prefill of the unpruned one; below 1 is faster. The vision
+            tower, which both run alike, is left out.
+    """
+
+    stages: Stages
+    ratio: float
+
+
+def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """A function's result and its seconds; waits for the device before and after."""
+    _synchronize(device)
+    start = time.perf_counter()
+    result = function()
+    _synchronize(device)
+    return result, time.perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def compare(unpruned: Callable[[], Stages], pruned: Callable[[], Stages], *, repeats: int) -> PrefillTimes:
+    """Run both, turn by turn, after one untimed turn each.
+
+    Args:
+        unpruned: runs the unpruned prefill once and returns its seconds.
+        pruned: the same with pruning.
+        repeats: timed pairs, at least 1.
+    """
+    turns = [(unpruned(), pruned()) for _ in range(repeats + 1)][1:]
+    ours = [b for _, b in turns]
+    stages = Stages(median(s.vision for s in ours), median(s.selection for s in ours), median(s.prefill for s in ours))
+    return PrefillTimes(stages, median((b.selection + b.prefill) / a.prefill for a, b in turns))

@@ -1,0 +1,60 @@
+"""The plot of accuracy against cost, one line a pruner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, PercentFormatter
+
+from tokenprune.record import RunRecord
+
+# Okabe and Ito's palette: told apart with any colour vision; the markers do so in black and white too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def pareto(records: Sequence[RunRecord], path: Path) -> None:
+    """Draw accuracy over the LLM's prefill FLOPs, with standard errors.
+
+    Args:
+        records: finished ones of a run.
+        path: PNG file to write.
+    """
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    lines: dict[str, list[RunRecord]] = {}
+    for record in records:
+        lines.setdefault(record.label, []).append(record)
+    unpruned = lines.pop("none", [])
+    for record in unpruned:
+        axes.axhline(record.metrics["accuracy"], color="0.6", linewidth=1, linestyle="--", zorder=0)
+        _line(axes, [record], "no pruning", "0.35", "*")
+    for index, (label, points) in enumerate(lines.items()):
+        _line(axes, points, label, COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)])
+    axes.set_xlabel("LLM prefill FLOPs per question")
+    axes.set_ylabel("accuracy")
+    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9, loc="best")
+    figure.savefig(path, dpi=160)
+
+
+def _line(axes: Axes, points: Sequence[RunRecord], label: str, colour: str, marker: str) -> None:
+    metrics = sorted((point.metrics for point in points), key=lambda m: m["llm_prefill_flops"])
+    axes.errorbar(
+        [m["llm_prefill_flops"] for m in metrics],
+        [m["accuracy"] for m in metrics],
+        yerr=[m["accuracy_standard_error"] for m in metrics],
+        label=label,
+        color=colour,
+        marker=marker,
+        markersize=11 if marker == "*" else 6,
+        linewidth=1.5,
+        capsize=2,
+        elinewidth=0.8,
+    )

@@ -1,0 +1,127 @@
+"""What a result depends on besides its configuration: code, versions, machine, weights and data, as short hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tokenprune.types import Sample
+from tokenprune.version import __version__
+
+PACKAGE = Path(__file__).parent
+SHOWING = ("cli.py", "report.py", "plots.py", "overlay.py", "tracking.py")
+SAMPLED = 64  # weights of each tensor that enter the fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a result comes from.
+
+    Attributes:
+        code: hash of the source that decides about the result.
+        git: commit that the package's source is checked out at, with ``+changes`` if it was edited; None outside git.
+        versions: of the libraries that decide about numbers.
+        device: the processor or GPU that computed.
+        model: fingerprint of the weights.
+        data: hash of questions, answers and pixels.
+    """
+
+    code: str
+    git: str | None
+    versions: dict[str, str]
+    device: str
+    model: str
+    data: str
+
+
+def digest(*parts: bytes | str) -> str:
+    """Twelve hexadecimal digits that stand for the parts and where one ends."""
+    total = hashlib.sha256()
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else part
+        total.update(len(content).to_bytes(8, "big") + content)
+    return total.hexdigest()[:12]
+
+
+def code_hash(*classes: type) -> str:
+    """Hash of the source that decides about a result.
+
+    That is the package without what only shows results, and without other pruners and tasks than those that were used:
+    a new method does not make the results of the old ones stale.
+
+    Args:
+        *classes: the pruner's and the task's class; from outside the package or inside, their files and those of their
+            base classes count.
+    """
+    package = {f for f in PACKAGE.rglob("*.py") if f.name not in SHOWING and f.parent.name not in ("pruners", "tasks")}
+    used = {Path(found) for cls in classes for base in cls.__mro__ if (found := _source_file(base))}
+    return digest(*(file.read_bytes() for file in sorted(package | used)))
+
+
+def _source_file(cls: type) -> str | None:
+    try:
+        return inspect.getsourcefile(cls)
+    except (TypeError, OSError):  # defined in a notebook or a shell
+        return None
+
+
+def git_state() -> str | None:
+    """Commit of the package's source; None if it is not under version control."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    if git("ls-files", "--error-unmatch", "version.py") is None:  # perhaps installed below somebody else's repository
+        return None
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}+changes" if commit and git("status", "--porcelain", "--", ".") else commit
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, this package and the libraries that decide about numbers."""
+    libraries = {name: version(name) for name in ("torch", "transformers", "numpy", "pillow")}
+    return {"python": platform.python_version(), "tokenprune": __version__, **libraries}
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's architecture and the number of threads torch uses."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def model_hash(model: torch.nn.Module) -> str:
+    """Fingerprint of weights: each tensor's name, shape, type and evenly spaced values; quick at any size."""
+
+    def parts() -> Iterable[str | bytes]:
+        for name, tensor in sorted(model.state_dict().items()):
+            flat = tensor.detach().flatten()
+            at = torch.linspace(0, max(0, len(flat) - 1), min(SAMPLED, len(flat)), device=flat.device).long()
+            yield f"{name} {tuple(tensor.shape)} {tensor.dtype}"
+            yield flat[at].double().cpu().numpy().tobytes()
+
+    return digest(*parts())
+
+
+def data_hash(samples: Iterable[Sample]) -> str:
+    """Hash of what is asked, what is right and what is shown."""
+
+    def parts() -> Iterable[Any]:
+        for sample in samples:
+            yield repr((sample.id, sample.question, sample.answer, sample.kind, sample.boxes, sample.image.size))
+            yield sample.image.tobytes()
+
+    return digest(*parts())

@@ -1,0 +1,101 @@
+"""CDPruner: a determinantal point process (DPP) over the visual tokens, conditioned on the instruction.
+
+Paper: https://arxiv.org/abs/2506.10967
+Code: https://github.com/Theia-4869/CDPruner (Apache-2.0)
+Differs:
+    - Relevance is scaled within each row; ``relevance_scope="batch"`` scales it over the whole batch and compares every
+      row with the texts of all rows, as the code does.
+    - Constant relevance gives a plain DPP, and a set larger than the kernel's rank is filled by the lowest indices; the
+      code divides by zero there and returns fewer tokens.
+    - The kernel is never held whole; the picks are those of the code's loop. With relevance that is constant all first
+      gains are equal up to rounding, so the first pick is the code's only by chance.
+    - ``kernel_form="exponential"`` is the paper's theta, a comment in the code; its relevance is normalised by its
+      largest value, which changes no pick. Kernels other than cosine and scales other than min-max are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from tokenprune.conditioning.base import CONDITIONINGS, Conditioning, Scope, TextTower
+from tokenprune.errors import ConfigError
+from tokenprune.functional.dpp import greedy_map
+from tokenprune.functional.kernels import KERNELS, KernelMatrix, exponential
+from tokenprune.functional.scale import SCALES
+from tokenprune.pruners.base import Pruner, check_choice, register_pruner
+from tokenprune.types import Signal, TokenSelection, VisualTokens
+
+KernelForm = Literal["relevance", "exponential"]
+
+
+@register_pruner("cdpruner", paper="https://arxiv.org/abs/2506.10967")
+@dataclass(frozen=True, kw_only=True)
+class CDPruner(Pruner):
+    """Keeps tokens that are relevant to the instruction and unlike one another, by a conditional DPP.
+
+    Attributes:
+        conditioning: where relevance comes from; see ``tokenprune list conditioning``.
+        relevance_scope: ``row``: each row by itself; ``batch``: scaled over all rows, as the official code does.
+        relevance_scale: how relevance is scaled: ``min_max``, ``softmax`` or ``rank``.
+        sign: +1 or -1, whether large or small values of the source are relevant; None for the source's own.
+        kernel: similarity S of two tokens; see ``tokenprune list kernels``.
+        kernel_form: how relevance r enters the kernel: ``relevance``: r_i S_ij r_j; ``exponential``: the same with
+            exp(alpha r), alpha = theta / (2 (1 - theta)).
+        theta: weight of relevance against diversity in the exponential form, in [0, 1); 0 is a plain DPP.
+    """
+
+    conditioning: str = "clip_text"
+    relevance_scope: Scope = "row"
+    relevance_scale: str = "min_max"
+    sign: int | None = None
+    kernel: str = "cosine"
+    kernel_form: KernelForm = "relevance"
+    theta: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("conditioning", self.conditioning, CONDITIONINGS.names())
+        check_choice("relevance_scope", self.relevance_scope, get_args(Scope))
+        check_choice("relevance_scale", self.relevance_scale, SCALES)
+        check_choice("kernel", self.kernel, KERNELS)
+        check_choice("kernel_form", self.kernel_form, get_args(KernelForm))
+        if self.sign not in (None, 1, -1) or isinstance(self.sign, bool):
+            raise ConfigError(f"option 'sign' is {self.sign!r}; allowed: 1, -1, or None for that of the conditioning")
+        if not isinstance(self.theta, int | float) or isinstance(self.theta, bool) or not 0 <= self.theta < 1:
+            raise ConfigError(f"option 'theta' is {self.theta!r}; it must be a number in [0, 1)")
+
+    @property
+    def _source(self) -> Conditioning:
+        return CONDITIONINGS.get(self.conditioning)()
+
+    @property
+    def requires(self) -> frozenset[Signal]:
+        """The signals of the conditioning."""
+        return self._source.requires
+
+    @property
+    def text_tower(self) -> TextTower | None:
+        """Library of the paired text tower that the conditioning needs, or None."""
+        return self._source.text_tower
+
+    def relevance(self, tokens: VisualTokens) -> Tensor:
+        """(B, N) scaled relevance, higher is more relevant; 0 where a token is not valid.
+
+        Raises:
+            SelectionError: if a signal is missing, does not fit, or is not finite.
+        """
+        sign = self._source.sign if self.sign is None else self.sign
+        raw = sign * self._source.relevance(tokens, self.relevance_scope)
+        valid = tokens.valid_or_all
+        if self.relevance_scope == "row":
+            return SCALES[self.relevance_scale](raw, valid)
+        return SCALES[self.relevance_scale](raw.flatten()[None], valid.flatten()[None]).view_as(raw)
+
+    def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
+        relevance = self.relevance(tokens)
+        quality = relevance if self.kernel_form == "relevance" else exponential(relevance, self.theta)
+        matrix = KernelMatrix.of(tokens.features, self.kernel, quality, tokens.valid)
+        return TokenSelection.from_order(greedy_map(matrix, k, tokens.valid), tokens.num_tokens)

@@ -1,0 +1,65 @@
+"""The embedded VQA set: drawn scenes, one question each."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+from tokenprune.embedded.questions import QUESTION_TYPES, Question, all_questions
+from tokenprune.embedded.scenes import IMAGE_SIZE, Layout, render, sample_layout
+from tokenprune.errors import ConfigError
+from tokenprune.tasks.base import Task, register_task
+from tokenprune.types import Sample
+
+
+@register_task("scenes")
+@dataclass(frozen=True, kw_only=True)
+class Scenes(Task):
+    """Questions about procedurally drawn scenes, the same number of each of six types.
+
+    Sample i depends on ``seed``, ``split`` and i alone, so a longer set begins with the shorter one.
+
+    Attributes:
+        split: ``train``, ``validation`` or ``test``; no layout occurs in two of them.
+        num_samples: questions, each about a scene of its own.
+        seed: another seed draws other scenes of the same split.
+    """
+
+    split: Literal["train", "validation", "test"] = "test"
+    num_samples: int = 240
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise ConfigError(f"task.num_samples must be at least 1, got {self.num_samples}")
+
+    def samples(self) -> list[Sample]:
+        """Draw the scenes."""
+        return [self._sample(index) for index in range(self.num_samples)]
+
+    def _sample(self, index: int) -> Sample:
+        rng = random.Random(f"{self.seed}/{self.split}/{index}")
+        layout, question = _scene(rng, self.split, QUESTION_TYPES[index % len(QUESTION_TYPES)])
+        return Sample(
+            id=f"{self.split}-{self.seed}-{index}",
+            image=render(layout, rng),
+            question=question.text,
+            answer=question.answer,
+            kind=question.type,
+            boxes=tuple(_clip(layout[o].box) for o in question.objects),
+        )
+
+
+def _clip(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    x0, y0, x1, y1 = box
+    return max(0, x0), max(0, y0), min(IMAGE_SIZE, x1), min(IMAGE_SIZE, y1)
+
+
+def _scene(rng: random.Random, split: str, kind: str) -> tuple[Layout, Question]:
+    """A layout that allows a question of a type, and such a question."""
+    while True:
+        layout = sample_layout(rng, split)
+        questions = [q for q in all_questions(layout, rng) if q.type == kind]
+        if questions:
+            return layout, rng.choice(questions)
