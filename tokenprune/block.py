@@ -119,7 +119,8 @@ class Block:
         questions = [self.question] * len(ids) if isinstance(self.question, str) and ids is not None else self.question
         pruned = self.adapter.prune_inputs(arguments, self.pruner, self.budget, questions)
         selection, inputs = pruned.selection, pruned.inputs
-        assert ids is not None and selection is not None  # prune_inputs refuses or gives them
+        assert ids is not None  # prune_inputs would have refused
+        assert selection is not None
         images = torch.bincount(pruned.rows, minlength=len(ids))
         counts = [(n * selection.num_tokens, n * selection.keep.shape[1]) for n in images.tolist()]
         call = PrunedCall(selection, counts, {**pruned.seconds, "prefill": 0.0})

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.inputs import PrunedInputs
 from tokenprune.build import Cell
 from tokenprune.metrics import flops
 from tokenprune.metrics.evidence import evidence_kept, evidence_tokens

@@ -1,7 +1,7 @@
 """Prune the visual tokens of a loaded model in a ``with`` block.
 
-While a block is open, the model has a wrapper around its ``generate`` and hooks around its forward. Both look up the block
-of the context that they run in, so that threads do not see one another's. When the last block on a model closes, they go.
+While a block is open, the model has a wrapper around its ``generate`` and hooks around its forward. Both look for a
+block in the context that they run in, so that threads do not meet. They go when the last block on the model closes.
 """
 
 from __future__ import annotations

@@ -269,7 +269,9 @@ class Sample:
 class Selector(Protocol):
     """What an adapter needs of a pruner; ``tokenprune.pruners.base.Pruner`` is the real thing."""
 
-    positions: Any
+    @property
+    def positions(self) -> Positions:
+        """Position ids of the tokens that stay."""
 
     @property
     def requires(self) -> frozenset[Signal]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tokenprune.adapters import inputs as prompts
 from tokenprune.adapters.inputs import Encoded, Prepared, PrunedInputs
 from tokenprune.adapters.question import ROLES, last_question
-from tokenprune.adapters.signals import PAIRED, TEXTUAL, gather_signals
+from tokenprune.adapters.signals import PAIRED, TEXTUAL, check_offered, gather_signals
 from tokenprune.adapters.stopwatch import stopwatch
 from tokenprune.adapters.text_tower import TextTower, load_text_tower
 from tokenprune.budget import Budget
@@ -88,7 +88,8 @@ class ModelAdapter(ABC):
 
     def placeholders(self, ids: Tensor) -> Tensor:
         """(B, L) bool, where the visual tokens go."""
-        return ids == self.model.config.image_token_id
+        found: Tensor = ids == self.model.config.image_token_id
+        return found
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
         """Refuse what cannot be pruned.
@@ -106,10 +107,9 @@ class ModelAdapter(ABC):
         Raises:
             ModelError: if one is not on offer, or the pruner works inside the LLM.
         """
-        if missing := sorted(pruner.requires - self.offers):
-            raise ModelError(f"{type(self).__name__} cannot give {missing}; it offers {sorted(self.offers)}")
+        check_offered(self, pruner.requires)
         if inside := [str(stage) for stage in pruner.stages(self.spec) if stage != PRE_LLM]:
-            raise ModelError(f"{type(pruner).__name__} prunes at {inside}; this adapter prunes before the LLM only")
+            raise ModelError(f"{type(pruner).__name__} prunes at {', '.join(inside)}, this adapter before the LLM only")
         return pruner.requires
 
     def prepare(self, samples: Sequence[Sample]) -> Prepared:
@@ -167,8 +167,9 @@ class ModelAdapter(ABC):
             tower: paired text tower; None to find it if it is needed.
 
         Raises:
-            ModelError: if prompts and images do not fit each other, or there is no text tower.
+            ModelError: if a signal is not on offer, or prompts and images do not fit each other.
         """
+        check_offered(self, requires)
         encoded = encoded or self.encode(inputs, requires)
         tower = tower or (self.load_text_tower() if requires & PAIRED else None)
         asked = self._questions(inputs, questions) if requires & TEXTUAL else []
@@ -263,11 +264,7 @@ class ModelAdapter(ABC):
 
     @torch.no_grad()
     def prefill(self, inputs: Mapping[str, Any]) -> Any:
-        """Run the LLM on pruned inputs, as ``generate`` does first.
-
-        Returns:
-            The model's output: ``logits`` (B, 1, vocabulary) of the last position, and the cache ``past_key_values``.
-        """
+        """Run the LLM on pruned inputs: ``logits`` (B, 1, vocabulary) of the last position, and ``past_key_values``."""
         return self.model(**prompts.fresh(inputs), use_cache=True, logits_to_keep=1)
 
 

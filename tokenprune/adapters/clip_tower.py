@@ -13,8 +13,8 @@ from tokenprune.errors import ModelError
 class ClipTower(TextTower):
     """Text model, post_layernorm and both projections of a ``CLIPModel``; its vision layers are not kept.
 
-    A text is pooled where the model pools: at the end-of-text token, or, if its config says ``eos_token_id=2`` as OpenAI's
-    checkpoints do, at the largest id, so that an inner segment of a long text pools at its largest id, too.
+    A text is pooled where the model pools: at the end-of-text token, or, if its config says ``eos_token_id=2`` as that
+    of OpenAI's checkpoints does, at the largest id; this holds for the inner segments of a long text, too.
     """
 
     kind = "clip"
@@ -30,7 +30,8 @@ class ClipTower(TextTower):
     def project(self, patches: Tensor) -> Tensor:
         """See ``TextTower``."""
         weight = self.visual_projection.weight
-        return self.visual_projection(self.norm(patches.to(weight.device, weight.dtype)))
+        embeds: Tensor = self.visual_projection(self.norm(patches.to(weight.device, weight.dtype)))
+        return embeds
 
     def tokenize(self, text: str) -> Tensor:
         """See ``TextTower``."""
@@ -41,7 +42,8 @@ class ClipTower(TextTower):
         """See ``TextTower``."""
         device = self.text_projection.weight.device
         pooled = self.text_model(input_ids=segments.to(device), attention_mask=mask.to(device).long()).pooler_output
-        return self.text_projection(pooled)
+        embeds: Tensor = self.text_projection(pooled)
+        return embeds
 
 
 def load(source: str, device: torch.device) -> ClipTower:

@@ -1,8 +1,8 @@
 """Shorten the inputs of a multimodal model to the visual tokens that stay. Nothing here knows a model family.
 
-A prompt is a (B, L) matrix of token ids in which each visual token has a placeholder. Dropping a visual token removes its
-placeholder's column from everything that is aligned with the ids; rows that lose different numbers of columns are padded
-again. Visual tokens are counted in the order of their placeholders, row after row, as the model does it.
+A prompt is a (B, L) matrix of token ids in which each visual token has a placeholder. To drop a visual token is to take
+its placeholder's column out of everything that is aligned with the ids; rows that lose different numbers of columns are
+padded again. Visual tokens are counted in the order of their placeholders, row after row, as models do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tokenprune.errors import ModelError
 from tokenprune.types import TokenSelection
-
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +83,9 @@ def real_tokens(inputs: Mapping[str, Any]) -> Tensor:
     if mask is None:
         return torch.ones_like(ids, dtype=torch.bool)
     if mask.shape != ids.shape:
-        raise ModelError(f"attention_mask must have the shape of input_ids, {tuple(ids.shape)}, got {tuple(mask.shape)}")
-    return mask.bool()
+        raise ModelError(f"attention_mask must be {tuple(ids.shape)} as input_ids are, got {tuple(mask.shape)}")
+    real: Tensor = mask.bool()
+    return real
 
 
 def check(inputs: Mapping[str, Any], placeholder: Tensor) -> None:
@@ -114,7 +114,7 @@ def text_positions(real: Tensor) -> Tensor:
 
 
 def encode_images(model: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
-    """Run the vision tower and the projector as ``generate`` does; ``pooler_output`` holds each image's visual tokens."""
+    """Run vision tower and projector as ``generate`` does; ``pooler_output`` of the result holds the visual tokens."""
     arguments = {name: inputs[name] for name in _pixel_names(model, inputs)}
     return model.base_model.get_image_features(**arguments, return_dict=True, **options)
 
@@ -141,8 +141,8 @@ def rows_of_images(placeholder: Tensor, sizes: Sequence[int]) -> Tensor:
     rows = torch.searchsorted(per_row.cumsum(0), ends).clamp(max=len(per_row) - 1)
     if not torch.equal(torch.zeros_like(per_row).index_add_(0, rows, torch.tensor(sizes)), per_row):
         raise ModelError(
-            f"the prompts hold {per_row.tolist()} image placeholders (row by row), but the {len(sizes)} given images have "
-            f"{list(sizes)} visual tokens; make prompts and images with one call of the model's own processor"
+            f"the prompts hold {per_row.tolist()} image placeholders (row by row), but the {len(sizes)} given images "
+            f"have {list(sizes)} visual tokens; make prompts and images with one call of the model's own processor"
         )
     return rows.to(placeholder.device)
 
@@ -232,7 +232,8 @@ def fresh(inputs: Mapping[str, Any]) -> dict[str, Any]:
 def content_ids(pixels: Tensor) -> Tensor:
     """(I,) long: a 63-bit hash of each image's pixels, the same in whatever batch the image is.
 
-    A weighted sum of the float32 bit patterns, modulo 2**64: exact, hence the same on each device, and no copy to the host.
+    A weighted sum of the float32 bit patterns modulo 2**64: exact, hence the same on each device, without a copy to the
+    host.
     """
     bits = pixels.detach().float().flatten(1).contiguous().view(torch.int32).long()
     weights = (2 * torch.arange(bits.shape[1], device=bits.device) + 1) * 0x9E3779B97F4A7C1

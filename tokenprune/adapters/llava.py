@@ -17,7 +17,7 @@ from tokenprune.adapters.spec import decoder_spec, vision_spec
 from tokenprune.errors import ModelError
 from tokenprune.types import ModelSpec, Signal
 
-CLS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # towers that are known, and how many CLS tokens they have
+CLS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # of the vision towers that are known
 
 
 @register_adapter("llava", paper="https://arxiv.org/abs/2310.03744")
@@ -78,7 +78,8 @@ class LlavaAdapter(ModelAdapter):
         layer, first = config.vision_feature_layer, int(config.vision_feature_select_strategy == "default")
         wanted = requires & {Signal.VISION_HIDDEN, Signal.CLS_ATTENTION, Signal.KEYS}
         if wanted and not isinstance(layer, int):
-            raise ModelError(f"the projector reads the layers {list(layer)}, so there is no single layer for {sorted(wanted)}")
+            names = ", ".join(sorted(wanted))
+            raise ModelError(f"the projector reads several layers, {list(layer)}, so {names} could be any of theirs")
         signals = {}
         if Signal.VISION_HIDDEN in wanted:
             signals[Signal.VISION_HIDDEN] = output.hidden_states[layer][:, first:]
@@ -103,6 +104,8 @@ class LlavaAdapter(ModelAdapter):
         kind = self.model.config.vision_config.model_type
         if not CLS_TOKENS[kind]:
             raise ModelError(f"the vision tower {kind!r} has no CLS token whose attention could be read")
-        split = lambda t: t.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2).float()  # noqa: E731
-        scores = split(attention.q_proj(x[:, :1])) @ split(keys).transpose(-1, -2) * attention.scale
-        return torch.softmax(scores[:, :, 0], dim=-1)
+        shape = (len(x), -1, attention.num_heads, attention.head_dim)
+        query = attention.q_proj(x[:, :1]).view(shape).float()
+        scores = torch.einsum("iqhd,ikhd->ihk", query, keys.view(shape).float()) * attention.scale
+        weights: Tensor = scores.softmax(dim=-1)
+        return weights

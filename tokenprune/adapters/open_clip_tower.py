@@ -17,8 +17,8 @@ TOKENS_PER_BYTE = 16  # more than any tokenizer makes of a text, however it norm
 class OpenClipTower(TextTower):
     """Text tower and head of the vision tower of an open_clip model; its vision layers are not kept.
 
-    A CLIP tower's head is ``ln_post`` and ``proj``, applied to each patch. A SigLIP tower has no projection but pools by
-    attention: a patch is then embedded as what the pooling gives if it attends to this patch alone.
+    A CLIP tower's head is ``ln_post`` and ``proj``, applied to each patch. A SigLIP tower pools by attention instead: a
+    patch is embedded as what the pooling gives when it attends to this patch alone.
     """
 
     kind = "open_clip"
@@ -61,7 +61,7 @@ def _patch_head(visual: Any) -> tuple[Any, int]:
     if hasattr(visual, "ln_post") and getattr(visual, "attn_pool", None) is None:
         norm, proj = visual.ln_post, visual.proj
         return lambda patches: norm(patches) @ proj, norm.normalized_shape[0]
-    trunk = getattr(visual, "trunk", None)
+    trunk: Any = getattr(visual, "trunk", visual)
     if getattr(trunk, "global_pool", None) == "map" and trunk.num_prefix_tokens == 0:
         norm, pool, head = trunk.norm, trunk.forward_head, visual.head
 
@@ -71,15 +71,15 @@ def _patch_head(visual: Any) -> tuple[Any, int]:
             return embeds.view(images, number, -1)
 
         return alone, trunk.num_features
-    name = type(visual if trunk is None else trunk).__name__
-    raise ModelError(f"open_clip's {name} has no head that embeds single patches; use a CLIP or SigLIP vision transformer")
+    name = type(trunk).__name__
+    raise ModelError(f"open_clip's {name} has no head that embeds single patches; use CLIP's or SigLIP's transformers")
 
 
 def load(source: str, device: torch.device) -> OpenClipTower:
     """Load a model.
 
     Args:
-        source: ``<model>@<weights>`` where weights are a tag or a checkpoint file, ``<model>`` if it has but one tag, or
+        source: ``<model>@<weights>`` where weights are a tag or a checkpoint file, ``<model>`` alone if it has one tag,
             a folder with ``open_clip_config.json`` and weights, or ``hf-hub:<id>``.
         device: where to.
 
@@ -97,7 +97,7 @@ def load(source: str, device: torch.device) -> OpenClipTower:
     if plain and not weights:
         tags = open_clip.list_pretrained_tags_by_model(name)
         if len(tags) != 1:
-            raise ModelError(f"open_clip model {name!r} needs its weights named, as in {name}@<weights>; {hint('', tags)}")
+            raise ModelError(f"open_clip model {name!r} needs weights, as in {name}@<weights>; {hint(weights, tags)}")
         weights = tags[0]
     # Weights of OpenAI need QuickGELU, also under the names of models whose config does not say so.
     quick = plain and (open_clip.get_pretrained_cfg(name, weights) or {}).get("quick_gelu", False)

@@ -15,7 +15,7 @@ ROLES = (
 
 
 def last_question(tokenizer: Any, ids: Tensor, placeholder: Tensor, roles: tuple[str, str] = ROLES) -> str:
-    """What the user last asks in a prompt: the text of the last turn after the images, without special tokens and markup.
+    """What the user last asks: the text of their last turn after the images, without special tokens and markup.
 
     Args:
         tokenizer: of the language model.

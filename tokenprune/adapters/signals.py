@@ -1,4 +1,4 @@
-"""What a pruner may ask for besides the visual tokens, put together from the vision tower, the text tower and the LLM."""
+"""What a pruner may ask for besides the visual tokens: signals of the vision tower, the text tower and the LLM."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 PAIRED = frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.CLIP_TEXT_EMBEDS})
 PROMPT = frozenset({Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK})
 TEXTUAL = PROMPT | {Signal.CLIP_TEXT_EMBEDS}
+
+
+def check_offered(adapter: ModelAdapter, requires: frozenset[Signal]) -> None:
+    """Raise ModelError unless the adapter can give all required signals."""
+    if missing := requires - adapter.offers:
+        wanted, offered = (", ".join(sorted(signals)) for signals in (missing, adapter.offers))
+        raise ModelError(f"{type(adapter).__name__} cannot give the signals {wanted}; it offers {offered}")
 
 
 def gather_signals(
@@ -53,8 +60,8 @@ def gather_signals(
 def _embed(model: Any, tokenizer: Any, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
     """The language model's input embeddings (B, P, D) of questions, and (B, P) bool, False for padding."""
     table = model.get_input_embeddings()
-    text = tokenizer(list(questions), add_special_tokens=False, padding=True, return_tensors="pt").to(table.weight.device)
-    mask = text["attention_mask"].bool()
+    text = tokenizer(list(questions), add_special_tokens=False, padding=True, return_tensors="pt")
+    ids, mask = (text[name].to(table.weight.device) for name in ("input_ids", "attention_mask"))
     if not bool(mask.any(1).all()):
         raise ModelError("a question is empty, so that no visual token can be relevant to it; give the questions")
-    return table(text["input_ids"].long()), mask
+    return table(ids.long()), mask.bool()

@@ -1,6 +1,6 @@
 """The contrastive model that a vision tower comes from: its text tower, and the way of both into their shared space.
 
-A checkpoint of an MLLM holds neither; they are found by the rules of ``find_source`` and loaded when a pruner needs them.
+A checkpoint of an MLLM holds neither; ``find_source`` finds them, and they are loaded when a pruner needs them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tokenprune.errors import ModelError
 
 OPEN_CLIP = "open_clip:"
 
-# (model_type, layers, width, image size in pixels, patch size in pixels) -> (Hugging Face id, open_clip model and weights)
+# (model_type, layers, width, image and patch size in pixels) -> (Hugging Face id, open_clip model and weights)
 KNOWN: dict[tuple[str, int, int, int, int], tuple[str | None, str]] = {
     ("clip_vision_model", 24, 1024, 336, 14): ("openai/clip-vit-large-patch14-336", "ViT-L-14-336-quickgelu@openai"),
     ("clip_vision_model", 24, 1024, 224, 14): ("openai/clip-vit-large-patch14", "ViT-L-14-quickgelu@openai"),
@@ -60,11 +60,11 @@ class TextTower(ABC):
         """(S, context) token ids and bool mask to (S, C) in the shared space."""
 
     def embed_text(self, texts: Sequence[str]) -> Tensor:
-        """Embed texts of any length: each is cut into segments that go through the tower one by one (as CDPruner does it).
+        """Embed texts of any length: each is cut into segments that go through the tower by themselves, as in CDPruner.
 
         Returns:
-            (B, M, C) float32, not normalised. A text of m < M segments is repeated M / m times (M is a common multiple),
-            which leaves the mean over its segments as it is.
+            (B, M, C) float32, not normalised. M is a common multiple of the texts' segments; a text of m segments is
+            repeated M / m times, which leaves every mean over its segments as it is.
         """
         ids = [self.tokenize(text) for text in texts]
         counts = [math.ceil(len(row) / self.context) for row in ids]
@@ -73,7 +73,7 @@ class TextTower(ABC):
         for row, first, count in zip(ids, torch.tensor([0, *counts]).cumsum(0).tolist(), counts, strict=False):
             segments[first : first + count].view(-1)[: len(row)] = row
             mask[first : first + count].view(-1)[: len(row)] = True
-        embedded = self.encode(segments, mask).split(counts)
+        embedded = torch.split(self.encode(segments, mask), counts)
         common = math.lcm(*counts)
         return torch.stack([row.repeat(common // len(row), 1) for row in embedded])
 
@@ -83,8 +83,8 @@ def find_source(config: Any, given: str | None, kind: str | None) -> str:
 
     Args:
         config: of the model, with ``vision_config``.
-        given: what the user named, or None: then a sub-folder ``clip/`` of the checkpoint's folder, the name of the vision
-            tower in the config, or a table of known towers by their sizes, in this order.
+        given: what the user named. If None, a sub-folder ``clip/`` of the checkpoint's folder, the vision tower's name
+            in the config, or a table of known towers by their sizes, in this order.
         kind: ``clip`` or ``open_clip`` if the pruner insists on one, else None.
 
     Returns:
@@ -117,10 +117,8 @@ def _search(config: Any, kind: str | None) -> str:
         return OPEN_CLIP + open_clip
     what = "open_clip:<model>@<weights>" if kind == "open_clip" else "the CLIPModel that the vision tower comes from"
     layers, width, pixels, patch = sizes[1:]
-    raise ModelError(
-        f"no text tower is known for this vision tower ({layers} layers, {width} wide, {pixels} pixels in patches of {patch}); "
-        f"give text_tower={what}"
-    )
+    sizes_in_words = f"{layers} layers, {width} wide, {pixels} pixels in patches of {patch}"
+    raise ModelError(f"no text tower is known for this vision tower ({sizes_in_words}); give text_tower={what}")
 
 
 _LOADED: WeakKeyDictionary[nn.Module, dict[tuple[str, torch.device], TextTower]] = WeakKeyDictionary()

@@ -1,7 +1,7 @@
 """Later turns of a conversation on a cache whose prompt was pruned.
 
-The caller keeps counting in whole prompts, while the cache holds shortened ones. A ``Turn`` holds both views of a prompt;
-from its end on, one column of the caller is one column of the cache, so that the two can be translated.
+The caller counts in whole prompts, while the cache holds shortened ones. A ``Turn`` holds both views of a prompt; from
+its end on, one column of the caller is one column of the cache, so that one view can be translated into the other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenprune.adapters.inputs import real_tokens
 from tokenprune.errors import ModelError
 
 COLUMNS = ("input_ids", "attention_mask", "position_ids")
@@ -39,8 +38,8 @@ def split_at_cache(turn: Turn, inputs: Mapping[str, Any], cached: int) -> tuple[
 
     Args:
         turn: the last prompt that was pruned into the cache.
-        inputs: of the caller: ``input_ids`` of the conversation from its beginning, with an ``attention_mask`` of the same
-            shape or none; or of the new tokens alone, with a mask for everything (or none, if nothing is padded).
+        inputs: of the caller: ``input_ids`` of the conversation from its beginning or of the new tokens alone, and in
+            both cases the ``attention_mask`` of the whole, which may be left out if nothing is padded.
         cached: columns that the cache holds.
 
     Returns:
@@ -60,8 +59,8 @@ def split_at_cache(turn: Turn, inputs: Mapping[str, Any], cached: int) -> tuple[
         mask = torch.ones(len(ids), length + generated + new, dtype=torch.long, device=ids.device)
     if generated < 0 or "position_ids" in inputs or mask.shape != (len(turn.ids), length + generated + new):
         raise ModelError(
-            "input_ids and attention_mask do not continue the conversation in past_key_values: give the whole conversation, "
-            "which begins with the pruned prompt, or the new tokens with the attention_mask of the whole; no position_ids"
+            "the inputs do not continue the conversation in past_key_values: give input_ids of the whole, beginning "
+            "with the pruned prompt, or of what is new, with the attention_mask of the whole and without position_ids"
         )
     mask = mask[:, length:]
     last = (turn.shown["position_ids"] * turn.shown["attention_mask"]).amax(1, keepdim=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -32,8 +32,7 @@ class Pruner(ABC):
     positions: Positions = "repacked"
 
     def __post_init__(self) -> None:
-        if self.positions not in get_args(Positions):
-            raise ConfigError(f"option 'positions' is {self.positions!r}; {hint(self.positions, get_args(Positions))}")
+        check_choice("positions", self.positions, get_args(Positions))
 
     @property
     def requires(self) -> frozenset[Signal]:
@@ -84,6 +83,13 @@ class ScorePruner(Pruner):
         ranked = scores if tokens.valid is None else scores.masked_fill(~tokens.valid, -torch.inf)
         best = ranked.argsort(dim=1, descending=True, stable=True)[:, :k]
         return TokenSelection.from_order(best, tokens.num_tokens, scores)
+
+
+def check_choice(option: str, value: object, allowed: Iterable[str]) -> None:
+    """Raise a ConfigError unless the value of an option is one of those allowed."""
+    options = list(allowed)
+    if value not in options:
+        raise ConfigError(f"option {option!r} is {value!r}; {hint(value, options)}")
 
 
 PRUNERS = Registry("pruner", package="tokenprune.pruners", group="tokenprune.pruners")

@@ -1,0 +1,72 @@
+"""Every YAML file that ships is valid, and those of one thing list its options at their defaults."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tokenprune.adapters.base import ADAPTERS
+from tokenprune.build import build, build_task
+from tokenprune.config import EMBEDDED, ModelConfig, Part, load_config, parse_config
+from tokenprune.options import construct
+from tokenprune.pruners.base import PRUNERS
+from tokenprune.tasks.base import TASKS
+from tokenprune.tracking import TRACKERS
+
+ROOT = Path(__file__).parent.parent
+RUNS = sorted({*(ROOT / "configs").glob("*.yaml"), *(ROOT / "experiments").rglob("*.yaml")})
+REGISTRIES = {"pruner": PRUNERS, "task": TASKS, "tracking": TRACKERS}
+PARTS = [(kind, path) for kind in REGISTRIES for path in sorted((ROOT / "configs" / kind).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_runs(path):
+    assert build(load_config(path)).cells
+
+
+def test_the_quickstart_is_the_documented_grid():
+    cells = build(load_config(ROOT / "configs/quickstart.yaml")).cells
+    names = ("random", "uniform", "divprune", "cdpruner")
+    assert [(cell.label, cell.budget and cell.budget.keep_tokens) for cell in cells] == [
+        ("none", None),
+        *((name, keep) for name in names for keep in (48, 24, 16)),
+    ]
+
+
+@pytest.mark.parametrize(("kind", "path"), PARTS, ids=lambda value: getattr(value, "stem", value))
+def test_parts(kind, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("questions.jsonl").touch()
+    options = yaml.safe_load(path.read_text())
+    assert options.pop("name") == path.stem
+    target = REGISTRIES[kind].get(path.stem)
+    construct(target, options, kind)
+    defaults = {f.name: f.default for f in dataclasses.fields(target) if f.init}
+    assert options.keys() == defaults.keys()
+    for key, default in defaults.items():
+        assert default is dataclasses.MISSING or options[key] == default, key
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_everything_that_ships_has_a_file(kind):
+    registry = REGISTRIES[kind]
+    ours = {name for name in registry.names() if registry.get(name).__module__.startswith("tokenprune.")}
+    assert {path.stem for _, path in PARTS if path.parent.name == kind} == ours
+
+
+def test_models():
+    paths = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "configs/model").glob("*.yaml")}
+    for stem, options in paths.items():
+        assert options["name"] == stem
+        construct(ModelConfig, options, "model")
+    assert paths.keys() == {EMBEDDED, *ADAPTERS.names()}
+
+
+def test_a_part_fits_into_a_run():
+    run = {
+        "task": yaml.safe_load((ROOT / "configs/task/scenes.yaml").read_text()),
+        "pruner": yaml.safe_load((ROOT / "configs/pruner/cdpruner.yaml").read_text()),
+        "budget": {"keep_tokens": 1},
+    }
+    assert build_task(parse_config(run).task) == build_task(Part("scenes"))

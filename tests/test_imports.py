@@ -1,0 +1,95 @@
+"""Who may import whom: the table of docs/concepts, held by reading the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "tokenprune"
+METHOD, ADAPTER, OTHER, FUNCTION = 150, 300, 250, 40  # lines
+
+CORE = "errors types budget registry version"
+# A part is a top-level module or a sub-package. What it may import of the package, besides itself.
+MAY = {
+    **dict.fromkeys(CORE.split(), "errors types budget"),
+    "options": "errors",
+    "functional": "errors",
+    "metrics": "errors types",
+    "conditioning": "errors types registry functional",
+    "pruners": "errors types registry options functional conditioning",
+    "adapters": "errors types registry budget",
+    "embedded": "errors types budget adapters metrics tasks",
+    "tasks": "errors types registry embedded",
+    "config": "errors budget options",
+    "provenance": "types version",
+    "record": "errors config options provenance",
+    "tracking": "registry",
+    "models": "errors types config adapters embedded",
+    "build": "errors types registry budget config options models adapters pruners tasks tracking",
+    "evaluate": "types build adapters metrics tasks",
+    "runner": "types build config evaluate metrics provenance record tracking",
+    "plots": "record",
+    "overlay": "types",
+    "report": "errors types overlay plots provenance record",
+    "catalogue": "errors options registry",
+    "cli": "errors version build catalogue config record report runner",
+    "trace": "errors types",
+    "block": "errors types budget adapters pruners trace",
+    "pruning": "errors types budget adapters pruners block trace",
+    "__init__": "*",
+}
+THIRD_PARTY = {"wandb": {"tracking"}, "transformers": {"adapters", "embedded", "models"}}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(tree):
+    """Dotted names of all modules that a file imports, inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield node.module
+            if node.module == "tokenprune":
+                yield from (f"tokenprune.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_file(path):
+    tree, part = ast.parse(path.read_text()), part_of(path)
+    names = set(imported(tree))
+    ours = {name.split(".")[1] for name in names if name.startswith("tokenprune.")}
+    if MAY[part] != "*":
+        assert ours <= {part, *MAY[part].split()}
+    for package, allowed in THIRD_PARTY.items():
+        if any(name.split(".")[0] == package for name in names):
+            assert part in allowed, package
+    assert path.name not in ("utils.py", "helpers.py", "common.py")
+    assert "environ" not in path.read_text(), "no environment variable of our own"
+    limit = {"pruners": METHOD, "adapters": ADAPTER}.get(part, OTHER)
+    assert len(path.read_text().splitlines()) <= limit
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno + 1 <= FUNCTION + docstring_lines(node), node.name
+
+
+def docstring_lines(node):
+    has = ast.get_docstring(node) is not None
+    return node.body[0].end_lineno - node.body[0].lineno + 1 if has else 0
+
+
+def test_the_table_is_complete():
+    assert {part_of(path) for path in FILES} == set(MAY)
+
+
+def test_cheap_to_import():
+    import subprocess
+    import sys
+
+    code = "import sys, tokenprune.cli; print([m for m in ('torch', 'transformers', 'wandb', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
