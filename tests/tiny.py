@@ -72,7 +72,10 @@ def tiny_llava(attention="sdpa", vision=None, **changes):
         image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
         **changes,
     )
+    torch.manual_seed(0)
     model = randomise(LlavaForConditionalGeneration(config))
+    with torch.no_grad():
+        model.lm_head.weight[config.image_token_id] = 0  # so that it does not say "<image>"
     model.set_attn_implementation(attention)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = VOCABULARY["<pad>"]
@@ -127,3 +130,38 @@ class Relevance(ScorePruner):
     def score(self, tokens):
         image, text = (F.normalize(tokens.signals[name], dim=-1) for name in sorted(self.requires))
         return (image @ text.mT).mean(-1)
+
+
+def tiny_clip(eos_token_id=None):
+    """The CLIPModel whose vision tower the tiny LLaVA has, and its tokenizer."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig
+
+    from tokenprune.embedded.tokenizer import VOCABULARY, build_tokenizer
+
+    text = CLIPTextConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=12,
+        projection_dim=24,
+        bos_token_id=VOCABULARY["<s>"],
+        eos_token_id=eos_token_id or VOCABULARY["</s>"],
+        pad_token_id=VOCABULARY["<pad>"],
+    )
+    vision = tiny_vision_config()
+    torch.manual_seed(1)
+    clip = randomise(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)), seed=1)
+    clip.vision_model.load_state_dict(shared_llava("sdpa")[0].base_model.vision_tower.state_dict())
+    return clip, build_tokenizer(append_eos=True)
+
+
+def save_llava(folder, clip=True):
+    """A checkpoint as one gets it from the hub, with the paired CLIP in a sub-folder."""
+    for part in shared_llava("sdpa"):
+        part.save_pretrained(folder)
+    if clip:
+        for part in tiny_clip():
+            part.save_pretrained(folder / "clip")
+    return folder

@@ -110,9 +110,15 @@ class Block:
             raise ModelError(
                 "past_key_values was not filled in this block; prune all turns of a conversation in one block"
             )
-        if ids is not None and not generating:  # a forward numbers the columns, padding included
+        if ids is not None and generating:
+            self._check_padding(ids, arguments.get("attention_mask"))
+        elif ids is not None:  # a forward numbers the columns, padding included
             arguments = {"position_ids": torch.arange(ids.shape[1], device=ids.device).expand_as(ids), **arguments}
         return self._prune(arguments)
+
+    def _check_padding(self, ids: Tensor, mask: Tensor | None) -> None:
+        if mask is None and len(ids) > 1 and (ids[:, [0, -1]] == self.adapter.processor.tokenizer.pad_token_id).any():
+            raise ModelError("the prompts are padded, so that generate needs their attention_mask")
 
     def _prune(self, arguments: Mapping[str, Any]) -> Run:
         ids = arguments.get("input_ids")

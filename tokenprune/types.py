@@ -91,6 +91,11 @@ class VisualTokens:
         """N, visual tokens a row."""
         return self.features.shape[1]
 
+    @property
+    def valid_or_all(self) -> Tensor:
+        """(B, N) bool: ``valid``, or True everywhere if it is None."""
+        return self.features.new_ones(self.features.shape[:2], dtype=torch.bool) if self.valid is None else self.valid
+
     def signal(self, name: Signal) -> Tensor:
         """One signal.
 

@@ -172,7 +172,7 @@ class ModelAdapter(ABC):
         check_offered(self, requires)
         encoded = encoded or self.encode(inputs, requires)
         tower = tower or (self.load_text_tower() if requires & PAIRED else None)
-        asked = self._questions(inputs, questions) if requires & TEXTUAL else []
+        asked = self._questions(inputs, questions) if requires & TEXTUAL or questions is not None else []
         signals = gather_signals(self, encoded, requires, asked, tower)
         return VisualTokens(encoded.features.detach(), signals, grid=self.grid(), row_ids=encoded.ids)
 

@@ -60,9 +60,9 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"device {name!r} cannot be used: {reason}") from None
+    except (RuntimeError, AssertionError, NotImplementedError):
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        raise ConfigError(f"device {name!r} cannot be used here; use cpu{f' or {found}' if found else ''}") from None
     return device
 
 
@@ -76,5 +76,5 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
         x = functional.gelu(functional.layer_norm(functional.linear(x, x[0, 0]), (4,)))
         functional.scaled_dot_product_attention(x, x, x)
     except (RuntimeError, NotImplementedError):
-        raise ConfigError(f"dtype {name!r} cannot be computed with on {str(device)!r}; {hint(name, DTYPES)}") from None
+        raise ConfigError(f"{str(device)!r} cannot compute in dtype {name!r}; allowed: {', '.join(DTYPES)}") from None
     return dtype

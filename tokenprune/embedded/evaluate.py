@@ -60,7 +60,7 @@ def answer_without_evidence(adapter: ModelAdapter, samples: Sequence[Sample]) ->
     for sample in samples:
         prepared = adapter.prepare([sample])
         total = adapter.spec.visual_tokens
-        gone = frozenset(evidence_tokens(sample.boxes, sample.image.size, total))
+        gone = frozenset(evidence_tokens(sample.boxes, sample.image.size, adapter.grid()))
         pruned = adapter.prune_inputs(prepared.inputs, Without(gone), Budget(keep_tokens=total - len(gone)))
         answers += adapter.generate(pruned.inputs, max_new_tokens=4)
     return answers

@@ -132,7 +132,8 @@ class KernelMatrix:
         """The matrix of (B, N, D) features; a quality of None is 1 everywhere, ``valid`` (B, N) marks padding."""
         valid = features.new_ones(features.shape[:2], dtype=torch.bool) if valid is None else valid
         points = KERNELS[kernel].points(features, valid)
-        return cls(KERNELS[kernel], points, points.new_ones(points.shape[:2]) if quality is None else quality)
+        ones = points.new_ones(points.shape[:2])
+        return cls(KERNELS[kernel], points, ones if quality is None else quality.to(ones))
 
     def diagonal(self) -> Tensor:
         """(B, N)."""
@@ -140,7 +141,11 @@ class KernelMatrix:
 
     def block(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
         """Entries (B, n, m) at token indices (B, n) and (B, m); all columns if None."""
-        y, q = (self.points, self.quality) if columns is None else (take(self.points, columns), self.quality.gather(1, columns))
+        y, q = (
+            (self.points, self.quality)
+            if columns is None
+            else (take(self.points, columns), self.quality.gather(1, columns))
+        )
         block = self.kernel.block(take(self.points, rows), y)
         return block.mul_(self.quality.gather(1, rows)[:, :, None]).mul_(q[:, None, :])
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from tokenprune.conditioning.base import CONDITIONINGS, Conditioning, Scope, TextTower
 from tokenprune.errors import ConfigError
 from tokenprune.functional.dpp import greedy_map
-from tokenprune.functional.kernels import KERNELS, KernelMatrix, exponential
+from tokenprune.functional.kernels import KERNELS, KernelMatrix, relevance_quality
 from tokenprune.functional.scale import SCALES
 from tokenprune.pruners.base import Pruner, check_choice, register_pruner
 from tokenprune.types import Signal, TokenSelection, VisualTokens
@@ -96,6 +96,6 @@ class CDPruner(Pruner):
 
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
         relevance = self.relevance(tokens)
-        quality = relevance if self.kernel_form == "relevance" else exponential(relevance, self.theta)
+        quality = relevance_quality(relevance, self.theta if self.kernel_form == "exponential" else None)
         matrix = KernelMatrix.of(tokens.features, self.kernel, quality, tokens.valid)
         return TokenSelection.from_order(greedy_map(matrix, k, tokens.valid), tokens.num_tokens)

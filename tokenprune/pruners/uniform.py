@@ -18,8 +18,7 @@ class Uniform(Pruner):
 
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
         curve = _z_order(tokens.grid) if tokens.grid else torch.arange(tokens.num_tokens)
-        valid = torch.ones(tokens.features.shape[:2], dtype=torch.bool) if tokens.valid is None else tokens.valid.cpu()
-        keep = torch.stack([_evenly(curve[row[curve]], k) for row in valid])
+        keep = torch.stack([_evenly(curve[row[curve]], k) for row in tokens.valid_or_all.cpu()])
         return TokenSelection(keep.to(tokens.features.device), tokens.num_tokens)
 
 

@@ -1,0 +1,91 @@
+import pytest
+import torch
+from tiny import ask, tiny_processor
+
+from tokenprune.adapters.inputs import content_ids, encoder_outputs, fresh, prune_prompt, rows_of_images, shorten
+from tokenprune.errors import ModelError
+from tokenprune.types import TokenSelection
+
+
+def columns(ids, mask):
+    ids = torch.tensor(ids)
+    return {"input_ids": ids, "attention_mask": torch.tensor(mask), "position_ids": ids * 10, "labels": ids + 100}
+
+
+def test_shorten_pads_where_the_prompts_were_padded():
+    left = columns([[0, 1, 2, 3], [4, 5, 6, 7]], [[0, 1, 1, 1], [1, 1, 1, 1]])
+    stay = torch.tensor([[0, 1, 0, 0], [1, 0, 1, 0]]).bool()
+    out = shorten(left, stay, pad_token_id=9)
+    assert out["input_ids"].tolist() == [[9, 1], [4, 6]]
+    assert out["attention_mask"].tolist() == [[0, 1], [1, 1]]
+    assert out["position_ids"].tolist() == [[0, 10], [40, 60]]
+    assert out["labels"].tolist() == [[-100, 101], [104, 106]]
+    right = columns([[1, 2, 3, 0], [4, 5, 6, 7]], [[1, 1, 1, 0], [1, 1, 1, 1]])
+    out = shorten(right, torch.tensor([[0, 0, 1, 0], [1, 0, 1, 0]]).bool(), pad_token_id=9)
+    assert out["input_ids"].tolist() == [[3, 9], [4, 6]]
+    assert out["attention_mask"].tolist() == [[1, 0], [1, 1]]
+    assert out["labels"].tolist() == [[103, -100], [104, 106]]
+
+
+def test_shorten_takes_positions_of_several_axes_and_leaves_the_rest():
+    inputs = columns([[1, 2, 3]], [[1, 1, 1]])
+    inputs |= {"position_ids": torch.arange(12).view(4, 1, 3), "other": torch.arange(3)[None], "max_new_tokens": 5}
+    out = shorten(inputs, torch.tensor([[True, False, True]]), pad_token_id=0)
+    assert out["position_ids"].tolist() == [[[0, 2]], [[3, 5]], [[6, 8]], [[9, 11]]]
+    assert out["other"].tolist() == [[0, 1, 2]]
+    assert out["max_new_tokens"] == 5
+
+
+def test_keeping_all_keeps_the_padding():
+    inputs = columns([[0, 0, 3], [0, 5, 6]], [[0, 0, 1], [0, 1, 1]])
+    out = shorten(inputs, inputs["attention_mask"].bool(), pad_token_id=9)
+    assert torch.equal(out["input_ids"], inputs["input_ids"])
+
+
+@pytest.mark.parametrize(("positions", "wanted"), [("original", [[10, 12, 14]]), ("repacked", [[10, 11, 12]])])
+def test_positions(llava, positions, wanted):
+    model, _ = llava
+    ids = torch.tensor([[8, 4, 4, 4, 8]])
+    inputs = {"input_ids": ids, "position_ids": torch.arange(10, 15)[None], "pixel_values": torch.zeros(1)}
+    selection = TokenSelection(torch.tensor([[1]]), 3)
+    out = prune_prompt(model, inputs, ids == 4, selection, repack=positions == "repacked", pad_token_id=0)
+    assert out["position_ids"].tolist() == wanted
+    assert out["attention_mask"].tolist() == [[1, 1, 1]]
+    assert "pixel_values" not in out
+
+
+def test_rows_of_images():
+    place = torch.zeros(4, 6, dtype=torch.bool)
+    place[0, :4], place[2, :2], place[3, :5] = True, True, True
+    assert rows_of_images(place, [2, 2, 2, 5]).tolist() == [0, 0, 2, 3]
+    for sizes in ([2, 2, 2], [4, 2, 4, 1, 1], [3, 3, 5], [4, 2, 6]):
+        with pytest.raises(ModelError, match=r"\[4, 0, 2, 5\] image placeholders"):
+            rows_of_images(place, sizes)
+
+
+def test_merged_features_take_the_place_of_the_kept_ones():
+    features, merged = torch.randn(2, 4, 3), torch.randn(2, 2, 3)
+    keep = torch.tensor([[0, 2], [1, 3]])
+    visual = encoder_outputs(features, TokenSelection(keep, 4))["mm_encoder_outputs"]["image"].pooler_output
+    assert torch.equal(torch.stack(visual), torch.stack([features[0, [0, 2]], features[1, [1, 3]]]))
+    visual = encoder_outputs(features, TokenSelection(keep, 4, merged=merged))["mm_encoder_outputs"]["image"]
+    assert torch.equal(torch.stack(visual.pooler_output), merged)
+
+
+def test_a_fresh_copy_survives_what_beam_search_does():
+    inputs = encoder_outputs(torch.zeros(1, 2, 3), None)
+    fresh(inputs)["mm_encoder_outputs"]["image"].pooler_output = []
+    assert len(inputs["mm_encoder_outputs"]["image"].pooler_output) == 1
+
+
+def test_content_ids_tell_images_apart_whatever_their_batch():
+    pixels = ask(tiny_processor(), 3)["pixel_values"]
+    ids = content_ids(pixels)
+    assert torch.equal(content_ids(pixels.flip(0)).flip(0), ids)
+    changed = pixels.clone()
+    changed[0, 0, 0, 0] += 1e-3
+    swapped = pixels.clone()
+    swapped[0, :, 0], swapped[0, :, 1] = pixels[0, :, 1], pixels[0, :, 0]
+    everything = torch.cat([ids, content_ids(changed)[:1], content_ids(swapped)[:1], content_ids(torch.zeros(1, 3, 4, 4))])
+    assert len(set(everything.tolist())) == 6
+    assert (everything >= 0).all()

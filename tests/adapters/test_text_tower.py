@@ -1,0 +1,116 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import shared_llava, tiny_clip, tiny_vision_config
+from transformers import CLIPVisionConfig, LlavaConfig, SiglipVisionConfig
+
+from tokenprune.adapters.text_tower import KNOWN, TextTower, find_source
+from tokenprune.errors import ModelError
+
+
+class Letters(TextTower):
+    """One token a letter; a segment's embedding is the sum of its tokens' rows."""
+
+    kind, width, context, pad = "clip", 32, 4, 0
+
+    def __init__(self):
+        self.table = F.normalize(torch.randn(128, 5, generator=torch.Generator().manual_seed(0)), dim=-1)
+        self.seen = None
+
+    def project(self, patches):
+        return patches[..., :5]
+
+    def tokenize(self, text):
+        return torch.tensor([ord(letter) for letter in text])
+
+    def encode(self, segments, mask):
+        self.seen = segments, mask
+        return (self.table[segments] * mask[..., None]).sum(1)
+
+
+def test_texts_of_any_length():
+    tower, texts = Letters(), ["abcd", "abcdefghij", "ab", "abcdefgh"]
+    embeds = tower.embed_text(texts)
+    assert embeds.shape == (4, 6, 5)  # 1, 3, 1 and 2 segments
+    segments, mask = tower.seen
+    assert segments.tolist()[1:4] == [[97, 98, 99, 100], [101, 102, 103, 104], [105, 106, 0, 0]]
+    assert mask.sum(1).tolist() == [4, 4, 4, 2, 2, 4, 4]
+    patch = torch.randn(5, generator=torch.Generator().manual_seed(1))
+    for row, text in zip(embeds, texts, strict=True):
+        parts = [text[at : at + 4] for at in range(0, len(text), 4)]
+        each = torch.stack([tower.table[tower.tokenize(part)].sum(0) for part in parts])
+        together, alone = (F.cosine_similarity(patch, many, dim=-1).mean() for many in (row, each))
+        torch.testing.assert_close(together, alone)
+
+
+def config(vision=None, path=""):
+    made = LlavaConfig(vision_config=vision or tiny_vision_config(), image_token_index=4)
+    made._name_or_path = str(path)
+    return made
+
+
+LARGE = CLIPVisionConfig(
+    hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14
+)
+SIGLIP = SiglipVisionConfig(hidden_size=1152, num_hidden_layers=27, num_attention_heads=16, image_size=384, patch_size=14)
+
+
+def test_where_the_tower_comes_from(tmp_path):
+    assert find_source(config(LARGE), None, None) == "openai/clip-vit-large-patch14-336"
+    assert find_source(config(LARGE), None, "clip") == "openai/clip-vit-large-patch14-336"
+    assert find_source(config(LARGE), None, "open_clip") == "open_clip:ViT-L-14-336-quickgelu@openai"
+    assert find_source(config(SIGLIP), None, None) == "open_clip:ViT-SO400M-14-SigLIP-384@webli"
+    assert find_source(config(LARGE), "mine", "clip") == "mine"
+    assert find_source(config(LARGE), "open_clip:ViT-L-14@openai", None) == "open_clip:ViT-L-14@openai"
+    named = CLIPVisionConfig(**LARGE.to_dict())
+    named._name_or_path = "somebody/clip"
+    assert find_source(config(named), None, None) == "somebody/clip"
+    (tmp_path / "clip").mkdir()
+    assert find_source(config(named, tmp_path), None, None) == "somebody/clip"
+    (tmp_path / "clip/config.json").touch()
+    assert find_source(config(named, tmp_path), None, None) == str(tmp_path / "clip")
+    assert find_source(config(LARGE, tmp_path), None, "open_clip") == "open_clip:ViT-L-14-336-quickgelu@openai"
+
+
+@pytest.mark.parametrize(
+    ("vision", "given", "kind", "message"),
+    [
+        (None, None, None, "4 layers, 32 wide, 40 pixels in patches of 8.*give text_tower="),
+        (None, None, "open_clip", "give text_tower=open_clip:<model>@<weights>"),
+        (SIGLIP, None, "clip", "no text tower is known"),
+        (LARGE, "some/folder", "open_clip", "needs text_tower to be open_clip:<model>@<weights>, got 'some/folder'"),
+        (LARGE, "open_clip:ViT-L-14@openai", "clip", "needs text_tower to be a hub id or the folder"),
+    ],
+)
+def test_no_tower(vision, given, kind, message):
+    with pytest.raises(ModelError, match=message):
+        find_source(config(vision), given, kind)
+
+
+def test_known_open_clip_towers_exist():
+    import open_clip
+
+    for (*_, image, patch), (_, name) in KNOWN.items():
+        model, tag = name.split("@")
+        assert tag in open_clip.list_pretrained_tags_by_model(model)
+        sizes = open_clip.get_model_config(model)
+        assert sizes["vision_cfg"]["image_size"] == image
+        assert f"-{patch}" in model
+        wants = bool(open_clip.get_pretrained_cfg(model, tag).get("quick_gelu"))
+        assert sizes.get("quick_gelu", False) == wants
+
+
+def test_loaded_once_for_a_model(tmp_path, monkeypatch):
+    from tokenprune.adapters import clip_tower
+    from tokenprune.adapters.base import adapter_for
+
+    for part in tiny_clip():
+        part.save_pretrained(tmp_path)
+    loads, load = [], clip_tower.load
+    monkeypatch.setattr(clip_tower, "load", lambda *args: loads.append(args) or load(*args))
+    first, second = (adapter_for(*shared_llava("sdpa"), text_tower=str(tmp_path)) for _ in range(2))
+    assert loads == []  # only if a pruner needs it
+    assert first.load_text_tower("clip") is second.load_text_tower()
+    assert len(loads) == 1
+    with pytest.raises(ModelError, match="open_clip:<model>@<weights>"):
+        first.load_text_tower("open_clip")

@@ -1,0 +1,57 @@
+import math
+
+import pytest
+import torch
+
+from tokenprune.functional.kernels import KERNELS, KernelMatrix, relevance_quality
+
+X = torch.randn(2, 40, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+ALL = torch.arange(40).expand(2, -1)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("data", ["random", "duplicates", "zeros", "line"])
+def test_positive_semi_definite_and_symmetric(name, data):
+    x = {"random": X, "duplicates": X[:, :4].repeat(1, 10, 1), "zeros": X * 0, "line": X[:, :, :1] * X[:, :1]}[data]
+    matrix = KernelMatrix.of(x, name, torch.rand(2, 40, dtype=torch.float64))
+    whole = matrix.block(ALL)
+    assert torch.allclose(whole, whole.mT, atol=1e-12)
+    assert torch.linalg.eigvalsh(whole).min() > -1e-9 * whole.abs().max()
+    assert torch.allclose(whole.diagonal(dim1=1, dim2=2), matrix.diagonal(), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_blocks_are_parts_of_the_whole(name):
+    matrix = KernelMatrix.of(X, name, torch.rand(2, 40, dtype=torch.float64))
+    rows, columns = torch.tensor([[3, 1], [7, 7]]), torch.tensor([[0, 39, 5], [2, 1, 0]])
+    whole = matrix.block(ALL)
+    expected = torch.stack([whole[b][rows[b]][:, columns[b]] for b in range(2)])
+    assert torch.allclose(matrix.block(rows, columns), expected, atol=1e-9)
+
+
+def test_values_by_hand():
+    x = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [3.0, 4.0]]])
+    whole = {name: KernelMatrix.of(x, name).block(torch.arange(3)[None])[0] for name in KERNELS}
+    assert whole["cosine"][0].tolist() == pytest.approx([1, 0, 0.6])
+    assert whole["linear"][1].tolist() == pytest.approx([0, 4, 8])
+    assert whole["polynomial"][0].tolist() == pytest.approx([1, 0.25, 0.64])
+    centroid = x[0].mean(0)
+    spread = ((x[0] - centroid) ** 2).sum(1).mean()
+    assert whole["rbf"][0, 1].item() == pytest.approx(math.exp(-5 / (2 * spread)), rel=1e-5)
+    spread = (x[0] - centroid).abs().sum(1).mean()
+    assert whole["laplacian"][0, 1].item() == pytest.approx(math.exp(-3 / spread), rel=1e-5)
+
+
+def test_relevance_enters_on_both_sides():
+    relevance = torch.rand(2, 40, dtype=torch.float64)
+    plain, conditioned = (KernelMatrix.of(X, "cosine", q).block(ALL) for q in (None, relevance))
+    assert torch.allclose(conditioned, relevance[:, :, None] * plain * relevance[:, None], atol=1e-12)
+
+
+def test_theta_weighs_relevance_against_diversity():
+    relevance = torch.rand(1, 6, dtype=torch.float64)
+    assert torch.equal(relevance_quality(relevance), relevance)
+    assert torch.allclose(relevance_quality(relevance, 0.0), torch.ones_like(relevance))
+    quality = relevance_quality(relevance, 0.75)  # alpha = 1.5
+    assert torch.allclose((quality / quality[:, :1]).log(), 1.5 * (relevance - relevance[:, :1]))
+    assert relevance_quality(relevance * 1000, 0.999).isfinite().all()

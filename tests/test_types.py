@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+from tokenprune.errors import SelectionError
+from tokenprune.types import (
+    ModelSpec,
+    Operation,
+    OperationPlan,
+    Signal,
+    Stage,
+    TokenSelection,
+    TransformerSpec,
+    VisualTokens,
+)
+
+F = torch.randn(2, 6, 4)
+
+
+def test_signals_are_public_strings():
+    assert [s.value for s in Signal] == [
+        "clip_image_embeds",
+        "clip_text_embeds",
+        "prompt_embeds",
+        "prompt_mask",
+        "cls_attention",
+        "text_attention",
+        "keys",
+        "vision_hidden",
+    ]
+    tokens = VisualTokens(F, {"keys": torch.ones(2, 6, 3)})
+    assert torch.equal(tokens.signal(Signal.KEYS), torch.ones(2, 6, 3))
+    shared = VisualTokens(F, {"clip_text_embeds": torch.ones(5, 3)})
+    assert shared.signal(Signal.CLIP_TEXT_EMBEDS).shape == (2, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"features": torch.randn(6, 4)}, "features"),
+        ({"features": torch.ones(2, 6, 4, dtype=torch.long)}, "floating"),
+        ({"features": torch.randn(2, 0, 4)}, "non-empty"),
+        ({"features": F / 0}, "finite"),
+        ({"features": F, "signals": {"kyes": F}}, "did you mean 'keys'"),
+        ({"features": F, "signals": {"keys": F[:1]}}, "1 rows"),
+        ({"features": F, "grid": (2, 2)}, "grid"),
+        ({"features": F, "valid": torch.ones(2, 5, dtype=torch.bool)}, "valid"),
+        ({"features": F, "valid": torch.ones(2, 6)}, "valid"),
+        ({"features": F, "row_ids": torch.ones(3)}, "row_ids"),
+    ],
+)
+def test_bad_visual_tokens(arguments, message):
+    with pytest.raises(SelectionError, match=message):
+        VisualTokens(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("keep", "more", "message"),
+    [
+        ([[0, 2, 1]], {}, "strictly increasing"),
+        ([[0, 1, 1]], {}, "strictly increasing"),
+        ([[-1, 2]], {}, "strictly increasing"),
+        ([[0, 6]], {}, "within"),
+        ([[]], {}, "non-empty"),
+        ([[0, 1]], {"scores": torch.zeros(1, 5)}, "scores"),
+        ([[0, 1]], {"order": torch.tensor([[0, 2]])}, "order"),
+        ([[0, 1]], {"merged": torch.zeros(1, 3, 4)}, "merged"),
+    ],
+)
+def test_bad_selections(keep, more, message):
+    with pytest.raises(SelectionError, match=message):
+        TokenSelection(torch.tensor(keep, dtype=torch.long), 6, **more)
+
+
+def test_selection_from_order():
+    selection = TokenSelection.from_order(torch.tensor([[4, 0, 3]]), 6)
+    assert selection.keep.tolist() == [[0, 3, 4]]
+    assert selection.order.tolist() == [[4, 0, 3]]
+
+
+def test_dropping_is_a_special_case_of_a_plan():
+    spec = ModelSpec(TransformerSpec(4, 8, 16, 2, 2, 4, 3), vocabulary=10, visual_tokens=6)
+    plan = OperationPlan.drop_at(spec, Stage(2), keep=2, total=6)
+    assert [plan.tokens(layer, Operation.MLP) for layer in range(4)] == [6, 6, 2, 2]
+    assert str(Stage(2)) == "layer=2"
+    assert str(Stage()) == "pre_llm"
+    with pytest.raises(SelectionError, match="active"):
+        OperationPlan(torch.ones(4, 3, 1, dtype=torch.bool), (2, 4))
