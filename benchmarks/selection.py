@@ -1,34 +1,45 @@
 """What choosing visual tokens costs: ours, the official code's loop, and a lower bound, in one process.
 
-    python benchmarks/selection.py            all points, a few minutes
-    python benchmarks/selection.py --quick    one point
+    python benchmarks/selection.py            all points, several minutes and 2 GB of memory
+    python benchmarks/selection.py --quick    one point of each method
 
-``literal``: CDPruner's greedy loop and DivPrune's as their formulas stand, in torch, on the whole N x N matrix.
-``bound``: the matrix products that no exact method can do without, timed as bare GEMMs. For CDPruner these are the kernel
-rows of the T picks (T x N x D) and their orthogonalisation (half of T x T x N); for DivPrune the distances of the T picks
-to all others (T x N x D). The search for DivPrune's first pick is not in the bound.
+``literal``: the greedy loops of CDPruner and DivPrune as the official code runs them: the whole N x N matrix first, then
+one pick at a time. ``bound``: the matrix products that no exact method that looks at every token can do without, timed
+as bare GEMMs. For CDPruner these are the kernel rows of the T picks (T x N x D) and their orthogonalisation (half of
+T x T x N); for DivPrune the distances of the T picks to all others (T x N x D), without the search for its first pick.
+Memory is the peak of what a selection allocates, on top of its input.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from tokenprune.functional.dpp import greedy_map
 from tokenprune.functional.farthest import max_min
 from tokenprune.functional.kernels import KernelMatrix
 
 SIZES, PICKS, WIDTHS = (576, 2880, 10_000), (64, 320, 640), (1024, 4096)
+COLUMNS = ("method", "N", "T", "D", "ours ms", "literal ms", "bound ms", "literal / ours", "ours / bound")
+
+
+def cdpruner_ours(features: Tensor, relevance: Tensor, k: int) -> Tensor:
+    """(B, k) picks; features (B, N, D), relevance (B, N)."""
+    return greedy_map(KernelMatrix.of(features, "cosine", relevance), k)
 
 
 def cdpruner_literal(features: Tensor, relevance: Tensor, k: int) -> Tensor:
@@ -48,27 +59,29 @@ def cdpruner_literal(features: Tensor, relevance: Tensor, k: int) -> Tensor:
     return picks.T
 
 
+def divprune_ours(features: Tensor, relevance: Tensor, k: int) -> Tensor:
+    """(B, k) picks; features (B, N, D)."""
+    return max_min(features, k)
+
+
 def divprune_literal(features: Tensor, relevance: Tensor, k: int) -> Tensor:
     """(1, k) picks of one row."""
     unit = features[0] / features[0].norm(dim=-1, keepdim=True)
     distance = 1 - unit @ unit.T
-    picks = [int(distance.topk(2, dim=0, largest=False).values[1].argmax())]
-    for _ in range(k - 1):
-        picks.append(int(distance[:, picks].min(1).values.argmax()))
-    return torch.tensor(picks)[None]
+    picks = torch.empty(k, dtype=torch.long)
+    picks[0] = distance.topk(2, dim=0, largest=False).values[1].argmax()
+    for t in range(1, k):
+        picks[t] = distance.index_select(0, picks[:t]).min(0).values.argmax()
+    return picks[None]
 
 
-def gemms(n: int, d: int, k: int, *, orthogonalise: bool) -> Callable[[], None]:
-    """Bare matrix products of the sizes that are needed."""
-    a, b, c = torch.randn(k, d), torch.randn(d, n), torch.randn(k, k // 2)
-    e = torch.randn(k // 2, n)
+METHODS = {"cdpruner": (cdpruner_ours, cdpruner_literal), "divprune": (divprune_ours, divprune_literal)}
 
-    def work() -> None:
-        a @ b
-        if orthogonalise:
-            c @ e
 
-    return work
+def bound(n: int, d: int, k: int, *, orthogonalise: bool) -> Callable[[], object]:
+    """The bare matrix products of these sizes."""
+    picks, tokens, factor, past = torch.randn(k, d), torch.randn(d, n), torch.randn(k, k // 2), torch.randn(k // 2, n)
+    return lambda: (picks @ tokens, factor @ past if orthogonalise else None)
 
 
 def median_ms(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -83,27 +96,41 @@ def median_ms(works: dict[str, Callable[[], object]], repeats: int) -> dict[str,
     return {name: sorted(spent)[len(spent) // 2] for name, spent in times.items()}
 
 
-def point(method: str, n: int, k: int, d: int, repeats: int) -> dict[str, object]:
-    """Time one point and check that ours and the literal loop pick the same."""
+def peak_mb(work: Callable[[], object]) -> float:
+    """Most that is allocated at one time, 10^6 bytes."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = sorted(profiler.events() or (), key=lambda event: event.time_range.start)
+    return float(np.cumsum([event.self_cpu_memory_usage for event in events]).max()) / 1e6
+
+
+def example(n: int, d: int) -> tuple[Tensor, Tensor]:
+    """Features (1, n, d) in clusters with a common mean, as visual features have them, and relevance (1, n)."""
     generator = torch.Generator().manual_seed(0)
-    # Clusters with a common mean, as visual features have them; white noise would flatter the look-ahead.
     centers = torch.randn(60, d, generator=generator)
-    features = (
-        centers[torch.randint(60, (n,), generator=generator)] + 0.7 * torch.randn(n, d, generator=generator) + 0.5
-    )
-    features, relevance = features[None], torch.rand(1, n, generator=generator) + 1e-6
-    ours, literal = {
-        "cdpruner": (lambda: greedy_map(KernelMatrix.of(features, "cosine", relevance), k), cdpruner_literal),
-        "divprune": (lambda: max_min(features, k), divprune_literal),
-    }[method]
-    works: dict[str, Callable[[], object]] = {
-        "ours": ours,
-        "literal": lambda: literal(features, relevance, k),
-        "bound": gemms(n, d, k, orthogonalise=method == "cdpruner"),
-    }
-    same = torch.equal(ours(), literal(features, relevance, k))
-    ms = median_ms(works, repeats)
-    return {"method": method, "N": n, "T": k, "D": d, "same_picks": same, **{f"{name}_ms": t for name, t in ms.items()}}
+    members = centers[torch.randint(60, (n,), generator=generator)]
+    features = members + 0.7 * torch.randn(n, d, generator=generator) + 0.5
+    return features[None], torch.rand(1, n, generator=generator) + 1e-6
+
+
+def point(method: str, n: int, k: int, d: int, repeats: int) -> dict[str, object]:
+    """Times and memory of one point, and how much of the set is the literal loop's."""
+    features, relevance = example(n, d)
+    ours, literal = (lambda f=f: f(features, relevance, k) for f in METHODS[method])
+    works = {"ours": ours, "literal": literal, "bound": bound(n, d, k, orthogonalise=method == "cdpruner")}
+    mine, theirs = ours(), literal()
+    same = len(set(mine[0].tolist()) & set(theirs[0].tolist())) / k
+    times = {f"{name}_ms": ms for name, ms in median_ms(works, repeats).items()}
+    memory = {"ours_mb": peak_mb(ours), "literal_mb": peak_mb(literal)} if n * k <= 2880 * 640 else {}
+    sizes = {"method": method, "N": n, "T": k, "D": d}
+    return {**sizes, "same_order": torch.equal(mine, theirs), "same_set": same, **times, **memory}
+
+
+def processor() -> str:
+    """The name of the CPU as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def main() -> None:
@@ -116,24 +143,21 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     grid = [(n, k, d) for n in SIZES for k in PICKS for d in WIDTHS if k < n]
-    table = Table(
-        "method", "N", "T", "D", "ours ms", "literal ms", "bound ms", "literal / ours", "ours / bound", "same picks"
-    )
-    results = []
-    for method in ("cdpruner", "divprune"):
-        for n, k, d in [(2880, 640, 1024)] if arguments.quick else grid:
-            row = point(method, n, k, d, arguments.repeats if n < 10_000 else 1)
-            ours, literal, bound = (float(str(row[f"{name}_ms"])) for name in ("ours", "literal", "bound"))
-            numbers = [f"{ours:.1f}", f"{literal:.1f}", f"{bound:.1f}", f"{literal / ours:.1f}", f"{ours / bound:.1f}"]
-            table.add_row(method, str(n), str(k), str(d), *numbers, str(row["same_picks"]))
-            results.append(row)
-    Console(width=130).print(table)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    machine = {"machine": platform.machine(), "threads": arguments.threads, "torch": torch.__version__}
+    points = [(m, *size) for m in METHODS for size in ([(2880, 640, 1024)] if arguments.quick else grid)]
+    results = [point(*p, arguments.repeats if p[1] < 10_000 else 1) for p in track(points, "selecting")]
+
+    table = Table(*COLUMNS, "same set", "ours MB", "literal MB")
+    for row in results:
+        ours, literal, floor = (row[f"{name}_ms"] for name in ("ours", "literal", "bound"))
+        times = [f"{x:.1f}" for x in (ours, literal, floor, literal / ours, ours / floor)]
+        memory = [f"{row[key]:.0f}" if key in row else "" for key in ("ours_mb", "literal_mb")]
+        table.add_row(*(str(row[key]) for key in ("method", "N", "T", "D")), *times, f"{row['same_set']:.3f}", *memory)
+    Console(width=140).print(table)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    machine = {"processor": processor(), "cores": os.cpu_count(), "threads": arguments.threads}
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "commit": commit}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(
-        json.dumps({**machine, "commit": commit.stdout.strip(), "results": results}, indent=1) + "\n"
-    )
+    arguments.out.write_text(json.dumps({**machine, **versions, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from tiny import Project, Relevance, ask, save_llava, shared_llava, tiny_clip
 from transformers import AutoModelForImageTextToText, AutoProcessor, GPT2Config
 
 import tokenprune as tp
-from tokenprune.adapters.llava import LlavaAdapter
+from tokenprune.adapters.llava import CLS_TOKENS, LlavaAdapter
 from tokenprune.adapters.load import load_adapter
 from tokenprune.budget import Budget
 from tokenprune.errors import ConfigError, ModelError
@@ -79,8 +79,7 @@ def test_checkpoints_that_cannot_be_loaded(tmp_path, folder, monkeypatch):
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_adapter(str(tmp_path))  # there are no weights
     # A vision tower that the adapter does not know is refused before the weights are read.
-    monkeypatch.setitem(__import__("tokenprune.adapters.llava", fromlist=["x"]).CLS_TOKENS, "clip_vision_model", 1)
-    monkeypatch.delitem(__import__("tokenprune.adapters.llava", fromlist=["x"]).CLS_TOKENS, "clip_vision_model")
+    monkeypatch.delitem(CLS_TOKENS, "clip_vision_model")
     monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", lambda *a, **k: pytest.fail("weights read"))
     with pytest.raises(ModelError, match="'clip_vision_model' is not known"):
         load_adapter(folder)

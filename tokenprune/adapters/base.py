@@ -58,12 +58,10 @@ class ModelAdapter(ABC):
         """
         self.model, self.processor, self.text_tower = model, processor, text_tower
         self.spec = self.spec_from_config(model.config)
-        token = getattr(processor, "image_token_id", None)
-        if token != model.config.image_token_id:
-            raise ModelError(
-                f"the {type(processor).__name__} is not this model's: it marks images with token {token}, "
-                f"the model with token {model.config.image_token_id}"
-            )
+        ours, theirs = model.config.image_token_id, getattr(processor, "image_token_id", None)
+        if ours != theirs or not hasattr(processor, "image_processor"):
+            name = type(processor).__name__
+            raise ModelError(f"{name} is not this model's processor: images are token {theirs} there, token {ours} here")
 
     @classmethod
     @abstractmethod

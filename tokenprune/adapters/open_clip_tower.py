@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ def load(source: str, device: torch.device) -> OpenClipTower:
         name = f"local-dir:{name}"
     plain = ":" not in name
     if plain and name not in open_clip.list_models():
-        raise ModelError(f"unknown open_clip model {name!r}; {hint(name, open_clip.list_models())}")
+        near = ", ".join(get_close_matches(name, open_clip.list_models(), n=5, cutoff=0.3))
+        raise ModelError(f"unknown open_clip model {name!r}; near names: {near or 'none'}")
     if plain and not weights:
         tags = open_clip.list_pretrained_tags_by_model(name)
         if len(tags) != 1:

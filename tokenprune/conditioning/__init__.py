@@ -1,0 +1,1 @@
+"""Where relevance to the prompt comes from, one source a file."""

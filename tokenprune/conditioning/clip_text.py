@@ -2,8 +2,9 @@
 
 Paper: https://arxiv.org/abs/2506.10967 (CDPruner, section 3.3)
 Code: https://github.com/Theia-4869/CDPruner (Apache-2.0)
-Differs: nothing in the values; the sign is the pruner's option. The default -1 is that of the code: the cosine of CLIP's
-    patch features to the text is inverted (paper's equation 5 has it positive; the authors call it a CLIP phenomenon).
+Differs: nothing in the values; the sign is the pruner's option. The default -1 is that of the code: the cosine of
+    CLIP's patch features to the text is inverted (the paper's equation 5 has it positive; its authors call the
+    inversion a CLIP phenomenon).
 """
 
 from __future__ import annotations

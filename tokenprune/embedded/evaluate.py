@@ -26,7 +26,7 @@ from tokenprune.embedded.model import WEIGHTS, load_embedded
 from tokenprune.embedded.scenes import IMAGE_SIZE
 from tokenprune.metrics.evidence import evidence_tokens
 from tokenprune.tasks.scenes import Scenes
-from tokenprune.types import Sample, Signal, TokenSelection, VisualTokens
+from tokenprune.types import PRE_LLM, ModelSpec, Positions, Sample, Signal, Stage, TokenSelection, VisualTokens
 
 BATCH = 50
 
@@ -36,8 +36,12 @@ class Without:
     """A selector that drops given visual tokens of a single image."""
 
     dropped: frozenset[int]
-    positions: str = "original"
+    positions: Positions = "original"
     requires: frozenset[Signal] = field(default_factory=frozenset)
+
+    def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
+        """Before the LLM."""
+        return (PRE_LLM,)
 
     def select(self, tokens: VisualTokens, k: int) -> TokenSelection:
         """All but the dropped ones."""

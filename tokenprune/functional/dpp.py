@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tokenprune.functional.kernels import KernelMatrix
 from tokenprune.functional.lazy import NEVER, Array, Criterion, lazy_greedy
-from tokenprune.functional.vectors import take
 
 ROUNDING = 100  # ulps of L_ii; the gain of a token that the picks already span is below that
 
@@ -65,7 +64,7 @@ class _LogDeterminant(Criterion):
         counted = counted.to(rows.device)[:, :, None]
         square = torch.where(counted & counted.mT, _columns(rows, picks), identity)
         lower = torch.linalg.cholesky_ex(square).L
-        new = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False) @ rows.mul_(counted)
+        new: Tensor = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False) @ rows.mul_(counted)
         for row, (start, count) in enumerate(zip(self.done, counts, strict=True)):
             self.factor[row, start : start + count] = new[row, :count]
         self.done = [start + count for start, count in zip(self.done, counts, strict=True)]

@@ -12,12 +12,10 @@ from tokenprune.functional.vectors import take, unit, widen
 
 
 class Kernel(ABC):
-    """A similarity of tokens, computed a block at a time so that no caller needs the N x N matrix."""
+    """A similarity of tokens, computed a block at a time so that no caller needs the N x N matrix.
 
-    @property
-    def summary(self) -> str:
-        """The formula, in one line."""
-        return (self.__doc__ or "").strip().partition("\n")[0]
+    The first line of a kernel's docstring is its formula, for listings.
+    """
 
     @abstractmethod
     def points(self, features: Tensor, valid: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Criterion(ABC):
 
     @abstractmethod
     def update(self, gain: Tensor, picks: Tensor, counts: list[int]) -> Tensor:
-        """The gains (B, N) after the picks (B, S), token indices: the first ``counts`` of each row, then repetitions."""
+        """The gains (B, N) after the picks (B, S), token indices: ``counts`` of each row, then repetitions."""
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def lazy_greedy(criterion: Criterion, gain: Tensor, floor: Tensor, k: int) -> Te
         rival = best.values[:, size] if n > size else gain.new_full((batch,), NEVER)
         local = gain.gather(1, candidates), floor.gather(1, candidates), criterion.among(candidates), rival
         rows = zip(*(x.cpu().numpy() for x in local), done, strict=True)
-        walks = [_walk(criterion, *parts, k - start) for *parts, start in rows]
+        walks = [_walk(criterion, g, f, m, r, k - start) for g, f, m, r, start in rows]
         picks, ranks = _padded(walks, done, k)
         picks = candidates.gather(1, picks.to(gain.device))
         rank.scatter_reduce_(1, picks, ranks.to(gain.device), "amin")

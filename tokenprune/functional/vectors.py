@@ -52,5 +52,5 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     Returns:
         (B, n, D).
     """
-    offset = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
-    return x.flatten(0, 1).index_select(0, (index + offset).flatten()).unflatten(0, index.shape)  # copies whole vectors
+    flat = index + torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
+    return x.flatten(0, 1).index_select(0, flat.flatten()).view(*index.shape, -1)  # copies whole vectors at a time

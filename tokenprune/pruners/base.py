@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
 
 from tokenprune.errors import BudgetError, ConfigError, hint
+from tokenprune.options import construct
 from tokenprune.registry import Registry
 from tokenprune.types import PRE_LLM, ModelSpec, OperationPlan, Positions, Signal, Stage, TokenSelection, VisualTokens
 
+P = TypeVar("P", bound="Pruner")
 PRUNERS: Registry[Pruner]
 
 
@@ -95,7 +96,7 @@ def check_choice(option: str, value: object, allowed: Iterable[str]) -> None:
 PRUNERS = Registry("pruner", package="tokenprune.pruners", group="tokenprune.pruners")
 
 
-def register_pruner(name: str, *, paper: str | None = None) -> Callable[[type[Pruner]], type[Pruner]]:
+def register_pruner(name: str, *, paper: str | None = None) -> Callable[[type[P]], type[P]]:
     """Class decorator that makes a pruner known to the CLI, YAML files, the contract tests and the docs.
 
     Args:
@@ -105,7 +106,7 @@ def register_pruner(name: str, *, paper: str | None = None) -> Callable[[type[Pr
     Raises:
         RegistryError: if the name is malformed or taken.
     """
-    return PRUNERS.register(name, paper=paper)
+    return cast(Callable[[type[P]], type[P]], PRUNERS.register(name, paper=paper))
 
 
 def create_pruner(name: str, **options: Any) -> Pruner:
@@ -117,11 +118,6 @@ def create_pruner(name: str, **options: Any) -> Pruner:
 
     Raises:
         RegistryError: if the name is unknown.
-        ConfigError: if an option is unknown or has a bad value.
+        ConfigError: if an option is unknown, of the wrong type or has a bad value.
     """
-    target = PRUNERS.get(name)
-    allowed = [f.name for f in dataclasses.fields(target) if f.init]
-    for option in options:
-        if option not in allowed:
-            raise ConfigError(f"pruner {name!r} has no option {option!r}; {hint(option, allowed)}")
-    return target(**options)
+    return construct(PRUNERS.get(name), options, f"pruner {name!r}")

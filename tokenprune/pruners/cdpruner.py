@@ -62,9 +62,9 @@ class CDPruner(Pruner):
         check_choice("relevance_scale", self.relevance_scale, SCALES)
         check_choice("kernel", self.kernel, KERNELS)
         check_choice("kernel_form", self.kernel_form, get_args(KernelForm))
-        if self.sign not in (None, 1, -1) or isinstance(self.sign, bool):
+        if self.sign not in (None, 1, -1):
             raise ConfigError(f"option 'sign' is {self.sign!r}; allowed: 1, -1, or None for that of the conditioning")
-        if not isinstance(self.theta, int | float) or isinstance(self.theta, bool) or not 0 <= self.theta < 1:
+        if not 0 <= self.theta < 1:
             raise ConfigError(f"option 'theta' is {self.theta!r}; it must be a number in [0, 1)")
 
     @property

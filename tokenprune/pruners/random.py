@@ -28,13 +28,16 @@ class Random(ScorePruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.seed) is not int or self.seed < 0:
+        if self.seed < 0:
             raise ConfigError(f"option 'seed' is {self.seed!r}; it must be an integer of at least 0")
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        """(B, N) uniform in [0, 1)."""
-        rows = [self._draw(content, tokens.num_tokens) for content in _contents(tokens)]
-        return torch.stack(rows).to(tokens.features.device)
+        """(B, N) uniform in [0, 1); 0 for padding."""
+        valid = tokens.valid_or_all.cpu()
+        scores = torch.zeros(valid.shape)
+        for row, content in enumerate(_contents(tokens, valid)):
+            scores[row, valid[row]] = self._draw(content, int(valid[row].sum()))
+        return scores.to(tokens.features.device)
 
     def _draw(self, content: bytes, number: int) -> Tensor:
         digest = hashlib.blake2b(content, key=str(self.seed).encode(), digest_size=8).digest()
@@ -42,8 +45,9 @@ class Random(ScorePruner):
         return torch.rand(number, generator=generator)
 
 
-def _contents(tokens: VisualTokens) -> list[bytes]:
-    """What stands for each row: its id, or the bytes of its features if it has none."""
+def _contents(tokens: VisualTokens, valid: Tensor) -> list[bytes]:
+    """What stands for each row: its id, or the bytes of its valid features if it has none."""
     if tokens.row_ids is not None:
         return [str(number).encode() for number in tokens.row_ids.tolist()]
-    return [row.numpy().tobytes() for row in tokens.features.detach().float().cpu()]
+    features = tokens.features.detach().float().cpu()
+    return [row[counts].numpy().tobytes() for row, counts in zip(features, valid, strict=True)]

@@ -1,0 +1,36 @@
+import subprocess
+import sys
+
+import pytest
+
+import tokenprune as tp
+
+
+def test_public_names():
+    assert set(tp.__all__) == {
+        "Budget",
+        "ModelAdapter",
+        "OperationPlan",
+        "Pruner",
+        "ScorePruner",
+        "Signal",
+        "TokenPruneError",
+        "TokenSelection",
+        "Trace",
+        "VisualTokens",
+        "__version__",
+        "create_pruner",
+        "load_embedded",
+        "prune",
+        "register_adapter",
+        "register_pruner",
+    }
+    assert all(getattr(tp, name) is not None for name in tp.__all__)
+    assert sorted(tp.__all__) == dir(tp)
+    with pytest.raises(AttributeError, match="prunner"):
+        _ = tp.prunner
+
+
+def test_importing_it_imports_neither_torch_nor_transformers():
+    code = "import sys, tokenprune; sys.exit(bool({'torch', 'transformers', 'wandb'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

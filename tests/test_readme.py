@@ -1,0 +1,99 @@
+"""The README and CONTRIBUTING say what is so: their tables are the registries, and their code runs."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tokenprune.adapters.base import ADAPTERS
+from tokenprune.pruners.base import PRUNERS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def block(text, marker):
+    """The Python block after a ``<!-- tested: ... -->`` comment."""
+    return re.search(rf"<!-- tested: {re.escape(marker)}.*?-->\n```python\n(.*?)```", text, re.DOTALL)[1]
+
+
+def shipped(registry):
+    return [e for e in map(registry.entry, registry.names()) if e.target.__module__.startswith("tokenprune.")]
+
+
+def path_of(entry):
+    return entry.target.__module__.replace(".", "/") + ".py"
+
+
+def test_table_of_methods_is_the_registry():
+    rows = [f"| `{e.name}` | {e.summary} | {e.paper or '–'} | [{path_of(e)}]({path_of(e)}) |" for e in shipped(PRUNERS)]
+    table = ["| method | what it keeps | paper | file |", "|---|---|---|---|", *rows]
+    assert "\n".join(table) in README
+
+
+def test_table_of_models_is_the_registry():
+    rows = [
+        f"| `{e.name}` | {e.summary} | `{e.target.example}` | [{path_of(e)}]({path_of(e)}) |" for e in shipped(ADAPTERS)
+    ]
+    table = ["| adapter | what it serves | a model | file |", "|---|---|---|---|", *rows]
+    assert "\n".join(table) in README
+
+
+def test_every_pruner_has_its_yaml_and_its_test():
+    for entry in shipped(PRUNERS):
+        assert (ROOT / path_of(entry)).stem == entry.name
+        assert (ROOT / "configs" / "pruner" / f"{entry.name}.yaml").exists()
+        assert (ROOT / "tests" / "pruners" / f"test_{entry.name}.py").exists()
+
+
+def test_example_runs_and_prunes(capsys):
+    code = block(README, "tests/test_readme.py")
+    assert len(code.splitlines()) <= 15
+    scope = {}
+    exec(compile(code, "README.md", "exec"), scope)
+    printed = capsys.readouterr().out
+    assert scope["trace"].keep.shape == (1, 24)
+    assert scope["sample"].question in printed
+
+
+def test_links_lead_somewhere():
+    for text, folder in (
+        (README, ROOT),
+        (CONTRIBUTING, ROOT),
+        *((p.read_text(), p.parent) for p in (ROOT / "docs").glob("*.md")),
+    ):
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+            assert target.startswith("https://") or (folder / target).exists(), target
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A package that is no part of this one: the file of CONTRIBUTING and an entry point that names it."""
+    (tmp_path / "keep_center.py").write_text(block(CONTRIBUTING, "tests/test_readme.py"))
+    info = tmp_path / "my_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[tokenprune.pruners]\nkeep_center = keep_center\n")
+    return {**os.environ, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1", "COLUMNS": "140"}
+
+
+def command(environment, *arguments):
+    done = subprocess.run([sys.executable, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_pruner_from_outside_is_in_the_cli_and_in_the_contract_tests(outside):
+    cli = "from tokenprune.cli import main; main()"
+    listing = command(outside, "-c", cli, "list", "pruners")
+    assert "keep_center" in listing
+    assert "https://example.org/my-paper" in listing
+    assert "positions" in command(outside, "-c", cli, "show", "keep_center")
+    result = command(
+        outside, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/pruners/test_contract.py", "-k", "keep_center"
+    )
+    assert int(re.search(r"(\d+) passed", result)[1]) >= 15
