@@ -3,11 +3,11 @@
     python benchmarks/selection.py            all points, several minutes and 2 GB of memory
     python benchmarks/selection.py --quick    one point of each method
 
-``literal``: the greedy loops of CDPruner and DivPrune as the official code runs them: the whole N x N matrix first, then
-one pick at a time. ``bound``: the matrix products that no exact method that looks at every token can do without, timed
-as bare GEMMs. For CDPruner these are the kernel rows of the T picks (T x N x D) and their orthogonalisation (half of
-T x T x N); for DivPrune the distances of the T picks to all others (T x N x D), without the search for its first pick.
-Memory is the peak of what a selection allocates, on top of its input.
+``literal``: the greedy loops of CDPruner and DivPrune as the official code runs them: the whole N x N matrix first,
+then one pick at a time. ``bound``: the matrix products that no exact method which looks at every token can do without,
+timed as bare GEMMs. For CDPruner these are the kernel rows of the T picks (T x N x D) and their orthogonalisation (half
+of T x T x N); for DivPrune the distances of the T picks to all others (T x N x D), without the search for its first
+pick. Memory is the peak of what a selection allocates, on top of its input.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.ticker import EngFormatter
+from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
 from tokenprune.errors import DataError
@@ -20,26 +21,18 @@ from tokenprune.types import Sample
 Metrics = Mapping[str, Any]
 PICTURED = 6  # questions in a picture of kept tokens
 
-# Header, how to read it, and the cell's text.
+# Header, how to read it, and the cell's text. Headers break where there is little room.
 COLUMNS: tuple[tuple[str, str, Callable[[Metrics], str]], ...] = (
+    ("visual tokens", "kept per image, of all", lambda m: f"{m['kept_tokens']:g}/{m['visual_tokens']}"),
     (
-        "visual tokens",
-        "kept per image, of all",
-        lambda m: f"{m['kept_tokens']:g} / {m['visual_tokens']}",
-    ),
-    (
-        "accuracy",
-        "share of right answers, in %, ± its binomial standard error",
+        "accuracy %",
+        "share of right answers ± its binomial standard error",
         lambda m: f"{100 * m['accuracy']:.1f} ± {100 * m['accuracy_standard_error']:.1f}",
     ),
+    ("of unpruned %", "accuracy relative to no pruning", lambda m: _percent(m["retention"])),
     (
-        "of unpruned",
-        "accuracy relative to no pruning, in %",
-        lambda m: _percent(m["retention"]),
-    ),
-    (
-        "evidence kept",
-        "share of the visual tokens on the asked objects that were kept, in %, mean over the questions that have any",
+        "evidence kept %",
+        "share of the visual tokens on the asked objects that were kept, mean over the questions that have any",
         lambda m: _percent(m["evidence_kept"]),
     ),
     (
@@ -49,14 +42,11 @@ COLUMNS: tuple[tuple[str, str, Callable[[Metrics], str]], ...] = (
     ),
     (
         "prefill time",
-        "selection and LLM prefill of a batch, relative to the unpruned LLM prefill measured turn by turn with it",
-        lambda m: f"{m['prefill_time_ratio']:.2f} x" if "prefill_time_ratio" in m else "-",
+        "selection and LLM prefill of a batch, over the unpruned LLM prefill that was measured turn by turn with it; "
+        "without pruning it shows how exact the clock is",
+        lambda m: f"{m['prefill_time_ratio']:.2f}x" if "prefill_time_ratio" in m else "-",
     ),
-    (
-        "KV cache",
-        "bytes of keys and values of one question after prefill",
-        lambda m: f"{engineering(m['kv_cache_bytes'])}B",
-    ),
+    ("KV cache", "keys and values of one question after prefill", lambda m: f"{engineering(m['kv_cache_bytes'])}B"),
 )
 
 
@@ -70,10 +60,12 @@ def _percent(share: float | None) -> str:
 
 
 def console_table(records: Sequence[RunRecord]) -> Table:
-    """The result of a run for the terminal."""
-    table = Table("pruner", *(Column(header, justify="right") for header, _, _ in COLUMNS))
-    for label, *cells in _rows(records):
-        table.add_row(label, *cells)
+    """The result of a run for the terminal; it fits into 80 columns."""
+    columns = [Column(header, justify="right", min_width=max(map(len, header.split()))) for header, _, _ in COLUMNS]
+    table = Table(Column("pruner", overflow="fold"), *columns, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    rows = _rows(records)
+    for row, following in zip(rows, [*rows[1:], [""]], strict=True):
+        table.add_row(*row, end_section=row[0] != following[0])
     return table
 
 

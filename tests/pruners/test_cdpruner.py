@@ -1,7 +1,7 @@
 import pytest
 import torch
-
 from golden_data import cases, load, orders
+
 from tokenprune import VisualTokens, create_pruner
 from tokenprune.errors import ConfigError, SelectionError
 
@@ -17,8 +17,11 @@ def tokens_of(case):
 
 
 def literal(features, embeds, texts, k, sign=-1, alpha=None):
-    """The formulas of one image, read off the paper and the specification, in float64 and without a clever line."""
-    v = features.double() / features.double().norm(dim=1, keepdim=True)
+    """The formulas of one image, read off the paper and the code, in float64 and without a clever line.
+
+    Only the features are normalised in the precision in which they come.
+    """
+    v = (features / features.norm(dim=1, keepdim=True)).double()
     e, q = (x.double() / x.double().norm(dim=1, keepdim=True) for x in (embeds, texts))
     r = sign * torch.stack([torch.stack([a @ b for b in q]).mean() for a in e])
     r = (r - r.min() + 1e-6) / (r.max() - r.min())
@@ -97,6 +100,17 @@ def test_literal_transcription(theta):
     assert positive.order[0].tolist() == literal(features, embeds, texts, 12, sign=1, alpha=alpha)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_features_are_normalised_in_the_precision_in_which_they_come(dtype):
+    case = load("cdpruner_n576_d64_t32")
+    features, embeds, texts = case["image_features"].to(dtype), case["image_embeds"], case["text_embeds"]
+    signals = {"clip_image_embeds": embeds, "clip_text_embeds": texts}
+    ours = create_pruner("cdpruner").select(VisualTokens(features, signals), 32).order[0].tolist()
+    assert ours == literal(features[0], embeds[0], texts, 32)
+    if dtype == torch.bfloat16:
+        assert ours != literal(features[0].float(), embeds[0], texts, 32)
+
+
 def test_by_hand():
     # Three directions, the second twice. Relevance (sign -1) is largest for token 0 and smallest for token 3.
     features = torch.tensor([[[1.0, 0, 0], [0, 1, 0], [0, 2, 0], [0, 0, 1]]])
@@ -155,9 +169,12 @@ def test_missing_misshapen_and_infinite_signals_are_refused():
     good = {"clip_image_embeds": torch.randn(1, 9, 3), "clip_text_embeds": torch.randn(1, 1, 3)}
     with pytest.raises(SelectionError, match="clip_image_embeds"):
         create_pruner("cdpruner").select(VisualTokens(features), 3)
-    with pytest.raises(SelectionError, match="clip_text_embeds"):
-        tokens = VisualTokens(features, {**good, "clip_text_embeds": torch.randn(1, 1, 5)})
-        create_pruner("cdpruner").select(tokens, 3)
-    with pytest.raises(SelectionError, match="finite"):
-        tokens = VisualTokens(features, {**good, "clip_image_embeds": torch.full((1, 9, 3), torch.nan)})
-        create_pruner("cdpruner").select(tokens, 3)
+    for change, message in [
+        ({"clip_text_embeds": torch.randn(1, 1, 5)}, "clip_text_embeds"),
+        ({"clip_image_embeds": torch.randn(1, 8, 3)}, "clip_image_embeds"),
+        ({"clip_image_embeds": torch.full((1, 9, 3), torch.nan)}, "finite"),
+        ({"clip_text_embeds": torch.full((1, 1, 3), torch.inf)}, "finite"),
+    ]:
+        tokens = VisualTokens(features, {**good, **change})
+        with pytest.raises(SelectionError, match=message):
+            create_pruner("cdpruner").select(tokens, 3)

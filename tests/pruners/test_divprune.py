@@ -1,7 +1,7 @@
 import pytest
 import torch
-
 from golden_data import cases, load, orders
+
 from tokenprune import VisualTokens, create_pruner
 
 DIVPRUNE = create_pruner("divprune")

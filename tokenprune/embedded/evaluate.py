@@ -23,7 +23,7 @@ from PIL import Image
 from tokenprune.adapters.base import ModelAdapter, adapter_for
 from tokenprune.budget import Budget
 from tokenprune.embedded.model import WEIGHTS, load_embedded
-from tokenprune.embedded.scenes import IMAGE_SIZE
+from tokenprune.embedded.scenes import GRID, IMAGE_SIZE
 from tokenprune.metrics.evidence import evidence_tokens
 from tokenprune.tasks.scenes import Scenes
 from tokenprune.types import PRE_LLM, ModelSpec, Positions, Sample, Signal, Stage, TokenSelection, VisualTokens
@@ -64,7 +64,7 @@ def answer_without_evidence(adapter: ModelAdapter, samples: Sequence[Sample]) ->
     for sample in samples:
         prepared = adapter.prepare([sample])
         total = adapter.spec.visual_tokens
-        gone = frozenset(evidence_tokens(sample.boxes, sample.image.size, adapter.grid()))
+        gone = frozenset(evidence_tokens(sample.boxes, sample.image.size, (GRID, GRID)))
         pruned = adapter.prune_inputs(prepared.inputs, Without(gone), Budget(keep_tokens=total - len(gone)))
         answers += adapter.generate(pruned.inputs, max_new_tokens=4)
     return answers
