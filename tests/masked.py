@@ -1,7 +1,7 @@
 """What pruning must equal, without any of its code: the whole prompt with the dropped visual tokens masked out.
 
-Each row goes alone, without padding and without a cache, from its own input embeddings, with an explicit mask in which no
-other token sees a dropped one.
+Each row goes alone, without padding and without a cache, from its own input embeddings, with a mask that hides the
+dropped tokens from all others.
 """
 
 import torch

@@ -186,6 +186,7 @@ def test_prefill_is_timed_once_and_whole(llava, monkeypatch):
     columns = ask(processor, 1)["input_ids"].shape[1] - 25 + KEEP
     assert 10 < columns <= 20  # two chunks
     assert [call.seconds["prefill"] for call in trace.calls] == [1.0, 2.0]
+    assert next(clock) == 6  # decoding steps do not look at the clock, which would make them wait for the device
 
 
 # A second turn on the same cache
@@ -228,7 +229,8 @@ def test_later_turns_that_bring_images(llava, everything, positions):
             **DETAILS,
         )
         third = extended(second, out.sequences, "USER: where is the star ? ASSISTANT:", processor)
-        last = model.generate(**third, past_key_values=out.past_key_values, max_new_tokens=5, **DETAILS)
+        images = {"pixel_values": together} if everything else {}
+        last = model.generate(**third, **images, past_key_values=out.past_key_values, max_new_tokens=5, **DETAILS)
     a, b = (call.selection.keep for call in trace.calls)
     assert trace.counts == [(25, KEEP), (25, KEEP)]
     keep = torch.stack([a[0], b[0], a[1], a[2], b[1]])
@@ -290,11 +292,15 @@ def test_what_does_not_continue_a_cache(llava):
         image = extended(inputs, first.sequences, "is there a star ?", processor, images=1)
         with pytest.raises(ModelError, match="no image is given"):
             model.generate(**image, **cache)
+        new = image["input_ids"][:, inputs["input_ids"].shape[1] + 2 :]  # the last generated token is not cached
         with pytest.raises(ModelError, match="whole conversation"):
-            new = image["input_ids"][:, inputs["input_ids"].shape[1] + 2 :]  # the last generated token is not cached
             model.generate(new, attention_mask=image["attention_mask"], pixel_values=inputs["pixel_values"], **cache)
     with prune(model, processor), pytest.raises(ModelError, match="not filled in this block"):
         model.generate(**second, **cache)
+    with prune(model, processor):  # beams are not the rows of the caller
+        beams = model.generate(**inputs, num_beams=2, max_new_tokens=3, return_dict_in_generate=True)
+        with pytest.raises(ModelError, match="not filled in this block"):
+            model.generate(**second, past_key_values=beams.past_key_values, max_new_tokens=2)
 
 
 # Nothing stays

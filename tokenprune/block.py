@@ -82,12 +82,13 @@ class Block:
             caller: (B, L) the caller's ``input_ids``.
         """
         shown = run.arguments["input_ids"].shape[1]
-        limits = _lengths(self.adapter.model, run.arguments, caller.shape[1] - shown)
-        output = original(**{**run.arguments, **limits})
+        model = self.adapter.model
+        output = original(**{**run.arguments, **_lengths(model, run.arguments, caller.shape[1] - shown)})
         sequences = getattr(output, "sequences", output)
         copies = len(sequences) // len(caller)
         cache = getattr(output, "past_key_values", run.arguments.get("past_key_values"))
-        run.finish(cache if copies == 1 else None)  # beams hold other rows than the caller's
+        alike = copies == 1 and _setting(model, run.arguments, "num_beams") <= 1  # else its rows are not the caller's
+        run.finish(cache if alike else None)
         prompt = caller.repeat_interleave(copies, 0).to(sequences.device)
         sequences = torch.cat([prompt, sequences[:, shown:]], 1)
         if isinstance(output, Tensor):
@@ -155,13 +156,18 @@ class Block:
         return run
 
 
+def _setting(model: Any, arguments: Mapping[str, Any], name: str) -> int:
+    """What ``generate`` goes by: an argument, a given generation config, or the model's; 0 if none says."""
+    configs = (arguments.get("generation_config"), model.generation_config)
+    values = (arguments.get(name), *(getattr(config, name, None) for config in configs))
+    return next((int(value) for value in values if value is not None), 0)
+
+
 def _lengths(model: Any, arguments: Mapping[str, Any], removed: int) -> dict[str, int]:
     """Limits that count the prompt, less the columns that pruning removed from it."""
-    given = arguments.get("generation_config")
-    sources = [arguments, {} if given is None else vars(given), vars(model.generation_config)]
     limits = {}
     for name, stronger in {"max_length": "max_new_tokens", "min_length": "min_new_tokens"}.items():
-        value = next((source[name] for source in sources if source.get(name)), None)
-        if value and not any(source.get(stronger) for source in sources):
-            limits[name] = value - removed
+        limit = _setting(model, arguments, name)
+        if limit and not _setting(model, arguments, stronger):
+            limits[name] = limit - removed
     return limits

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from tokenprune.types import Sample
 
 SIDE = 384  # pixels of the long side, or a little less
-FADE = 0.82  # how far a dropped patch goes towards PAPER
+FADE = 0.78  # how far a dropped patch goes towards PAPER
 PAPER = 235  # light grey: dark and bright scenes both fade visibly, on screen and in print
 RIGHT, WRONG = "#009E73", "#D55E00"
 
@@ -61,16 +61,16 @@ def draw_kept(
     """
     widths = [1.1, *[1.0] * len(columns)]
     figure = Figure(figsize=(1.9 * sum(widths), 2.15 * len(samples) + 0.6), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=12, fontweight="bold")
     panels = figure.subplots(len(samples), 1 + len(columns), squeeze=False, width_ratios=widths)
+    for axes, heading in zip(panels[0, 1:], columns, strict=True):
+        axes.set_title(heading, fontsize=10)
     for sample, row in zip(samples, panels, strict=True):
         row[0].set_axis_off()
         row[0].text(0, 0.62, textwrap.fill(sample.question, 20), fontsize=10, fontweight="bold", va="bottom")
         row[0].text(0, 0.54, textwrap.shorten(f"truth: {sample.answer}", 40), fontsize=10, va="top")
-        for axes, (heading, lines) in zip(row[1:], columns.items(), strict=True):
+        for axes, lines in zip(row[1:], columns.values(), strict=True):
             axes.set_axis_off()
-            if row is panels[0]:
-                axes.text(0.5, 1.06, heading, transform=axes.transAxes, ha="center", fontsize=10)
             if line := lines.get(sample.id):
                 _panel(axes, sample, line, grid)
     figure.savefig(path, dpi=110)

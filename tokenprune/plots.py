@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from tokenprune.record import RunRecord
 
@@ -36,8 +36,11 @@ def pareto(records: Sequence[RunRecord], path: Path) -> None:
         _line(axes, points, label, COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)])
     axes.set_xlabel("LLM prefill FLOPs per question")
     axes.set_ylabel("accuracy")
-    axes.xaxis.set_major_formatter(EngFormatter())
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xscale("log")  # budgets shrink by factors
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9, loc="best")

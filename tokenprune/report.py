@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.ticker import EngFormatter
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
@@ -21,13 +20,13 @@ from tokenprune.types import Sample
 Metrics = Mapping[str, Any]
 PICTURED = 6  # questions in a picture of kept tokens
 
-# Header, how to read it, and the cell's text. Headers break where there is little room.
+# Header, how to read it, and the cell's text.
 COLUMNS: tuple[tuple[str, str, Callable[[Metrics], str]], ...] = (
     ("visual tokens", "kept per image, of all", lambda m: f"{m['kept_tokens']:g}/{m['visual_tokens']}"),
     (
         "accuracy %",
         "share of right answers ± its binomial standard error",
-        lambda m: f"{100 * m['accuracy']:.1f} ± {100 * m['accuracy_standard_error']:.1f}",
+        lambda m: f"{100 * m['accuracy']:.1f}±{100 * m['accuracy_standard_error']:.1f}",
     ),
     ("of unpruned %", "accuracy relative to no pruning", lambda m: _percent(m["retention"])),
     (
@@ -51,8 +50,12 @@ COLUMNS: tuple[tuple[str, str, Callable[[Metrics], str]], ...] = (
 
 
 def engineering(value: float) -> str:
-    """A number with an SI prefix: ``1.23 G``."""
-    return EngFormatter(places=2)(value).strip()
+    """A number of three digits with an SI prefix: ``1.23G``."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if value < 999.5:
+            return f"{value:.3g}{prefix}"
+        value /= 1000
+    return f"{value:.3g}P"
 
 
 def _percent(share: float | None) -> str:
@@ -61,7 +64,7 @@ def _percent(share: float | None) -> str:
 
 def console_table(records: Sequence[RunRecord]) -> Table:
     """The result of a run for the terminal; it fits into 80 columns."""
-    columns = [Column(header, justify="right", min_width=max(map(len, header.split()))) for header, _, _ in COLUMNS]
+    columns = [Column(header.replace(" ", "\n"), justify="right", no_wrap=True) for header, _, _ in COLUMNS]
     table = Table(Column("pruner", overflow="fold"), *columns, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     rows = _rows(records)
     for row, following in zip(rows, [*rows[1:], [""]], strict=True):
@@ -112,8 +115,10 @@ def write(folder: RunFolder, samples: Sequence[Sample]) -> Path:
 def _draw_all(folder: RunFolder, done: Sequence[RunRecord], samples: Sequence[Sample]) -> list[str]:
     """Draw what each pruner kept; the names of the pictures."""
     answers = folder.answers()
-    first_of_kind = list({sample.kind: sample for sample in reversed(samples)}.values())[::-1]
-    shown = (first_of_kind if len(first_of_kind) > 1 else samples)[:PICTURED]
+    first_of_kind: dict[str, Sample] = {}
+    for sample in samples:
+        first_of_kind.setdefault(sample.kind, sample)
+    shown = (list(first_of_kind.values()) if len(first_of_kind) > 1 else samples)[:PICTURED]
     grid = done[0].metrics["grid"]
     if grid is None:
         return []

@@ -86,6 +86,8 @@ def test_content_ids_tell_images_apart_whatever_their_batch():
     changed[0, 0, 0, 0] += 1e-3
     swapped = pixels.clone()
     swapped[0, :, 0], swapped[0, :, 1] = pixels[0, :, 1], pixels[0, :, 0]
-    everything = torch.cat([ids, content_ids(changed)[:1], content_ids(swapped)[:1], content_ids(torch.zeros(1, 3, 4, 4))])
+    everything = torch.cat(
+        [ids, content_ids(changed)[:1], content_ids(swapped)[:1], content_ids(torch.zeros(1, 3, 4, 4))]
+    )
     assert len(set(everything.tolist())) == 6
     assert (everything >= 0).all()

@@ -37,7 +37,9 @@ def test_load_adapter(folder, dtype, attention):
     assert isinstance(adapter, LlavaAdapter)
     assert adapter.model.dtype == getattr(torch, dtype)
     assert not adapter.model.training
-    assert {m.config._attn_implementation for m in (adapter.model, adapter.model.base_model.vision_tower)} == {attention}
+    assert {m.config._attn_implementation for m in (adapter.model, adapter.model.base_model.vision_tower)} == {
+        attention
+    }
     pruned = adapter.prune_inputs(ask(adapter.processor, 1), Relevance(), Budget(keep_tokens=8))
     assert len(adapter.generate(pruned.inputs, max_new_tokens=2)) == 1
 

@@ -19,10 +19,21 @@ CPU = torch.device("cpu")
 SIZES = {
     "embed_dim": 24,
     "quick_gelu": True,
-    "vision_cfg": {"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, "layers": 4, "width": 32, "head_width": 8, "mlp_ratio": 2},
+    "vision_cfg": {
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "layers": 4,
+        "width": 32,
+        "head_width": 8,
+        "mlp_ratio": 2,
+    },
     "text_cfg": {"context_length": 12, "width": 16, "heads": 2, "layers": 2, "mlp_ratio": 2},
 }
-QUESTIONS = ["What colour is the circle?", "Is there a red circle on the left, and a blue star on the right of it?", "Why?"]
+QUESTIONS = [
+    "What colour is the circle?",
+    "Is there a red circle on the left, and a blue star on the right of it?",
+    "Why?",
+]
 
 
 @pytest.fixture(scope="module")

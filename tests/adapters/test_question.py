@@ -39,7 +39,8 @@ class Verbatim:
         "<s>A chat. USER: #\nWhat is it? ASSISTANT:",
         "<s>[INST] #\nWhat is it? [/INST]",
         "<|im_start|>system\nAnswer.<|im_end|><|im_start|>user\n#\nWhat is it?<|im_end|><|im_start|>assistant\n",
-        "<|start_header_id|>user<|end_header_id|>\n\n#\nWhat is it?<|eot_id|><|start_header_id|>assistant<|end_header_id|>",
+        "<|start_header_id|>user<|end_header_id|>\n\n#\nWhat is it?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
     ],
 )
 def test_common_chat_formats(prompt):

@@ -37,3 +37,11 @@ def test_padding_is_nobodys_neighbour():
 def test_one_token_and_coinciding_tokens():
     assert max_min(torch.randn(1, 1, 4), 1).tolist() == [[0]]
     assert sorted(max_min(torch.ones(1, 9, 4), 9)[0].tolist()) == list(range(9))
+
+
+def test_of_two_mutual_nearest_neighbours_the_lower_index_comes_first(monkeypatch):
+    monkeypatch.setattr("tokenprune.functional.farthest.BLOCK", 20)  # even indices are compared first
+    x = torch.ones(1, 40, 3)
+    x[0, :, 2] += torch.linspace(0, 0.1, 40)
+    x[0, 11], x[0, 30] = torch.tensor([-1.0, -1, -1]), torch.tensor([-1.0, -1, 0])  # far from all but each other
+    assert max_min(x, 1).tolist() == [[11]]

@@ -42,6 +42,13 @@ def test_values_by_hand():
     assert whole["laplacian"][0, 1].item() == pytest.approx(math.exp(-3 / spread), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", KERNELS)
+def test_padding_does_not_set_the_bandwidth(name):
+    valid = torch.arange(40)[None] < 25
+    padded = KernelMatrix.of(X[:1], name, valid=valid).block(ALL[:1, :25], ALL[:1, :25])
+    assert torch.allclose(padded, KernelMatrix.of(X[:1, :25], name).block(ALL[:1, :25]), atol=1e-12)
+
+
 def test_relevance_enters_on_both_sides():
     relevance = torch.rand(2, 40, dtype=torch.float64)
     plain, conditioned = (KernelMatrix.of(X, "cosine", q).block(ALL) for q in (None, relevance))

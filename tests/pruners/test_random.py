@@ -16,6 +16,12 @@ def test_seeds_and_rows_differ():
     assert not torch.equal(keep()[0], keep()[1])
 
 
+def test_every_token_of_a_row_counts_for_its_identity():
+    changed = FEATURES.clone()
+    changed[:, -1] += 1
+    assert not torch.equal(keep(), keep(changed))
+
+
 def test_with_row_ids_the_last_bit_of_the_features_does_not_matter():
     ids = torch.tensor([7, 8, 9])
     nudged = FEATURES * (1 + 1e-7)

@@ -61,7 +61,9 @@ class ModelAdapter(ABC):
         ours, theirs = model.config.image_token_id, getattr(processor, "image_token_id", None)
         if ours != theirs or not hasattr(processor, "image_processor"):
             name = type(processor).__name__
-            raise ModelError(f"{name} is not this model's processor: images are token {theirs} there, token {ours} here")
+            raise ModelError(
+                f"{name} is not this model's processor: images are token {theirs} there, token {ours} here"
+            )
 
     @classmethod
     @abstractmethod

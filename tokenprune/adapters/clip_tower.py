@@ -38,10 +38,10 @@ class ClipTower(TextTower):
         return torch.tensor(self.tokenizer(text, truncation=False, verbose=False).input_ids)
 
     @torch.no_grad()
-    def encode(self, segments: Tensor, mask: Tensor) -> Tensor:
-        """See ``TextTower``."""
+    def encode(self, segments: Tensor) -> Tensor:
+        """See ``TextTower``; padding needs no mask, as the tower is causal and pools before it."""
         device = self.text_projection.weight.device
-        pooled = self.text_model(input_ids=segments.to(device), attention_mask=mask.to(device).long()).pooler_output
+        pooled = self.text_model(input_ids=segments.to(device)).pooler_output
         embeds: Tensor = self.text_projection(pooled)
         return embeds
 

@@ -51,8 +51,8 @@ class OpenClipTower(TextTower):
         return ids[:length]
 
     @torch.no_grad()
-    def encode(self, segments: Tensor, mask: Tensor) -> Tensor:
-        """See ``TextTower``; the mask is not used, as open_clip's towers take none."""
+    def encode(self, segments: Tensor) -> Tensor:
+        """See ``TextTower``."""
         embeds: Tensor = self.model.encode_text(segments.to(self.device))
         return embeds
 

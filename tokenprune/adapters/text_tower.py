@@ -56,8 +56,8 @@ class TextTower(ABC):
         """(L,) long: all tokens of a text, with those that mark its beginning and end, never truncated."""
 
     @abstractmethod
-    def encode(self, segments: Tensor, mask: Tensor) -> Tensor:
-        """(S, context) token ids and bool mask to (S, C) in the shared space."""
+    def encode(self, segments: Tensor) -> Tensor:
+        """(S, context) token ids to (S, C) in the shared space."""
 
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """Embed texts of any length: each is cut into segments that go through the tower by themselves, as in CDPruner.
@@ -69,11 +69,9 @@ class TextTower(ABC):
         ids = [self.tokenize(text) for text in texts]
         counts = [math.ceil(len(row) / self.context) for row in ids]
         segments = torch.full((sum(counts), self.context), self.pad)
-        mask = torch.zeros_like(segments, dtype=torch.bool)
         for row, first, count in zip(ids, torch.tensor([0, *counts]).cumsum(0).tolist(), counts, strict=False):
             segments[first : first + count].view(-1)[: len(row)] = row
-            mask[first : first + count].view(-1)[: len(row)] = True
-        embedded = torch.split(self.encode(segments, mask), counts)
+        embedded = torch.split(self.encode(segments), counts)
         common = math.lcm(*counts)
         return torch.stack([row.repeat(common // len(row), 1) for row in embedded])
 
