@@ -12,6 +12,7 @@ from tiny import IMAGE_SIZE, Project, ask, shared_llava, tiny_llava, tiny_proces
 from transformers import DynamicCache, GenerationConfig
 
 import tokenprune as tp
+from tokenprune.adapters.inputs import CHUNKS_WORK
 from tokenprune.errors import BudgetError, ConfigError, ModelError, RegistryError, TokenPruneError
 from tokenprune.types import Stage
 
@@ -48,7 +49,7 @@ def extended(inputs, sequences, text, processor, images=0):
     [
         {"use_cache": False},
         {"cache_implementation": "static"},
-        {"prefill_chunk_size": 6},
+        pytest.param({"prefill_chunk_size": 6}, marks=pytest.mark.skipif(not CHUNKS_WORK, reason="older transformers")),
         {"past_key_values": DynamicCache},
         {"logits_to_keep": 3},
     ],
@@ -167,7 +168,7 @@ def test_the_trace(llava):
         with pytest.raises(TokenPruneError, match="nothing was pruned"):
             _ = trace.keep
         model.generate(**ask(processor, 1, 0, 2), max_new_tokens=2)
-        model.generate(**ask(processor, 1, seed=9), max_new_tokens=2, prefill_chunk_size=4)
+        model.generate(**ask(processor, 1, seed=9), max_new_tokens=2)
     assert trace.calls[0].counts == [(25, KEEP), (0, 0), (50, 2 * KEEP)]
     assert trace.calls[0].selection.keep.shape == (3, KEEP)
     assert trace.keep.shape == (1, KEEP)
@@ -176,6 +177,7 @@ def test_the_trace(llava):
     assert all(0 < seconds < 10 for call in trace.calls for seconds in call.seconds.values())
 
 
+@pytest.mark.skipif(not CHUNKS_WORK, reason="older transformers")
 def test_prefill_is_timed_once_and_whole(llava, monkeypatch):
     model, processor = llava
     clock = iter(range(1000))
@@ -506,6 +508,15 @@ def test_padding_without_a_mask_is_refused(llava):
     del inputs["attention_mask"]
     with prune(model, processor), pytest.raises(ModelError, match="attention_mask"):
         model.generate(**inputs, max_new_tokens=1)
+
+
+def test_chunks_are_refused_where_transformers_loses_images(llava, monkeypatch):
+    model, processor = llava
+    monkeypatch.setattr("tokenprune.block.CHUNKS_WORK", False)
+    config = GenerationConfig(prefill_chunk_size=4, max_new_tokens=1)
+    for how in ({"prefill_chunk_size": 4}, {"generation_config": config}):
+        with prune(model, processor), pytest.raises(ModelError, match="prefill_chunk_size"):
+            model.generate(**ask(processor, 1), **how)
 
 
 def test_questions_must_fit(llava):

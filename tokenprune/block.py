@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.inputs import CHUNKS_WORK
 from tokenprune.adapters.turns import COLUMNS, Turn, new_images, split_at_cache
 from tokenprune.budget import Budget
 from tokenprune.errors import ModelError
@@ -112,14 +113,19 @@ class Block:
                 "past_key_values was not filled in this block; prune all turns of a conversation in one block"
             )
         if ids is not None and generating:
-            self._check_padding(ids, arguments.get("attention_mask"))
+            self._check_generation(ids, arguments)
         elif ids is not None:  # a forward numbers the columns, padding included
             arguments = {"position_ids": torch.arange(ids.shape[1], device=ids.device).expand_as(ids), **arguments}
         return self._prune(arguments)
 
-    def _check_padding(self, ids: Tensor, mask: Tensor | None) -> None:
-        if mask is None and len(ids) > 1 and (ids[:, [0, -1]] == self.adapter.processor.tokenizer.pad_token_id).any():
+    def _check_generation(self, ids: Tensor, arguments: Mapping[str, Any]) -> None:
+        pad = self.adapter.processor.tokenizer.pad_token_id
+        if "attention_mask" not in arguments and len(ids) > 1 and (ids[:, [0, -1]] == pad).any():
             raise ModelError("the prompts are padded, so that generate needs their attention_mask")
+        if not CHUNKS_WORK and _setting(self.adapter.model, arguments, "prefill_chunk_size"):
+            raise ModelError(
+                "this version of transformers loses images with prefill_chunk_size; leave it, or take >= 5.23"
+            )
 
     def _prune(self, arguments: Mapping[str, Any]) -> Run:
         ids = arguments.get("input_ids")

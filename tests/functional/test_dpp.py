@@ -39,8 +39,8 @@ def test_same_picks_as_the_plain_loop(kernel, n, k):
 
 
 def test_many_blocks_of_few_candidates_give_the_same_picks(monkeypatch):
-    x = features(120, 200)
-    matrix = KernelMatrix.of(x.double())
+    quality = 0.5 + torch.rand(1, 120, generator=torch.Generator().manual_seed(1))
+    matrix = KernelMatrix.of(features(120, 200).double(), quality=quality)
     once = greedy_map(matrix, 100)
     monkeypatch.setattr("tokenprune.functional.lazy.CANDIDATES", 5)
     assert torch.equal(greedy_map(matrix, 100), once)

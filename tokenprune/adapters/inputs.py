@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -70,6 +71,8 @@ class PrunedInputs:
     seconds: dict[str, float]
 
 
+# Earlier versions lose the images, pruned or not, when the prompt goes through the LLM in chunks.
+CHUNKS_WORK = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23)
 FILL = {"attention_mask": 0, "token_type_ids": 0, "mm_token_type_ids": 0, "position_ids": 0, "labels": -100}
 
 

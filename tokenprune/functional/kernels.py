@@ -49,6 +49,11 @@ class Cosine(Linear):
     def points(self, features: Tensor, valid: Tensor) -> Tensor:  # noqa: D102
         return unit(features)
 
+    def diagonal(self, points: Tensor) -> Tensor:  # noqa: D102
+        squares = super().diagonal(points)
+        rounding = (squares - 1).abs() < 16 * torch.finfo(squares.dtype).eps  # more than that comes of half precision
+        return squares.masked_fill(rounding, 1)
+
 
 class Polynomial(Cosine):
     """((1 + cos(x, y)) / 2)^2."""

@@ -7,8 +7,8 @@ Differs:
       row with the texts of all rows, as the code does.
     - Constant relevance gives a plain DPP, and a set larger than the kernel's rank is filled by the lowest indices; the
       code divides by zero there and returns fewer tokens.
-    - The kernel is never held whole; the picks are those of the code's loop. With relevance that is constant all first
-      gains are equal up to rounding, so the first pick is the code's only by chance.
+    - The kernel is never held whole; the picks are those of the code's loop. Where all tokens are equally relevant, the
+      first gains are equal and the lowest index is picked, in the code whichever is largest by rounding.
     - ``kernel_form="exponential"`` is the paper's theta, a comment in the code; its relevance is normalised by its
       largest value, which changes no pick. Kernels other than cosine and scales other than min-max are ours.
 """
