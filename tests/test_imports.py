@@ -14,6 +14,8 @@ CORE = "errors types budget registry version"
 # A part is a top-level module or a sub-package. What it may import of the package, besides itself.
 MAY = {
     **dict.fromkeys(CORE.split(), "errors types budget"),
+    "spec": "errors",
+    "types": "errors spec",
     "options": "errors",
     "functional": "errors",
     "metrics": "errors types",

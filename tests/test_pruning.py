@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 from masked import masked_logits, masked_rows
-from tiny import IMAGE_SIZE, Project, ask, shared_llava, tiny_llava, tiny_processor
+from tiny import IMAGE_SIZE, Project, ask, picture, shared_llava, tiny_llava, tiny_processor
 from transformers import DynamicCache, GenerationConfig
 
 import tokenprune as tp
@@ -148,6 +148,34 @@ def test_gradients_flow_in_training():
         model(**inputs, labels=inputs["input_ids"]).loss.backward()
     assert model.base_model.multi_modal_projector.linear_1.weight.grad.abs().sum() > 0
     assert model.base_model.vision_tower.embeddings.patch_embedding.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_given_position_ids_are_kept(llava, positions):
+    """Rotary embeddings see differences alone, so shifting all positions by one number changes nothing."""
+    model, processor = llava
+    inputs = ask(processor, 1, 1)
+    length = inputs["input_ids"].shape[1]
+    inputs = {name: value for name, value in inputs.items() if name != "attention_mask"} | {
+        "input_ids": inputs["input_ids"][1:].repeat(2, 1)
+    }
+    with prune(model, processor, positions), torch.no_grad():
+        plain, generated = model(**inputs).logits, model.generate(**inputs, max_new_tokens=6)
+        shifted = {"position_ids": torch.arange(length)[None] + 100}
+        torch.testing.assert_close(model(**inputs, **shifted).logits, plain, atol=5e-4, rtol=0)
+        assert torch.equal(model.generate(**inputs, max_new_tokens=6, **shifted), generated)
+
+
+def test_a_pipeline(llava):
+    from transformers import pipeline
+
+    model, processor = llava
+    pipe = pipeline("image-text-to-text", model=model, processor=processor)
+    content = [{"type": "image", "image": picture(0)}, {"type": "text", "text": "is there a star ?"}]
+    with prune(model, processor) as trace:
+        said = pipe(text=[{"role": "user", "content": content}], max_new_tokens=3)
+    assert trace.counts == [(25, KEEP)]
+    assert isinstance(said[0]["generated_text"][-1]["content"], str)
 
 
 def test_text_alone_passes_by(llava):

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from tokenprune.embedded.questions import QUESTION_TYPES
-from tokenprune.embedded.symbols import TOKENS, describe_tokens, multi_hot
+from tokenprune.embedded.symbols import TOKENS, describe_tokens, multi_hot, shown_tokens
 from tokenprune.embedded.tokenizer import VOCABULARY
-from tokenprune.embedded.train import STAGES, Stage, Trainer, shown_tokens
+from tokenprune.embedded.train import STAGES, Stage, Trainer
 from tokenprune.embedded.turns import language_loss
 
 

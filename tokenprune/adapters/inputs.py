@@ -173,6 +173,7 @@ def prune_prompt(
     real = real_tokens(inputs)
     rest = {name: value for name, value in inputs.items() if name not in pixels}
     rest["attention_mask"] = inputs.get("attention_mask", real.long())
+    rest["position_ids"] = inputs["position_ids"].expand(*inputs["position_ids"].shape[:-2], *real.shape)
     if selection is None:
         return rest
     kept = torch.zeros(len(selection.keep), selection.num_tokens, dtype=torch.bool, device=real.device)

@@ -1,7 +1,7 @@
 """Whether the embedded MLLM answers, and whether it looks: ``python -m tokenprune.embedded.evaluate``.
 
-Accuracy on held-out scenes, by type of question, under conditions that a model which has only learned the answers' prior
-would not tell apart:
+Accuracy on held-out scenes, by type of question, under conditions that a model which has only learned the prior of the
+answers would not tell apart:
 
 - ``model``: as it is;
 - ``gray``: a gray picture instead of the scene;

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import Tensor
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
+    CLIPModel,
     CLIPTextConfig,
     CLIPVisionConfig,
     LlamaConfig,
@@ -106,3 +108,9 @@ def build_processor() -> LlavaProcessor:
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
     )
+
+
+def see(clip: CLIPModel, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Patch features (B, N, V) of the layer that LLaVA reads, and the pooled output (B, V)."""
+    out = clip.vision_model(pixel_values=images, output_hidden_states=True)
+    return out.hidden_states[-2][:, 1:], out.pooler_output

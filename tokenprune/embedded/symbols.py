@@ -91,3 +91,21 @@ def align_loss(projected: Tensor, hot: Tensor, embedding: Tensor) -> tuple[Tenso
             )
             accuracy[name] = (guess.argmax(-1) == truth.argmax(-1))[asked & thing].float().mean().item()
     return loss, accuracy
+
+
+def shown_tokens(hot: Tensor, progress: float) -> Tensor:
+    """Which symbolic tokens the language stage shows, (n,) raster indices.
+
+    Binding is found soon among few tokens and hardly among many: the first 40 % of the stage show one token an object,
+    the next 20 % about half of them, the rest all; background tokens grow from 4 to 48.
+
+    Args:
+        hot: (N, vocabulary) of ``multi_hot``.
+        progress: share of the stage that is over, in [0, 1].
+    """
+    center, blank = (hot[:, VOCABULARY[word]] > 0 for word in ("thing", "nothing"))
+    share = 0.0 if progress < 0.4 else 0.5 if progress < 0.6 else 1.0
+    show = center | (~blank & (torch.rand(len(hot)) < share))
+    background = blank.nonzero().flatten()
+    show[background[torch.randperm(len(background))[: 4 + int(44 * progress)]]] = True
+    return show.nonzero().flatten()

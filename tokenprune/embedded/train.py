@@ -31,15 +31,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, LlavaForConditionalGeneration
 
-from tokenprune.embedded.model import TEXT_POSITIONS, WEIGHTS, build_processor, clip_config, llava_config
+from tokenprune.embedded.model import TEXT_POSITIONS, WEIGHTS, build_processor, clip_config, llava_config, see
 from tokenprune.embedded.questions import sample_questions
 from tokenprune.embedded.scenes import (
     Layout,
     render,
     sample_layout,
 )
-from tokenprune.embedded.symbols import TOKENS, align_loss, caption, describe_tokens, multi_hot
-from tokenprune.embedded.tokenizer import VOCABULARY, build_tokenizer
+from tokenprune.embedded.symbols import TOKENS, align_loss, caption, describe_tokens, multi_hot, shown_tokens
+from tokenprune.embedded.tokenizer import build_tokenizer
 from tokenprune.embedded.turns import Turns, language_loss, pack
 
 SAVE_EVERY = 100
@@ -61,30 +61,6 @@ STAGES = {
     "vision": Stage(steps=2600, scenes=32, questions=0, rate=1.5e-3),
     "joint": Stage(steps=1200, scenes=16, questions=16, rate=6e-4),
 }
-
-
-def see(clip: CLIPModel, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Patch features (B, N, V) of the layer that LLaVA reads, and the pooled output (B, V)."""
-    out = clip.vision_model(pixel_values=images, output_hidden_states=True)
-    return out.hidden_states[-2][:, 1:], out.pooler_output
-
-
-def shown_tokens(hot: Tensor, progress: float) -> Tensor:
-    """Which symbolic tokens the language stage shows, (n,) raster indices.
-
-    Binding is found soon among few tokens and hardly among many: the first 40 % of the stage show one token an object,
-    the next 20 % about half of them, the rest all; background tokens grow from 4 to 48.
-
-    Args:
-        hot: (N, vocabulary) of ``multi_hot``.
-        progress: share of the stage that is over, in [0, 1].
-    """
-    center, blank = (hot[:, VOCABULARY[word]] > 0 for word in ("thing", "nothing"))
-    share = 0.0 if progress < 0.4 else 0.5 if progress < 0.6 else 1.0
-    show = center | (~blank & (torch.rand(len(hot)) < share))
-    background = blank.nonzero().flatten()
-    show[background[torch.randperm(len(background))[: 4 + int(44 * progress)]]] = True
-    return show.nonzero().flatten()
 
 
 class Trainer:
@@ -231,16 +207,15 @@ class Trainer:
 
     def export(self, folder: Path) -> None:
         """Write the trained models as Hugging Face checkpoints in float16, with their processor, tokenizer and log."""
-        tower = {key: value for key, value in self.clip.vision_model.state_dict().items() if "position_ids" not in key}
-        self.model.model.vision_tower.load_state_dict(tower)
+        self.model.model.vision_tower.load_state_dict(self.clip.vision_model.state_dict())
         for model in (self.clip, self.model):
             model.set_attn_implementation("sdpa")
         self.model.half().save_pretrained(folder)
         build_processor().save_pretrained(folder)
         self.clip.half().save_pretrained(folder / "clip")
         build_tokenizer(append_eos=True, max_length=TEXT_POSITIONS).save_pretrained(folder / "clip")
-        logs = [(self.out / f"{name}.jsonl").read_text() for name in STAGES]
-        (folder / "training_log.jsonl").write_text("".join(logs))
+        logs = "".join((self.out / f"{name}.jsonl").read_text() for name in STAGES)
+        (folder / "training_log.jsonl").write_text(logs)
 
 
 def schedule(step: int, steps: int) -> float:

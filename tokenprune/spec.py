@@ -1,0 +1,112 @@
+"""What a model is made of, where tokens leave it, and which of its work is done at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from tokenprune.errors import SelectionError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where tokens leave.
+
+    Attributes:
+        layer: input of this decoder layer (0-based), or None for before the LLM.
+    """
+
+    layer: int | None = None
+
+    def __str__(self) -> str:
+        return "pre_llm" if self.layer is None else f"layer={self.layer}"
+
+
+PRE_LLM = Stage()
+
+
+@dataclass(frozen=True)
+class TransformerSpec:
+    """Sizes of one transformer.
+
+    Attributes:
+        layers, width, mlp_width, heads, kv_heads, head_dim: as in the model's config.
+        mlp_matrices: matrices of an MLP: 2, or 3 if it is gated.
+    """
+
+    layers: int
+    width: int
+    mlp_width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_matrices: int
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What the cost of a model depends on, read from its config alone.
+
+    Attributes:
+        llm: the decoder.
+        vision: the vision tower as far as it is used, or None if unknown.
+        vocabulary: rows of the LM head.
+        visual_tokens: visual tokens of one image before pruning.
+        vision_tokens: tokens inside the vision tower for one image (patches and CLS).
+        patch_inputs: numbers in one patch (channels * patch height * patch width).
+        projector: widths of the projector's layers from the tower's to the LLM's.
+    """
+
+    llm: TransformerSpec
+    vocabulary: int
+    visual_tokens: int
+    vision: TransformerSpec | None = None
+    vision_tokens: int = 0
+    patch_inputs: int = 0
+    projector: tuple[int, ...] = ()
+
+
+class Operation(IntEnum):
+    """What a decoder layer does with a token."""
+
+    ATTENTION_SOURCE = 0  # it gives keys and values
+    ATTENTION_RECEIVER = 1  # it asks (query) and receives (output projection)
+    MLP = 2
+
+
+@dataclass(frozen=True, eq=False)
+class OperationPlan:
+    """Which work is done for which visual tokens; text always takes part in everything.
+
+    Token pruning is the special case in which a group takes part in all operations up to a layer and in none after it.
+
+    Attributes:
+        active: (layers, 3, groups) bool over ``Operation``.
+        group_sizes: visual tokens in each group.
+    """
+
+    active: Tensor
+    group_sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        expected = (3, len(self.group_sizes))
+        if self.active.dtype != torch.bool or self.active.dim() != 3 or tuple(self.active.shape[1:]) != expected:
+            raise SelectionError(
+                f"active must be a bool (layers, 3, {expected[1]}) tensor, got {tuple(self.active.shape)}"
+            )
+
+    @classmethod
+    def drop_at(cls, spec: ModelSpec, stage: Stage, keep: int, total: int) -> OperationPlan:
+        """Of ``total`` visual tokens, ``keep`` go on from ``stage`` (all of them, up to it)."""
+        active = torch.ones(spec.llm.layers, 3, 2, dtype=torch.bool)
+        active[stage.layer or 0 :, :, 1] = False
+        return cls(active, (keep, total - keep))
+
+    def tokens(self, layer: int, operation: Operation) -> int:
+        """How many visual tokens take part in an operation of a layer (0-based)."""
+        return sum(
+            size for size, on in zip(self.group_sizes, self.active[layer, operation].tolist(), strict=True) if on
+        )
