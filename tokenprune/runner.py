@@ -91,6 +91,8 @@ class _Worker:
         self.answered = folder.answers()
         self.adapter = experiment.model.load()
         self.evaluator = Evaluator(self.adapter, self.task, self.config.max_new_tokens)
+        pruners = {type(cell.pruner) for cell in experiment.cells}
+        self.code = {cls: provenance.code_hash(type(self.task), cls) for cls in pruners}
         self.origin = provenance.Provenance(
             code="",
             git=provenance.git_state(),
@@ -108,11 +110,10 @@ class _Worker:
             unpruned: the record without pruning; None if this is it.
             advance: told of each number of questions answered.
         """
-        code = provenance.code_hash(type(self.task), *([type(cell.pruner)] if cell.pruner else []))
-        origin = dataclasses.replace(self.origin, code=code)
+        origin = dataclasses.replace(self.origin, code=self.code[type(cell.pruner)])
         run = run_id(self.config)
         what = json.dumps([cell.part.to_mapping(), str(cell.budget)], sort_keys=True)
-        key = digest(run, what, code, origin.model, origin.data)
+        key = digest(run, what, origin.code, origin.model, origin.data)
         if key in self.finished:
             return self.finished[key]
         start, metrics, error = time.perf_counter(), dict[str, Any](), None
