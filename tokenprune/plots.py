@@ -14,6 +14,8 @@ from tokenprune.record import RunRecord
 # Okabe and Ito's palette: told apart with any colour vision; the markers do so in black and white too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+STYLES = ("-", "--", ":")  # for a second and third round of colours
+FITS_INSIDE = 6  # lines whose legend finds room between the axes
 
 
 def pareto(records: Sequence[RunRecord], path: Path) -> None:
@@ -32,8 +34,9 @@ def pareto(records: Sequence[RunRecord], path: Path) -> None:
     for record in unpruned:
         axes.axhline(record.metrics["accuracy"], color="0.6", linewidth=1, linestyle="--", zorder=0)
         _line(axes, [record], "no pruning", "0.35", "*")
-    for index, (label, points) in enumerate(lines.items()):
-        _line(axes, points, label, COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)])
+    for number, (label, points) in enumerate(lines.items()):
+        again, index = divmod(number, len(COLOURS))
+        _line(axes, points, label, COLOURS[index], MARKERS[index], STYLES[again % len(STYLES)])
     axes.set_xlabel("LLM prefill FLOPs per question")
     axes.set_ylabel("accuracy")
     axes.set_xscale("log")  # budgets shrink by factors
@@ -43,11 +46,15 @@ def pareto(records: Sequence[RunRecord], path: Path) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, loc="best")
+    if len(lines) <= FITS_INSIDE:
+        axes.legend(frameon=False, fontsize=9, loc="best")
+    else:
+        figure.set_size_inches(10, 4.6)
+        figure.legend(frameon=False, fontsize=8, loc="outside right center")
     figure.savefig(path, dpi=160)
 
 
-def _line(axes: Axes, points: Sequence[RunRecord], label: str, colour: str, marker: str) -> None:
+def _line(axes: Axes, points: Sequence[RunRecord], label: str, colour: str, marker: str, style: str = "-") -> None:
     metrics = sorted((point.metrics for point in points), key=lambda m: m["llm_prefill_flops"])
     axes.errorbar(
         [m["llm_prefill_flops"] for m in metrics],
@@ -56,6 +63,7 @@ def _line(axes: Axes, points: Sequence[RunRecord], label: str, colour: str, mark
         label=label,
         color=colour,
         marker=marker,
+        linestyle=style,
         markersize=11 if marker == "*" else 6,
         linewidth=1.5,
         capsize=2,
