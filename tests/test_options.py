@@ -54,6 +54,6 @@ def test_null_where_it_may_be():
 def test_describe():
     assert [describe(Thing, name) for name in ("must", "kind", "sizes")] == [
         "an integer",
-        "'a' or 'b' or null",
+        "a or b or null",
         "a list, each item an integer",
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -66,9 +67,14 @@ def options(target: Any) -> list[tuple[str, str, str, str]]:
     rows = []
     for field in dataclasses.fields(target):
         if field.init:
-            default = "(required)" if field.default is dataclasses.MISSING else repr(field.default)
+            default = "required" if field.default is dataclasses.MISSING else _yaml(field.default)
             rows.append((field.name, describe(target, field.name), default, meaning.get(field.name, "")))
     return rows
+
+
+def _yaml(value: Any) -> str:
+    """A value as one would write it in YAML."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _table(kind: str) -> Registry[Any] | Mapping[str, Any]:
@@ -94,5 +100,5 @@ def _attributes(target: type) -> dict[str, str]:
         section = re.search(r"Attributes:\n((?:[ \t]+.*\n?|\n)+)", base.__doc__ or "")
         body = inspect.cleandoc("\n" + section[1].partition("\n\n")[0]) if section else ""
         for names, text in re.findall(r"^(\w[\w, ]*):\s*((?:.*\n?)(?:[ \t]+.*\n?)*)", body, re.MULTILINE):
-            texts |= dict.fromkeys(re.split(r", *", names), " ".join(text.split()))
+            texts |= dict.fromkeys(re.split(r", *", names), " ".join(text.replace("``", "").split()))
     return texts

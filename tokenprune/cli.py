@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 from typer.core import TyperGroup
 
 from tokenprune.errors import TokenPruneError
@@ -66,7 +68,7 @@ def run_command(
     from tokenprune.config import load_config
 
     console = Console()
-    outcome = runner.run(load_config(config, overrides or ()), fresh=fresh, console=console)
+    outcome = runner.run(load_config(config, overrides or ()), fresh=fresh, console=Console(stderr=True))
     console.print(report.console_table(outcome.records))
     console.print(f"report: {report.write(outcome.folder, outcome.samples)}", soft_wrap=True)
     if outcome.failed:
@@ -96,9 +98,11 @@ def list_command(
     """List what there is."""
     from tokenprune.catalogue import broken, entries
 
-    table = Table("name", "summary", "paper")
-    for entry in entries(kind):
-        table.add_row(entry.name, entry.summary, entry.paper or "")
+    found = entries(kind)
+    papers = any(entry.paper for entry in found)
+    table = _table(Column("name", no_wrap=True), "summary", *([Column("paper", overflow="fold")] if papers else []))
+    for entry in found:
+        table.add_row(entry.name, escape(entry.summary), *([entry.paper or ""] if papers else []))
     Console().print(table)
     for name, reason in broken(kind).items():
         typer.echo(f"plug-in {name!r} is ignored: {reason}", err=True)
@@ -111,15 +115,19 @@ def show_command(name: Annotated[str, typer.Argument(help="A name that list prin
 
     console = Console()
     for kind, entry in find(name):
-        console.print(f"[bold]{name}[/] ({kind}): {entry.summary}", soft_wrap=True)
+        console.print(f"[bold]{name}[/] ({kind}): {escape(entry.summary)}", soft_wrap=True)
         if entry.paper:
             console.print(entry.paper, soft_wrap=True)
         rows = options(entry.target)
         if rows:
-            table = Table("option", "type", "default", "meaning")
+            table = _table(Column("option", no_wrap=True), "type", "default", "meaning")
             for row in rows:
-                table.add_row(*row)
+                table.add_row(*map(escape, row))
             console.print(table)
+
+
+def _table(*columns: Column | str) -> Table:
+    return Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
 
 
 def main() -> None:

@@ -100,7 +100,7 @@ def _choices(annotation: Any) -> list[Any]:
 
 def _describe(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
-        return " or ".join(map(repr, get_args(annotation)))
+        return " or ".join(map(str, get_args(annotation)))
     if get_origin(annotation) in (Union, types.UnionType):
         return " or ".join(_describe(option) for option in get_args(annotation))
     if get_origin(annotation) is tuple:

@@ -154,4 +154,5 @@ class _Worker:
             advance(len(batch))
         costs = self.evaluator.measure(cell, self.samples, self.config.timing_repeats)
         quality = summarise(cell, list(lines.values()), self.adapter.spec)
-        return {**quality, **costs, "grid": self.adapter.grid()}
+        grid = self.adapter.grid()
+        return {**quality, **costs, "grid": grid and list(grid)}

@@ -1,0 +1,167 @@
+"""The command line, end to end on the embedded model, and what it prints."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tokenprune import runner as runner_module
+from tokenprune.catalogue import REGISTRIES, entries, options
+from tokenprune.cli import app
+from tokenprune.pruners.base import PRUNERS
+from tokenprune.version import __version__
+
+QUICKSTART = str(Path(__file__).parent.parent / "configs/quickstart.yaml")
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "300"})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The quickstart, smaller: what the command printed, and its folder."""
+    output = tmp_path_factory.mktemp("runs")
+    overrides = ("task.num_samples=24", "budget.keep_tokens=[48,16]", "timing_repeats=1", f"output={output}")
+    result = call("run", QUICKSTART, *overrides)
+    (folder,) = output.iterdir()
+    return result, folder, overrides
+
+
+def test_quickstart(run):
+    result, folder, _ = run
+    assert result.exit_code == 0, result.output
+    for header in ("accuracy", "unpruned", "evidence", "FLOPs", "KV"):
+        assert header in result.stdout
+    table = [line.split() for line in result.stdout.splitlines()]
+    assert [row[0] for row in table if len(row) > 1 and "/144" in row[1]] == [
+        *("none", "random", "random", "uniform", "uniform", "divprune", "divprune", "cdpruner", "cdpruner")
+    ]
+    assert f"report: {folder}/report.md" in result.stdout
+    assert {path.name for path in folder.iterdir()} == {
+        *("config.yaml", "results.jsonl", "samples.jsonl", "report.md", "pareto.png"),
+        *(f"kept_{name}.png" for name in ("random", "uniform", "divprune", "cdpruner")),
+    }
+
+
+def test_the_embedded_model_answers_and_pruning_costs_what_it_should(run):
+    records = [json.loads(line) for line in (run[1] / "results.jsonl").read_text().splitlines()]
+    unpruned, *pruned = [record["metrics"] for record in records]
+    assert unpruned["accuracy"] >= 0.75  # 24 questions; the model has more than 0.9 on many
+    assert unpruned["retention"] == 1.0
+    for metrics in pruned:
+        assert metrics["accuracy"] <= unpruned["accuracy"] + 0.1
+        assert metrics["llm_prefill_flops"] < 0.5 * unpruned["llm_prefill_flops"]
+        assert metrics["kv_cache_bytes"] < 0.5 * unpruned["kv_cache_bytes"]
+        assert metrics["retention"] == pytest.approx(metrics["accuracy"] / unpruned["accuracy"])
+
+
+def test_again_computes_nothing_and_says_the_same(run, monkeypatch):
+    first, folder, overrides = run
+    before = (folder / "results.jsonl").read_bytes()
+    monkeypatch.setattr(runner_module._Worker, "_compute", lambda *args: pytest.fail("computed again"))
+    again = call("run", QUICKSTART, *overrides)
+    assert again.exit_code == 0, again.output
+    assert again.stdout == first.stdout
+    assert (folder / "results.jsonl").read_bytes() == before
+
+
+def test_the_written_config_is_the_run(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(runner_module._Worker, "_compute", lambda *args: pytest.fail("computed again"))
+    assert call("run", run[1] / "config.yaml").exit_code == 0
+
+
+def test_report_again(run):
+    folder = run[1]
+    for path in folder.glob("*.png"):
+        path.unlink()
+    result = call("report", folder)
+    assert result.exit_code == 0, result.output
+    assert len(list(folder.glob("kept_*.png"))) == 4
+
+
+def test_a_failed_cell_makes_exit_status_1(tmp_path, monkeypatch):
+    monkeypatch.setattr("tokenprune.pruners.uniform.Uniform._select", lambda *args: 1 / 0)
+    small = ("task.num_samples=2", "budget.keep_tokens=8", "timing_repeats=0", "baselines=[]", "pruner=uniform")
+    result = call("run", QUICKSTART, *small, f"output={tmp_path}")
+    assert result.exit_code == 1
+    assert "uniform keep_tokens=8 failed: ZeroDivisionError" in " ".join(result.stderr.split())
+    assert "keep_tokens=8 failed" in result.stdout
+
+
+def test_interrupted(tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner_module._Worker, "_compute", interrupt)
+    result = call("run", QUICKSTART, f"output={tmp_path}")
+    assert result.exit_code == 130
+    assert "interrupted; what is finished is kept" in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_list(kind):
+    result = call("list", kind)
+    assert result.exit_code == 0, result.output
+    rows = [re.split(r"  +", line.strip()) for line in result.stdout.splitlines()]
+    for entry in entries(kind):
+        assert entry.summary, entry.name
+        assert [entry.name, entry.summary] in [row[:2] for row in rows]
+        assert not entry.paper or [entry.name, entry.summary, entry.paper] in rows
+
+
+def test_list_names_broken_plugins(monkeypatch):
+    monkeypatch.setitem(PRUNERS.broken, "theirs", "ImportError: no module")
+    result = call("list", "pruners")
+    assert result.exit_code == 0
+    assert "plug-in 'theirs' is ignored: ImportError: no module" in result.stderr
+
+
+def test_show():
+    result = call("show", "cdpruner")
+    assert result.exit_code == 0, result.output
+    text = result.stdout
+    assert "cdpruner (pruners): " in text
+    assert "https://arxiv.org/abs/2506.10967" in text
+    rows = {row[0]: row for line in text.splitlines() if len(row := re.split(r"  +", line.strip())) == 4}
+    for option in ("conditioning", "relevance_scope", "kernel", "kernel_form", "theta", "sign", "positions"):
+        assert rows[option][3], option  # what it means
+    assert rows["relevance_scope"][1:3] == ["row or batch", "row"]
+    assert rows["kernel"][1:3] == ["text", "cosine"]
+    assert rows["sign"][1:3] == ["an integer or null", "null"]
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_show_explains_every_option(kind):
+    for entry in entries(kind):
+        result = call("show", entry.name)
+        assert result.exit_code == 0, result.output
+        assert f"{entry.name} ({kind}): {entry.summary}" in result.stdout
+        for name, *_, meaning in options(entry.target):
+            assert meaning, f"{entry.name}: {name} is not documented"
+
+
+def test_a_name_that_two_kinds_have():
+    text = call("show", "none").stdout
+    assert "none (conditioning)" in text
+    assert "none (tracking)" in text
+
+
+def test_version():
+    assert call("--version").stdout == f"tokenprune {__version__}\n"
+
+
+def test_entry_point():
+    code = "from tokenprune.cli import main; main()"
+    good = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
+    assert good.returncode == 0
+    assert "Visual token pruning" in good.stdout
+    bad = subprocess.run([sys.executable, "-c", code, "show", "cdprunr"], capture_output=True, text=True, check=False)
+    assert bad.returncode == 2
+    assert bad.stderr.startswith("tokenprune: nothing is named 'cdprunr'; did you mean 'cdpruner'?")
+    assert bad.stderr.count("\n") == 1
