@@ -28,8 +28,7 @@ MAY = {
     "provenance": "types version",
     "record": "errors config options provenance",
     "tracking": "registry",
-    "models": "errors types config adapters embedded",
-    "build": "errors types registry budget config options models adapters pruners tasks tracking",
+    "build": "errors registry budget config options adapters embedded pruners tasks tracking",
     "evaluate": "types build adapters metrics tasks",
     "runner": "types build config evaluate metrics provenance record tracking",
     "plots": "record",
@@ -42,7 +41,7 @@ MAY = {
     "pruning": "errors types budget adapters pruners block trace",
     "__init__": "*",
 }
-THIRD_PARTY = {"wandb": {"tracking"}, "transformers": {"adapters", "embedded", "models"}}
+THIRD_PARTY = {"wandb": {"tracking"}, "transformers": {"adapters", "embedded"}}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

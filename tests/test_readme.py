@@ -73,11 +73,11 @@ def test_links_lead_somewhere():
 @pytest.fixture
 def outside(tmp_path):
     """A package that is no part of this one: the file of CONTRIBUTING and an entry point that names it."""
-    (tmp_path / "keep_center.py").write_text(block(CONTRIBUTING, "tests/test_readme.py"))
+    (tmp_path / "large_norm.py").write_text(block(CONTRIBUTING, "tests/test_readme.py"))
     info = tmp_path / "my_package-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[tokenprune.pruners]\nkeep_center = keep_center\n")
+    (info / "entry_points.txt").write_text("[tokenprune.pruners]\nlarge_norm = large_norm\n")
     return {**os.environ, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1", "COLUMNS": "140"}
 
 
@@ -90,10 +90,10 @@ def command(environment, *arguments):
 def test_a_pruner_from_outside_is_in_the_cli_and_in_the_contract_tests(outside):
     cli = "from tokenprune.cli import main; main()"
     listing = command(outside, "-c", cli, "list", "pruners")
-    assert "keep_center" in listing
+    assert "large_norm" in listing
     assert "https://example.org/my-paper" in listing
-    assert "positions" in command(outside, "-c", cli, "show", "keep_center")
+    assert "positions" in command(outside, "-c", cli, "show", "large_norm")
     result = command(
-        outside, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/pruners/test_contract.py", "-k", "keep_center"
+        outside, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/pruners/test_contract.py", "-k", "large_norm"
     )
     assert int(re.search(r"(\d+) passed", result)[1]) >= 15

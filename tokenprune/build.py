@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.base import ADAPTERS, ModelAdapter
+from tokenprune.adapters.load import Checkpoint, find_checkpoint
 from tokenprune.budget import Budget
-from tokenprune.config import Part, RunConfig
-from tokenprune.errors import ConfigError
-from tokenprune.models import ModelSource, find_model
+from tokenprune.config import EMBEDDED, ModelConfig, Part, RunConfig
+from tokenprune.embedded.model import WEIGHTS
+from tokenprune.errors import ConfigError, ModelError, RegistryError, hint
 from tokenprune.options import construct
 from tokenprune.pruners.base import PRUNERS, Pruner
 from tokenprune.registry import Registry
@@ -54,7 +55,7 @@ class Experiment:
     cells: tuple[Cell, ...]
     task: Task
     tracker: Tracker
-    model: ModelSource
+    model: Checkpoint
 
 
 def build(config: RunConfig) -> Experiment:
@@ -70,12 +71,12 @@ def build(config: RunConfig) -> Experiment:
     studied = _pruner(config.pruner, config.seed)
     task_part, task = _make(config.task, TASKS, "task")
     tracking_part, tracker = _make(config.tracking, TRACKERS, "tracking")
-    source = find_model(config.model)
+    checkpoint = _checkpoint(config.model)
     pruners = sorted([*baselines, studied], key=lambda pair: pair[1] is not None)
     for part, pruner in pruners:
-        _check_signals(part.name, pruner, source.adapter)
+        _check_signals(part.name, pruner, checkpoint.adapter)
     for budget in config.budget:
-        budget.resolve(source.spec.visual_tokens)
+        budget.resolve(checkpoint.spec.visual_tokens)
     resolved = dataclasses.replace(
         config,
         baselines=tuple(part for part, _ in baselines),
@@ -83,7 +84,7 @@ def build(config: RunConfig) -> Experiment:
         task=task_part,
         tracking=tracking_part,
     )
-    return Experiment(resolved, _cells(pruners, config.budget), task, tracker, source)
+    return Experiment(resolved, _cells(pruners, config.budget), task, tracker, checkpoint)
 
 
 def build_task(part: Part) -> Task:
@@ -107,6 +108,23 @@ def _pruner(part: Part, seed: int) -> tuple[Part, Pruner | None]:
     if any(f.name == "seed" for f in dataclasses.fields(PRUNERS.get(part.name))):
         part = Part(part.name, {"seed": seed, **part.options})
     return _make(part, PRUNERS, "pruner")
+
+
+def _checkpoint(config: ModelConfig) -> Checkpoint:
+    """The embedded model is a checkpoint like any other, in a folder of the package."""
+    if config.name != EMBEDDED and config.name not in ADAPTERS:
+        allowed = hint(config.name, [EMBEDDED, *ADAPTERS.names()])
+        raise RegistryError(f"unknown model {config.name!r}; {allowed}; see docs/add_an_adapter.md")
+    found = find_checkpoint(
+        config.path or str(WEIGHTS),
+        dtype=config.dtype,
+        device=config.device,
+        attention=config.attention,
+        text_tower=config.text_tower,
+    )
+    if config.name != EMBEDDED and found.adapter is not ADAPTERS.get(config.name):
+        raise ModelError(f"model {config.path!r} is not one that the adapter {config.name!r} serves; change model.name")
+    return found
 
 
 def _check_signals(name: str, pruner: Pruner | None, adapter: type[ModelAdapter]) -> None:

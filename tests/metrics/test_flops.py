@@ -2,11 +2,17 @@
 
 import pytest
 import torch
+from tiny import ask, shared_llava
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
 from transformers.models.clip.modeling_clip import CLIPVisionConfig, CLIPVisionModel
 
+from tokenprune.adapters.base import adapter_for
+from tokenprune.adapters.llava import LlavaAdapter
+from tokenprune.budget import Budget
+from tokenprune.embedded.model import llava_config
 from tokenprune.metrics.flops import llm_prefill_flops, lm_head_flops, projector_flops, vision_flops
+from tokenprune.pruners.base import create_pruner
 from tokenprune.types import PRE_LLM, ModelSpec, OperationPlan, Stage, TransformerSpec
 
 LLAMA_7B = TransformerSpec(layers=32, width=4096, mlp_width=11008, heads=32, kv_heads=32, head_dim=128, mlp_matrices=3)
@@ -39,6 +45,30 @@ def test_llm_prefill_equals_the_counter(kv_heads, keep):
     model, spec = tiny_llama(kv_heads)
     plan = OperationPlan.drop_at(spec, PRE_LLM, keep, 20)
     assert counted(model, 5 + keep) == llm_prefill_flops(spec, plan, text_tokens=5) + lm_head_flops(spec)
+
+
+@pytest.mark.parametrize("keep", [25, 7])
+def test_a_pruned_llava_equals_the_counter(keep):
+    """From the model's config to the last matrix product: the adapter's sizes, the pruner's plan, the real prefill."""
+    adapter = adapter_for(*shared_llava("eager"))
+    pruner = create_pruner("uniform")
+    inputs = adapter.prune_inputs(ask(adapter.processor, 1), pruner, Budget(keep_tokens=keep)).inputs
+    with FlopCounterMode(display=False) as counter:
+        adapter.prefill(inputs)
+    plan = pruner.plan(adapter.spec, keep, 25)
+    text = inputs["input_ids"].shape[1] - keep
+    expected = llm_prefill_flops(adapter.spec, plan, text) + lm_head_flops(adapter.spec)
+    assert counter.get_total_flops() == expected
+
+
+def test_the_embedded_encoder_equals_the_counter():
+    config = llava_config()
+    spec = LlavaAdapter.spec_from_config(config)
+    model = LlavaForConditionalGeneration(config).eval()
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.base_model.get_image_features(torch.randn(1, 3, 96, 96))
+    assert counter.get_total_flops() == vision_flops(spec) + projector_flops(spec)
 
 
 def test_tokens_that_leave_inside_cost_until_they_leave():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,20 +12,52 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from tokenprune.adapters.base import ModelAdapter, adapter_class
 from tokenprune.errors import ConfigError, ModelError, hint
+from tokenprune.types import ModelSpec
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
-def load_adapter(
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose config is read and whose weights are not.
+
+    Attributes:
+        path: hub id or folder.
+        adapter: class of its adapter.
+        spec: sizes of the model.
+        device: where the weights will be.
+        options: of the model's ``from_pretrained``.
+        text_tower: see ``ModelAdapter``.
+    """
+
+    path: str
+    adapter: type[ModelAdapter]
+    spec: ModelSpec
+    device: torch.device
+    options: Mapping[str, Any]
+    text_tower: str | None
+
+    def load(self) -> ModelAdapter:
+        """Load processor and weights, and wrap them.
+
+        Raises:
+            ModelError: if they cannot be loaded.
+        """
+        processor = _load(AutoProcessor, self.path)
+        model = _load(AutoModelForImageTextToText, self.path, **self.options)
+        return self.adapter(model.eval().to(self.device), processor, text_tower=self.text_tower)
+
+
+def find_checkpoint(
     path: str,
     *,
     dtype: str = "float32",
     device: str = "cpu",
     attention: str = "sdpa",
     text_tower: str | None = None,
-) -> ModelAdapter:
-    """Load a model by hub id or from a folder, as a user would, and wrap it.
+) -> Checkpoint:
+    """Read the config of a checkpoint, and check that it can run as wanted.
 
     Args:
         path: hub id or folder of the checkpoint.
@@ -34,18 +68,20 @@ def load_adapter(
 
     Raises:
         ConfigError: if dtype, device or attention are unknown, or do not go together.
-        ModelError: if there is no such checkpoint, no adapter knows it, or it cannot be loaded.
+        ModelError: if there is no such checkpoint, or no adapter knows it.
     """
     place = _device(device)
     if attention not in ATTENTION:
         raise ConfigError(f"attention is {attention!r}; {hint(attention, ATTENTION)}")
     options = {"dtype": _dtype(dtype, place), "attn_implementation": attention}
     config = _load(AutoConfig, path)
-    family = adapter_class(config.model_type)
-    family.spec_from_config(config)  # refuses parts that the adapter does not know
-    processor = _load(AutoProcessor, path)
-    model = _load(AutoModelForImageTextToText, path, **options)
-    return family(model.eval().to(place), processor, text_tower=text_tower)
+    adapter = adapter_class(config.model_type)
+    return Checkpoint(path, adapter, adapter.spec_from_config(config), place, options, text_tower)
+
+
+def load_adapter(path: str, **options: Any) -> ModelAdapter:
+    """Load a model by hub id or from a folder, as a user would, and wrap it; see ``find_checkpoint``."""
+    return find_checkpoint(path, **options).load()
 
 
 def _load(kind: Any, path: str, **options: Any) -> Any:
