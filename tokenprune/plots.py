@@ -65,6 +65,7 @@ def _line(axes: Axes, points: Sequence[RunRecord], label: str, colour: str, mark
         marker=marker,
         linestyle=style,
         markersize=11 if marker == "*" else 6,
+        markeredgecolor="white",  # so that one marker on another is still seen
         linewidth=1.5,
         capsize=2,
         elinewidth=0.8,
