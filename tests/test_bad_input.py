@@ -64,6 +64,7 @@ def refused(call, monkeypatch):
         ("budget.keep_ratio=0.5", "give either keep_tokens or keep_ratio, got both"),
         ("model.dtype=float8_e4m3fn", "float32"),
         ("model.dtype=int8", "float32"),
+        ("model={dtype: float64, attention: eager}", "eager attention gives NaN for padded prompts in float64"),
         ("model.device=cuda:99", "cuda:99"),
         ("model={name: lava, path: x}", ["unknown model 'lava'", "llava", "docs/add_an_adapter"]),
         ("model={name: llava, path: /no/such/folder}", "model '/no/such/folder' cannot be loaded"),

@@ -89,7 +89,7 @@ class Broken(Tracker):
     """Fails where it is told to."""
 
     def __init__(self, where):
-        self.where = where
+        self.where, self.logged, self.finished = where, 0, 0
 
     def start(self, run, config, folder):
         if self.where == "start":
@@ -98,10 +98,12 @@ class Broken(Tracker):
 
         class Failing(Session):
             def log(self, index, label, metrics):
+                outer.logged += 1
                 if outer.where == "log":
                     raise ConnectionError("no network")
 
             def finish(self):
+                outer.finished += 1
                 raise ConnectionError("no network")
 
         return Failing()
@@ -110,10 +112,12 @@ class Broken(Tracker):
 @pytest.mark.parametrize("where", ["start", "log", "finish"])
 def test_failures_are_reported_once_and_cost_nothing(tmp_path, caplog, where):
     with caplog.at_level(logging.WARNING, "tokenprune"):
-        session = start_tracking(Broken(where), "r", CONFIG, tmp_path)
+        tracker = Broken(where)
+        session = start_tracking(tracker, "r", CONFIG, tmp_path)
         for index in range(3):
             session.log(index, "cdpruner", METRICS)
         session.finish()
     assert [r.getMessage() for r in caplog.records] == [
         "tracking stops (ConnectionError: no network); results go on to the disk"
     ]
+    assert (tracker.logged, tracker.finished) == {"start": (0, 0), "log": (1, 1), "finish": (3, 1)}[where]

@@ -73,6 +73,9 @@ def find_checkpoint(
     place = _device(device)
     if attention not in ATTENTION:
         raise ConfigError(f"attention is {attention!r}; {hint(attention, ATTENTION)}")
+    # transformers casts the mask to float32, where the minimum of float64 overflows.
+    if (dtype, attention) == ("float64", "eager"):
+        raise ConfigError("eager attention gives NaN for padded prompts in float64; use attention sdpa, or float32")
     options = {"dtype": _dtype(dtype, place), "attn_implementation": attention}
     config = _load(AutoConfig, path)
     adapter = adapter_class(config.model_type)
