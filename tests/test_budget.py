@@ -10,6 +10,7 @@ from tokenprune.errors import BudgetError
         (Budget(keep_tokens=64), 576, 64),
         (Budget(keep_tokens=576), 576, 576),
         (Budget(keep_ratio=0.098), 576, 56),  # DivPrune's setting: 56.4
+        (Budget(keep_ratio=0.1), 576, 58),  # to the nearest: 57.6
         (Budget(keep_ratio=1), 576, 576),
         (Budget(keep_ratio=1e-6), 576, 1),
         (Budget(keep_ratio=0.5), 5, 2),  # half to even
