@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from machine import facts
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -126,13 +124,6 @@ def point(method: str, n: int, k: int, d: int, repeats: int) -> dict[str, object
     return {**sizes, "same_order": torch.equal(mine, theirs), "same_set": same, **times, **memory}
 
 
-def processor() -> str:
-    """The name of the CPU as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -153,11 +144,8 @@ def main() -> None:
         memory = [f"{row[key]:.0f}" if key in row else "" for key in ("ours_mb", "literal_mb")]
         table.add_row(*(str(row[key]) for key in ("method", "N", "T", "D")), *times, f"{row['same_set']:.3f}", *memory)
     Console(width=140).print(table)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    machine = {"processor": processor(), "cores": os.cpu_count(), "threads": arguments.threads}
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "commit": commit}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({**machine, **versions, "results": results}, indent=1) + "\n")
+    arguments.out.write_text(json.dumps({**facts(arguments.threads), "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -59,9 +59,34 @@ def refused(call, monkeypatch):
         ("budget.keep_tokens=0", "keep_tokens must be an integer of at least 1, got 0"),
         ("budget.keep_tokens=-5", "keep_tokens must be an integer of at least 1, got -5"),
         ("budget.keep_tokens=145", "keep_tokens=145 exceeds the 144 visual tokens"),
-        ("budget={keep_tokens: null, keep_ratio: 0}", "keep_ratio must be a number in (0, 1], got 0"),
-        ("budget={keep_tokens: null, keep_ratio: 1.01}", "keep_ratio must be a number in (0, 1], got 1.01"),
-        ("budget.keep_ratio=0.5", "give either keep_tokens or keep_ratio, got both"),
+        ("budget.keep_ratio=0", "keep_ratio must be a number in (0, 1], got 0"),
+        ("budget.keep_ratio=1.01", "keep_ratio must be a number in (0, 1], got 1.01"),
+        (
+            ["budget.keep_ratio=0.5", "budget.keep_tokens=3"],
+            "give exactly one of keep_tokens, keep_ratio and average_tokens, got keep_tokens and",
+        ),
+        ("budget.average_tokens=0", "average_tokens must be a number of at least 1, got 0"),
+        ("budget.average_tokens=145", "pruner 'random': average_tokens=145 exceeds the 144"),
+        (
+            ["baselines=[]", "pruner={name: fastv, layer: 2}", "budget.average_tokens=40"],
+            "pruner 'fastv': average_tokens=40 cannot be met: with nothing kept, the layers before the pruning stages",
+        ),
+        ("pruner={name: fastv, layer: 99}", "pruner 'fastv layer=99': FastV prunes at layer=99, but the LLM has 6"),
+        ("pruner=[cdpruner, fastw]", "unknown pruner 'fastw'; did you mean 'fastv'?"),
+        ("pruner=[cdpruner, {name: fastv, layr: 2}]", "pruner 'fastv' has no option 'layr'; did you mean 'layer'?"),
+        ("pruner=[cdpruner, {name: fastv, layer: x}]", "pruner 'fastv': layer must be an integer"),
+        ("pruner=[cdpruner, {layer: 2}]", "pruner[1] needs a name, got None"),
+        ("pruner=[]", "option 'pruners' is empty; give at least one pruner"),
+        (
+            "pruner=[cdpruner, divprune]",
+            "'cdpruner+divprune': the composition of CDPruner and DivPrune prunes at pre_llm",
+        ),
+        (
+            "pruner=[fastv, cdpruner]",
+            "prunes at layer=2 and then at pre_llm; each stage must come after the one before",
+        ),
+        ("pruner=[cdpruner, {name: fastv, keep_ratio: 0.5}]", "CDPruner has none"),
+        ("baselines=[[cdpruner, [fastv]]]", "a composition cannot be a part of another"),
         ("model.dtype=float8_e4m3fn", "float32"),
         ("model.dtype=int8", "float32"),
         ("model={dtype: float64, attention: eager}", "eager attention gives NaN for padded prompts in float64"),
@@ -74,7 +99,7 @@ def refused(call, monkeypatch):
     ],
 )
 def test_configuration(refused, tmp_path, override, words):
-    refused(words, override)
+    refused(words, *([override] if isinstance(override, str) else override))
     assert not (tmp_path / "runs").exists()
 
 
@@ -187,7 +212,7 @@ def test_results_folder_that_cannot_be_written(refused, tmp_path):
 
 def test_half_written_last_line(call, checkpoint, tmp_path):
     small = (
-        *(f"model={{name: llava, path: {checkpoint}}}", "task.num_samples=3", "budget.keep_tokens=5"),
+        *(f"model={{name: llava, path: {checkpoint}}}", "task.num_samples=3", "budget.average_tokens=5"),
         *("baselines=[]", "timing_repeats=0"),
     )
     assert call(*small).exit_code == 0

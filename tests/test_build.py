@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import yaml
 from tiny import save_llava
 
 from tokenprune.adapters import load
@@ -10,13 +11,14 @@ from tokenprune.adapters.llava import LlavaAdapter
 from tokenprune.budget import Budget
 from tokenprune.build import build, build_task
 from tokenprune.config import Part, parse_config
-from tokenprune.errors import BudgetError, ConfigError, ModelError, RegistryError, TokenPruneError
-from tokenprune.pruners.base import PRUNERS, ScorePruner
+from tokenprune.errors import BudgetError, ConfigError, ModelError, RegistryError
+from tokenprune.pruners.base import PRUNERS, ScorePruner, create_pruner
 from tokenprune.pruners.random import Random
+from tokenprune.record import run_id
 from tokenprune.registry import Entry
 from tokenprune.tasks.scenes import Scenes
 from tokenprune.tracking import NoTracker
-from tokenprune.types import Signal
+from tokenprune.types import Signal, Stage
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,62 @@ def test_cells():
     assert experiment.model.spec.visual_tokens == 144
 
 
+def cells_of(**changes):
+    """Labels and budgets of the cells, without the baselines that are always there."""
+    cells = build(config(**changes)).cells
+    return [(cell.label, cell.budget) for cell in cells if cell.part.name not in ("none", "random")]
+
+
+def test_a_list_of_pruners_is_one_pruner():
+    changes = {"pruner": ["cdpruner", {"name": "fastv", "layer": 3}], "baselines": [["random", "fastv"]], "seed": 5}
+    assert [label for label, _ in cells_of(**changes)] == [
+        *["random seed=5+fastv"] * 2,
+        *["cdpruner+fastv layer=3"] * 2,
+    ]
+    resolved = build(config(**changes)).config
+    random, fastv = create_pruner("random", seed=5), create_pruner("fastv")
+    assert resolved.baselines[-1].options == {
+        "pruners": [
+            {"name": "random", **dataclasses.asdict(random)},
+            {"name": "fastv", **dataclasses.asdict(fastv)},
+        ]
+    }
+    assert build(resolved).config == resolved
+    again = parse_config(yaml.safe_load(yaml.safe_dump(resolved.to_mapping())))
+    assert again == resolved
+    assert run_id(again) == run_id(resolved)
+
+
+def test_a_composition_can_be_written_out():
+    listed = build(config(pruner=["cdpruner", "fastv"]))
+    for pruner in ("compose", {"name": "compose"}, {"name": "compose", "pruners": ["cdpruner", {"name": "fastv"}]}):
+        assert build(config(pruner=pruner)) == listed
+
+
+def test_pruners_with_budgets_of_their_own_have_one_cell():
+    two = [{"name": "cdpruner", "keep_tokens": 64}, {"name": "fastv", "keep_ratio": 0.5}]
+    assert cells_of(pruner=two, baselines=["divprune"]) == [
+        ("divprune", Budget(keep_tokens=48)),
+        ("divprune", Budget(keep_tokens=24)),
+        ("cdpruner keep_tokens=64+fastv keep_ratio=0.5", Budget(keep_tokens=32)),
+    ]
+    halves = [{"name": "fastv", "layer": layer, "keep_ratio": 0.5} for layer in (1, 3)]
+    assert cells_of(pruner=halves) == [
+        ("fastv layer=1 keep_ratio=0.5+fastv layer=3 keep_ratio=0.5", Budget(keep_ratio=0.25))
+    ]
+    resolved = build(config(pruner=two)).config
+    assert build(resolved).config == resolved
+    preset = {"name": "sparsevlm", "preset": 192}
+    assert cells_of(pruner=preset) == [("sparsevlm preset=192", Budget(keep_ratio=110 / 576))]
+
+
+def test_average_budgets():
+    assert cells_of(pruner="fastv", budget={"average_tokens": [96, 72.5]}) == [
+        ("fastv", Budget(average_tokens=96.0)),
+        ("fastv", Budget(average_tokens=72.5)),
+    ]
+
+
 def test_resolved_config_has_every_option_and_is_a_fixed_point():
     resolved = build(config(pruner={"name": "cdpruner", "kernel": "rbf"}, seed=3)).config
     assert resolved.pruner.options["kernel"] == "rbf"
@@ -68,6 +126,16 @@ def test_resolved_config_has_every_option_and_is_a_fixed_point():
 def test_labels_name_what_differs_from_the_defaults():
     labels = [cell.label for cell in build(config(pruner={"name": "cdpruner", "kernel": "rbf", "theta": 0.5})).cells]
     assert labels[-1] == "cdpruner kernel=rbf"
+    lists = {"name": "pyramiddrop", "ratios": [0.5, 0.25, 0.125], "layers": [2, 3, 4]}
+    labels = [cell.label for cell in build(config(pruner=lists)).cells]
+    assert labels[-1] == "pyramiddrop layers=[2, 3, 4]"
+    for pruner, label in {
+        (): "sparsevlm",
+        (("version", "plus"),): "sparsevlm version=plus",
+        (("positions", "repacked"),): "sparsevlm",
+        (("version", "plus"), ("positions", "repacked")): "sparsevlm positions=repacked version=plus",
+    }.items():
+        assert build(config(pruner={"name": "sparsevlm", **dict(pruner)})).cells[-1].label == label
 
 
 def test_the_same_method_twice_is_one():
@@ -120,7 +188,27 @@ MISTAKES = [
     ({"task": "folder"}, ConfigError, "task 'folder' needs the option 'path'"),
     ({"tracking": "wandbb"}, RegistryError, "unknown tracker 'wandbb'; did you mean 'wandb'?"),
     ({"tracking": {"name": "wandb", "mode": "offlin"}}, ConfigError, "did you mean 'offline'?"),
-    ({"budget": {"keep_tokens": 145}}, BudgetError, "keep_tokens=145 exceeds the 144 visual tokens"),
+    ({"budget": {"keep_tokens": 145}}, BudgetError, "pruner 'random': keep_tokens=145 exceeds the 144 visual tokens"),
+    (
+        {"pruner": {"name": "fastv", "layer": 3}, "budget": {"average_tokens": [144, 72]}},
+        BudgetError,
+        "pruner 'fastv layer=3': average_tokens=72 cannot be met: with nothing kept, the layers before the "
+        "pruning stages spend 72 of 144 visual tokens on average",
+    ),
+    (
+        {"pruner": ["cdpruner", {"name": "fastv", "layer": 6}]},
+        ConfigError,
+        "pruner 'cdpruner+fastv layer=6': the composition of CDPruner and FastV prunes at layer=6, but the LLM has 6",
+    ),
+    (
+        {"baselines": [[{"name": "cdpruner", "keep_tokens": 9}, {"name": "fastv", "keep_tokens": 10}]]},
+        BudgetError,
+        "pruner 'cdpruner keep_tokens=9+fastv keep_tokens=10': FastV: keep_tokens=10 exceeds the 9 visual tokens",
+    ),
+    ({"pruner": {"name": "fastv", "layer": 0}}, ConfigError, "pruner 'fastv layer=0': FastV prunes at layer=0"),
+    ({"pruner": {"name": "compose", "pruners": 3}}, ConfigError, "pruners must be a list, each item text or a mapping"),
+    ({"pruner": {"name": "compose", "pruner": []}}, ConfigError, "has no option 'pruner'; did you mean 'pruners'?"),
+    ({"pruner": {"name": "compose", "pruners": [{}]}}, ConfigError, "needs a name, got None"),
     (
         {"model": {"name": "lava", "path": "x"}},
         RegistryError,
@@ -150,17 +238,38 @@ def test_a_model_that_no_adapter_knows(tmp_path):
         assert part in str(caught.value)
 
 
-def test_a_signal_that_the_adapter_lacks(monkeypatch):
+@pytest.mark.parametrize(
+    ("requires", "layer", "message"),
+    [
+        ("text_attention", None, "LlavaAdapter cannot give the signals text_attention; it offers clip"),
+        ("cls_attention", 3, "inside the LLM (layer=3) cannot give the signals cls_attention; it offers image"),
+        ("text_attention", 3, None),
+        ("cls_attention", None, None),
+    ],
+)
+@pytest.mark.parametrize("composed", [False, True])
+def test_signals_are_those_of_the_stage(monkeypatch, requires, layer, message, composed):
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Needy(ScorePruner):
-        requires = frozenset({Signal.TEXT_ATTENTION})
+        @property
+        def requires(self):
+            return frozenset({Signal(requires)})
+
+        def stages(self, spec):
+            return (Stage(layer),)
 
         def score(self, tokens):
             raise NotImplementedError
 
     PRUNERS.names()
     monkeypatch.setitem(PRUNERS._entries, "needy", Entry("needy", Needy, "", None))
-    with pytest.raises(
-        TokenPruneError, match="pruner 'needy' needs the signals text_attention, which LlavaAdapter lacks"
-    ):
-        build(config(pruner="needy"))
+    pruner, label = (
+        (["needy", {"name": "fastv", "layer": 5}], "needy+fastv layer=5") if composed else ("needy", "needy")
+    )
+    if message is None:
+        assert build(config(pruner=pruner)).cells[-1].label == label
+        return
+    with pytest.raises(ModelError) as caught:
+        build(config(pruner=pruner))
+    assert str(caught.value).startswith(f"pruner '{label}': ")
+    assert message in str(caught.value)

@@ -26,7 +26,7 @@ def call(*arguments):
 def run(tmp_path_factory):
     """The quickstart, smaller: what the command printed, and its folder."""
     output = tmp_path_factory.mktemp("runs")
-    overrides = ("task.num_samples=24", "budget.keep_tokens=[48,16]", "timing_repeats=1", f"output={output}")
+    overrides = ("task.num_samples=24", "budget.average_tokens=[60,40]", "timing_repeats=1", f"output={output}")
     result = call("run", QUICKSTART, *overrides)
     (folder,) = output.iterdir()
     return result, folder, overrides
@@ -37,14 +37,17 @@ def test_quickstart(run):
     assert result.exit_code == 0, result.output
     for header in ("accuracy", "unpruned", "evidence", "FLOPs", "KV"):
         assert header in result.stdout
-    table = [line.split() for line in result.stdout.splitlines()]
-    assert [row[0] for row in table if len(row) > 1 and "/144" in row[1]] == [
-        *("none", "random", "random", "uniform", "uniform", "divprune", "divprune", "cdpruner", "cdpruner")
-    ]
+    table = [line.partition("/144")[0].split() for line in result.stdout.splitlines() if "/144" in line]
+    names = ["random", "uniform", "divprune", "fastv layer=1", "sparsevlm", "pyramiddrop", "dart layer=1"]
+    names += ["cdpruner+fastv layer=3", "cdpruner"]
+    assert [" ".join(row[:-1]) for row in table] == ["none", *(name for name in names for _ in range(2))]
+    spent = [float(row[-1]) for row in table[1:]]
+    assert all(60 <= tokens < 63 for tokens in spent[::2])
+    assert all(40 <= tokens < 44 for tokens in spent[1::2])
     assert f"report: {folder}/report.md" in result.stdout
     assert {path.name for path in folder.iterdir()} == {
         *("config.yaml", "results.jsonl", "samples.jsonl", "report.md", "pareto.png"),
-        *(f"kept_{name}.png" for name in ("random", "uniform", "divprune", "cdpruner")),
+        *(f"kept_{name.replace(' ', '-').replace('=', '-').replace('+', '-')}.png" for name in names),
     }
 
 
@@ -81,7 +84,7 @@ def test_report_again(run):
         path.unlink()
     result = call("report", folder)
     assert result.exit_code == 0, result.output
-    assert len(list(folder.glob("kept_*.png"))) == 4
+    assert len(list(folder.glob("kept_*.png"))) == 9
 
 
 def test_a_failed_cell_makes_exit_status_1(tmp_path, monkeypatch):

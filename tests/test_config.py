@@ -7,7 +7,7 @@ import yaml
 
 from tokenprune.budget import Budget
 from tokenprune.config import ModelConfig, Part, RunConfig, load_config, parse_config
-from tokenprune.errors import TokenPruneError
+from tokenprune.errors import BudgetError, TokenPruneError
 
 MINIMAL = "pruner: cdpruner\nbudget: {keep_tokens: [48, 24]}\n"
 
@@ -51,12 +51,52 @@ def test_overrides(load):
     assert ratio.budget == (Budget(keep_ratio=0.5), Budget(keep_ratio=1.0))
 
 
+def test_average_budgets(load):
+    config = load("budget.keep_tokens=null", "budget.average_tokens=[64, 32.5]")
+    assert config.budget == (Budget(average_tokens=64.0), Budget(average_tokens=32.5))
+
+
+def test_a_list_of_pruners_is_a_composition(load):
+    two = Part("compose", {"pruners": [{"name": "cdpruner"}, {"name": "fastv", "layer": 3}]})
+    for text in ("pruner: [cdpruner, {name: fastv, layer: 3}]\n", f"pruner: {two.to_mapping()}\n"):
+        assert load(text=text + "budget: {keep_tokens: 5}\n").pruner == two
+    config = load("baselines=[divprune, [cdpruner, {name: fastv, layer: 3}]]")
+    assert config.baselines == (Part("none"), Part("random"), Part("divprune"), two)
+
+
+def test_overrides_replace_or_enter_lists(load):
+    """A list for a mapping, a mapping for a list, and an item of a list by its number."""
+    two = "pruner=[cdpruner, {name: fastv, layer: 3}]"
+    config = load("pruner={name: cdpruner, theta: 0.3}", two)
+    assert config.pruner.options["pruners"] == [{"name": "cdpruner"}, {"name": "fastv", "layer": 3}]
+    assert load(two, "pruner.1.layer=4").pruner.options["pruners"][1] == {"name": "fastv", "layer": 4}
+    assert load(two, "pruner[1].layer=4").pruner.options["pruners"][1] == {"name": "fastv", "layer": 4}
+    merged = load("pruner={name: cdpruner, theta: 0.3}", "pruner={kernel: rbf}")
+    assert merged.pruner.options == {"theta": 0.3, "kernel": "rbf"}
+    assert load(two, "pruner={name: random}").pruner == Part("random")
+    assert load(two, "pruner=random").pruner == Part("random")
+
+
+def test_overrides_may_refer_to_other_keys(load):
+    config = load("output=runs/${seed}", "seed=3", "batch_size=${seed}")
+    assert (config.output, config.batch_size) == ("runs/3", 3)
+
+
 def test_equal_budgets_count_once(load):
     assert load("budget.keep_tokens=[8, 8]").budget == (Budget(keep_tokens=8),)
 
 
-def test_to_mapping_can_be_read_again(load):
-    config = load("pruner={name: cdpruner, theta: 0.5}", "tracking=wandb", "model={name: llava, path: somewhere}")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["pruner={name: cdpruner, theta: 0.5}", "tracking=wandb", "model={name: llava, path: somewhere}"],
+        ["pruner=[cdpruner, {name: fastv, keep_ratio: 0.5}]", "baselines=[[random, fastv]]"],
+        ["budget={keep_tokens: null, keep_ratio: [0.5, 0.25]}"],
+        ["budget={keep_tokens: null, average_tokens: [64, 32.5]}"],
+    ],
+)
+def test_to_mapping_can_be_read_again(load, overrides):
+    config = load(*overrides)
     assert parse_config(yaml.safe_load(yaml.safe_dump(config.to_mapping()))) == config
 
 
@@ -69,17 +109,22 @@ MISTAKES = {
     "budget.keep_tokens=1.5": "budget: keep_tokens must be an integer or null, got 1.5",
     "budget.keep_tokens=true": "budget: keep_tokens must be an integer or null, got True",
     "budget.keep_tokens=[]": "budget is an empty list; give at least one",
-    "budget.keep_tokens=null": "either keep_tokens or keep_ratio, got neither",
-    "budget.keep_ratio=0.5": "either keep_tokens or keep_ratio, got both",
+    "budget.keep_tokens=null": "exactly one of keep_tokens, keep_ratio and average_tokens, got none",
+    "budget={keep_tokens: 3, keep_ratio: 0.5}": "keep_tokens, keep_ratio and average_tokens, got keep_tokens and",
+    "budget={keep_tokens: 3, average_tokens: 12}": "budget: give exactly one of",
+    "budget={keep_tokens: null, average_tokens: 0.5}": "budget: average_tokens must be a number of at least 1, got 0.5",
+    "budget={keep_tokens: null, average_tokens: x}": "budget: average_tokens must be a number or null, got 'x'",
     "budget=3": "budget must be a mapping",
     "batch_size=0": "batch_size must be at least 1, got 0",
     "batch_size=x": "config: batch_size must be an integer, got 'x'",
     "model.dtype=float8_e4m3fn": "model: dtype is 'float8_e4m3fn'; did you mean 'float64'? Allowed: bfloat16, float16",
-    "model.name=llava": "model 'llava' needs a path",
-    "model.path=x": "model 'embedded' takes no path",
+    "model.name=llava": "model: 'llava' needs a path",
+    "model.path=x": "model: 'embedded' takes no path",
     "model.dtyp=x": "model has no option 'dtyp'; did you mean 'dtype'?",
     "task.name=[1]": "task needs a name, got [1]",
     "baselines=[{seed: 1}]": "baselines[0] needs a name",
+    "baselines=[random,[cdpruner,{layer: 3}]]": "baselines[1][1] needs a name, got None",
+    "pruner=[cdpruner,3]": "pruner[1] must be a mapping of keys to values, got 3",
     "pruner": "override 'pruner' is not of the form key=value",
     "=3": "override '=3' is not of the form key=value",
     "pruner=[1": "flow sequence",
@@ -130,12 +175,21 @@ def test_no_file(tmp_path):
         load_config(tmp_path / "b.yaml")
 
 
-def test_merging_a_mapping_into_a_list_is_a_mistake(load):
+@pytest.mark.parametrize("override", ["pruner.7.layer=3", "pruner.layer=3", "pruner.name=random"])
+def test_a_list_has_numbers_and_no_keys(load, override):
     with pytest.raises(TokenPruneError) as error:
-        load("pruner=[1]", text="pruner: {name: cdpruner}\nbudget: {keep_tokens: 1}\n")
+        load("pruner=[cdpruner, fastv]", override)
+    assert "c.yaml" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_frozen(load):
     with pytest.raises(dataclasses.FrozenInstanceError):
         load().seed = 3
+
+
+def test_a_budget_on_the_command_line_replaces_that_of_the_file(load):
+    assert load("budget.average_tokens=12").budget == (Budget(average_tokens=12),)
+    assert load("budget.keep_ratio=[0.5,0.25]").budget == (Budget(keep_ratio=0.5), Budget(keep_ratio=0.25))
+    with pytest.raises(BudgetError, match="got keep_tokens and keep_ratio"):
+        load("budget.keep_ratio=0.5", "budget.keep_tokens=4")

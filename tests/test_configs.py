@@ -27,10 +27,11 @@ def test_runs(path):
 
 def test_the_quickstart_is_the_documented_grid():
     cells = build(load_config(ROOT / "configs/quickstart.yaml")).cells
-    names = ("random", "uniform", "divprune", "cdpruner")
-    assert [(cell.label, cell.budget and cell.budget.keep_tokens) for cell in cells] == [
+    before = ("random", "uniform", "divprune")
+    inside = ("fastv layer=1", "sparsevlm", "pyramiddrop", "dart layer=1", "cdpruner+fastv layer=3")
+    assert [(cell.label, cell.budget and cell.budget.average_tokens) for cell in cells] == [
         ("none", None),
-        *((name, keep) for name in names for keep in (48, 24, 16)),
+        *((name, average) for name in (*before, *inside, "cdpruner") for average in (72, 48, 36)),
     ]
 
 
@@ -41,11 +42,10 @@ def test_parts(kind, path, tmp_path, monkeypatch):
     options = yaml.safe_load(path.read_text())
     assert options.pop("name") == path.stem
     target = REGISTRIES[kind].get(path.stem)
-    construct(target, options, kind)
-    defaults = {f.name: f.default for f in dataclasses.fields(target) if f.init}
-    assert options.keys() == defaults.keys()
-    for key, default in defaults.items():
-        assert default is dataclasses.MISSING or options[key] == default, key
+    fields = [f for f in dataclasses.fields(target) if f.init]
+    assert options.keys() == {f.name for f in fields}
+    needed = {f.name: options[f.name] for f in fields if f.default is dataclasses.MISSING}
+    assert construct(target, options, kind) == construct(target, needed, kind)
 
 
 @pytest.mark.parametrize("kind", REGISTRIES)

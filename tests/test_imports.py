@@ -15,28 +15,29 @@ CORE = "errors types budget registry version"
 MAY = {
     **dict.fromkeys(CORE.split(), "errors types budget"),
     "spec": "errors",
-    "types": "errors spec",
+    "signal": "",
+    "types": "errors signal spec budget",
     "options": "errors",
     "functional": "errors",
     "metrics": "errors types",
     "conditioning": "errors types registry functional",
-    "pruners": "errors types registry options functional conditioning",
-    "adapters": "errors types registry budget",
-    "embedded": "errors types budget adapters metrics tasks",
+    "pruners": "errors types spec budget registry options functional conditioning",
+    "adapters": "errors types spec registry budget functional",
+    "embedded": "errors types budget adapters metrics pruners tasks",
     "tasks": "errors types registry embedded",
     "config": "errors budget options",
     "provenance": "types version",
     "record": "errors config options provenance",
     "tracking": "registry",
-    "build": "errors registry budget config options adapters embedded pruners tasks tracking",
-    "evaluate": "types build adapters metrics tasks",
+    "build": "errors types registry budget config options adapters embedded pruners tasks tracking",
+    "evaluate": "types build adapters metrics tasks trace",
     "runner": "types build config evaluate metrics provenance record tracking",
     "plots": "record",
     "overlay": "types",
     "report": "errors types overlay plots provenance record",
     "catalogue": "errors options registry",
     "cli": "errors version build catalogue config record report runner",
-    "trace": "errors types",
+    "trace": "errors types adapters",
     "block": "errors types budget adapters pruners trace",
     "pruning": "errors types budget adapters pruners block trace",
     "__init__": "*",
@@ -73,7 +74,7 @@ def test_file(path):
             assert part in allowed, package
     assert path.name not in ("utils.py", "helpers.py", "common.py")
     assert "environ" not in path.read_text(), "no environment variable of our own"
-    limit = {"pruners": METHOD, "adapters": ADAPTER}.get(part, OTHER)
+    limit = {"pruners": METHOD, "adapters": ADAPTER}.get(part, OTHER) if path.name != "base.py" else ADAPTER
     assert len(path.read_text().splitlines()) <= limit
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):

@@ -1,9 +1,10 @@
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
 
-from tokenprune.errors import ConfigError
+from tokenprune.errors import BudgetError, ConfigError
 from tokenprune.options import construct, describe
 
 
@@ -14,7 +15,12 @@ class Thing:
     flag: bool = False
     kind: Literal["a", "b"] | None = "a"
     sizes: tuple[int, ...] = ()
+    parts: tuple[str | Mapping[str, Any], ...] = ()
     free: Any = None
+
+    def __post_init__(self):
+        if self.ratio < 0:
+            raise BudgetError("ratio must be at least 0")
 
 
 def test_converts_what_yaml_lacks():
@@ -37,12 +43,21 @@ def test_converts_what_yaml_lacks():
         ({"must": 1, "kind": "c"}, "thing: kind is 'c'; Allowed: a, b"),
         ({"must": 1, "sizes": 3}, "thing: sizes must be a list, each item an integer, got 3"),
         ({"must": 1, "sizes": [1, "x"]}, "thing: sizes must be a list"),
+        (
+            {"must": 1, "parts": ["a", {}, 3]},
+            "thing: parts must be a list, each item text or a mapping, got ['a', {}, 3]",
+        ),
     ],
 )
 def test_mistakes(options, message):
     with pytest.raises(ConfigError) as error:
         construct(Thing, options, "thing")
     assert message in str(error.value)
+
+
+def test_what_the_dataclass_refuses_is_said_of_what():
+    with pytest.raises(BudgetError, match=r"^thing: ratio must be at least 0$"):
+        construct(Thing, {"must": 1, "ratio": -1}, "thing")
 
 
 def test_null_where_it_may_be():

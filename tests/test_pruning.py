@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 from masked import masked_logits, masked_rows
-from tiny import IMAGE_SIZE, Project, ask, picture, shared_llava, tiny_llava, tiny_processor
+from tiny import IMAGE_SIZE, Project, Relevance, ask, picture, shared_llava, tiny_llava, tiny_processor
 from transformers import DynamicCache, GenerationConfig
 
 import tokenprune as tp
@@ -471,8 +471,8 @@ def test_a_thread_without_a_block_is_untouched(llava):
         ({"keep_tokens": 26}, BudgetError, "exceeds the 25 visual tokens"),
         ({"keep_tokens": 0}, BudgetError, "at least 1"),
         ({"keep_tokens": None, "keep_ratio": 1.5}, BudgetError, r"in \(0, 1\]"),
-        ({"keep_ratio": 0.5}, BudgetError, "got both"),
-        ({"keep_tokens": None}, BudgetError, "got neither"),
+        ({"keep_ratio": 0.5}, BudgetError, "got keep_tokens and keep_ratio"),
+        ({"keep_tokens": None}, BudgetError, "got none"),
     ],
 )
 def test_budgets(llava, options, error, message):
@@ -483,14 +483,26 @@ def test_budgets(llava, options, error, message):
 
 def test_pruners(llava):
     model, processor = llava
+
+    def prune_with(pruner):
+        return tp.prune(model, processor, pruner, keep_tokens=3)
+
     with pytest.raises(RegistryError, match="unknown pruner"), tp.prune(model, processor, "cdprunner", keep_tokens=3):
         pass
     with pytest.raises(ConfigError, match="kernel"), tp.prune(model, processor, Project(), keep_tokens=3, kernel="rbf"):
         pass
     later = dataclasses.make_dataclass(
-        "Later", [], bases=(Project,), namespace={"stages": lambda self, spec: (Stage(2),)}, frozen=True
+        "Later", [], bases=(Project,), namespace={"stages": lambda self, spec: (Stage(4),)}, frozen=True
     )
-    with pytest.raises(ModelError, match="prunes at layer=2"), tp.prune(model, processor, later(), keep_tokens=3):
+    with pytest.raises(ConfigError, match="prunes at layer=4, but the LLM has 4"), prune_with(later()):
+        pass
+    seeing = dataclasses.make_dataclass(
+        "Seeing", [], bases=(Relevance,), namespace={"stages": lambda self, spec: (Stage(2),)}, frozen=True
+    )
+    with (
+        pytest.raises(ModelError, match=r"inside the LLM \(layer=2\) cannot give the signals clip"),
+        prune_with(seeing()),
+    ):
         pass
     with pytest.raises(ModelError, match="no adapter knows"), prune(torch.nn.Linear(1, 1), processor):
         pass

@@ -28,6 +28,7 @@ def record(label, kept, accuracy):
         "retention": accuracy / 0.95,
         "visual_tokens": 144,
         "kept_tokens": float(kept),
+        "average_tokens": float(kept),
         "evidence_kept": kept / 144,
         "llm_prefill_flops": 4e6 * kept,
         "prefill_time_ratio": kept / 144,
@@ -72,7 +73,8 @@ def folder(tmp_path, records, samples):
                 if index % 2
                 else {"answer": "a long wrong answer", "correct": 0.0}
             )
-            line = {"cell": item.cell, "sample": sample.id, "kept": keep if item.budget else None, **right}
+            stages = [{"stage": "pre_llm", "kept": keep, "tokens": len(keep)}] if item.budget else []
+            line = {"cell": item.cell, "sample": sample.id, "stages": stages, **right}
             folder.samples.append(line)
     return folder
 
@@ -156,8 +158,14 @@ def test_no_raster_no_pictures(tmp_path, records, samples):
 
 def test_kept_patches_keep_their_colour_and_dropped_ones_fade():
     image = Image.new("RGB", (40, 20), (200, 0, 0))
-    drawn = kept_patches(image, [1], (1, 2))
+    drawn = kept_patches(image, [[1]], (1, 2))
     assert drawn.shape == (192, 384, 3)
     assert (drawn[:, 192:] == (200, 0, 0)).all()
     assert len(np.unique(drawn[:, :192])) == 1  # grey
-    assert (kept_patches(image, None, (1, 2)) == (200, 0, 0)).all()
+    assert (kept_patches(image, [], (1, 2)) == (200, 0, 0)).all()
+
+
+def test_patches_that_left_earlier_are_fainter():
+    image = Image.new("RGB", (30, 10), (40, 40, 40))
+    first, second, third = kept_patches(image, [[1, 2], [2]], (1, 3))[0, 64::128, 0].tolist()
+    assert first > second > third == 40

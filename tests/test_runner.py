@@ -91,7 +91,7 @@ def test_files_of_a_run(config):
     assert [line["sample"] for line in answers[:7]] == [sample.id for sample in outcome.samples]
     assert answers[0].keys() == {
         *("cell", "sample", "kind", "question", "truth", "answer", "correct"),
-        *("text_tokens", "kept_tokens", "evidence_kept", "kept"),
+        *("text_tokens", "evidence_kept", "stages"),
     }
 
 
@@ -103,15 +103,16 @@ def test_metrics(config):
         assert metrics["questions"] == 7
         assert metrics["accuracy"] == sum(line["correct"] for line in cell) / 7
         assert metrics["visual_tokens"] == 25
-        assert metrics["kept_tokens"] == (record.budget.get("keep_tokens") or 25)
+        assert metrics["kept_tokens"] == metrics["average_tokens"] == (record.budget.get("keep_tokens") or 25)
         assert metrics["grid"] == [5, 5]
         assert metrics["prefill_time_ratio"] > 0
         assert metrics["vision_seconds"] > 0
         assert (metrics["selection_seconds"] > 0) == bool(record.budget)
         assert record.seed == 0
         assert record.seconds > 0
-        kept = [line["kept"] for line in cell]
-        assert all(k is None for k in kept) if not record.budget else {len(k) for k in kept} == {metrics["kept_tokens"]}
+        stages = [[(s["stage"], len(s["kept"]), s["tokens"]) for s in line["stages"]] for line in cell]
+        keep = record.budget.get("keep_tokens")
+        assert stages == [[("pre_llm", keep, keep)] if keep else []] * 7
     unpruned, *pruned = [record.metrics for record in outcome.records]
     assert unpruned["evidence_kept"] == 1.0
     assert all(0 <= m["evidence_kept"] < 1 for m in pruned)
@@ -124,7 +125,7 @@ def test_flops_and_cache_are_those_of_the_prompts(config):
     (text,) = {line["text_tokens"] for cell in outcome.folder.answers().values() for line in cell.values()}
     for record in outcome.records:
         keep = int(record.metrics["kept_tokens"])
-        plan = OperationPlan.drop_at(spec, PRE_LLM, keep, 25)
+        plan = OperationPlan.drop_at(spec, [PRE_LLM], [keep], 25)
         assert record.metrics["llm_prefill_flops"] == llm_prefill_flops(spec, plan, text)
         assert record.metrics["kv_cache_bytes"] == per_token * (keep + text)
 
@@ -225,8 +226,8 @@ def test_retention_is_relative_to_this_run(config, monkeypatch):
 
     def answer(self, cell, batch):
         return [
-            {"sample": s.id, "kind": s.kind, "correct": right[cell.label], "text_tokens": 9, "kept_tokens": 5}
-            | {"evidence_kept": None}
+            {"sample": s.id, "kind": s.kind, "correct": right[cell.label], "text_tokens": 9, "evidence_kept": None}
+            | {"stages": [{"stage": "pre_llm", "kept": [0], "tokens": 1}] if cell.pruner else []}
             for s in batch
         ]
 
@@ -297,7 +298,7 @@ def test_a_batch_does_not_change_what_is_kept(config):
         outcome = runner.run(config(pruner="cdpruner", batch_size=size))
         cells = {r.cell: (r.label, str(r.budget)) for r in outcome.records}
         answers = outcome.folder.answers()
-        kept.append({(cells[c], s): line["kept"] for c in cells for s, line in answers[c].items()})
+        kept.append({(cells[c], s): line["stages"] for c in cells for s, line in answers[c].items()})
     assert kept[0] == kept[1]
 
 

@@ -11,7 +11,7 @@ from tokenprune.errors import RegistryError
 from tokenprune.tracking import TRACKERS, NoTracker, Session, Tracker, WandbTracker, start_tracking
 
 CONFIG = {"pruner": {"name": "cdpruner", "theta": 0.5}, "budget": {"keep_tokens": [48]}}
-METRICS = {"accuracy": 0.75, "kept_tokens": 48, "retention": None, "accuracy_by_kind": {"color": 0.5}}
+METRICS = {"accuracy": 0.75, "average_tokens": 48, "retention": None, "accuracy_by_kind": {"color": 0.5}}
 
 
 def test_names():
@@ -61,7 +61,7 @@ def read_back(path):
 
 def test_wandb_offline_for_real(tmp_path, caplog):
     session = start_tracking(WandbTracker(mode="offline", project="p"), "abc123", CONFIG, tmp_path)
-    session.log(0, "none", {"accuracy": 1.0, "kept_tokens": 144})
+    session.log(0, "none", {"accuracy": 1.0, "average_tokens": 144})
     session.log(1, "cdpruner", METRICS)
     session.finish()
     wandb.teardown()  # its service writes a moment longer than finish() waits; at exit this happens by itself
@@ -73,7 +73,7 @@ def test_wandb_offline_for_real(tmp_path, caplog):
     assert [line["_step"] for line in history] == [0, 1]
     assert history[0]["none/accuracy"] == 1.0
     assert history[1]["cdpruner/accuracy"] == 0.75
-    assert history[1]["cdpruner/kept_tokens"] == 48
+    assert history[1]["cdpruner/average_tokens"] == 48
     assert "cdpruner/retention" not in history[1]
     assert history[1]["cdpruner/accuracy_by_kind.color"] == 0.5
 

@@ -3,13 +3,9 @@ import torch
 
 from tokenprune.errors import SelectionError
 from tokenprune.types import (
-    ModelSpec,
-    Operation,
-    OperationPlan,
+    LLM_SIGNALS,
     Signal,
-    Stage,
     TokenSelection,
-    TransformerSpec,
     VisualTokens,
 )
 
@@ -23,10 +19,18 @@ def test_signals_are_public_strings():
         "prompt_embeds",
         "prompt_mask",
         "cls_attention",
-        "text_attention",
-        "keys",
         "vision_hidden",
+        "keys",
+        "text_attention",
+        "text_mask",
+        "text_embeds",
+        "image_embeds",
+        "text_keys",
+        "normed_hidden",
+        "text_normed_hidden",
+        "rope_similarity",
     ]
+    assert set(list(Signal)[6:]) == LLM_SIGNALS
     tokens = VisualTokens(F, {"keys": torch.ones(2, 6, 3)})
     assert torch.equal(tokens.signal(Signal.KEYS), torch.ones(2, 6, 3))
     shared = VisualTokens(F, {"clip_text_embeds": torch.ones(5, 3)})
@@ -63,7 +67,8 @@ def test_bad_visual_tokens(arguments, message):
         ([[]], {}, "non-empty"),
         ([[0, 1]], {"scores": torch.zeros(1, 5)}, "scores"),
         ([[0, 1]], {"order": torch.tensor([[0, 2]])}, "order"),
-        ([[0, 1]], {"merged": torch.zeros(1, 3, 4)}, "merged"),
+        ([[0, 1]], {"merged": torch.zeros(1, 1, 4)}, "merged"),
+        ([[0, 1]], {"merged": torch.zeros(2, 2, 4)}, "merged"),
     ],
 )
 def test_bad_selections(keep, more, message):
@@ -71,17 +76,13 @@ def test_bad_selections(keep, more, message):
         TokenSelection(torch.tensor(keep, dtype=torch.long), 6, **more)
 
 
+def test_merged_features_may_have_appended_ones_behind_them():
+    for number in (2, 5):
+        merged = torch.zeros(1, number, 4)
+        assert TokenSelection(torch.tensor([[0, 1]]), 6, merged=merged).merged is merged
+
+
 def test_selection_from_order():
     selection = TokenSelection.from_order(torch.tensor([[4, 0, 3]]), 6)
     assert selection.keep.tolist() == [[0, 3, 4]]
     assert selection.order.tolist() == [[4, 0, 3]]
-
-
-def test_dropping_is_a_special_case_of_a_plan():
-    spec = ModelSpec(TransformerSpec(4, 8, 16, 2, 2, 4, 3), vocabulary=10, visual_tokens=6)
-    plan = OperationPlan.drop_at(spec, Stage(2), keep=2, total=6)
-    assert [plan.tokens(layer, Operation.MLP) for layer in range(4)] == [6, 6, 2, 2]
-    assert str(Stage(2)) == "layer=2"
-    assert str(Stage()) == "pre_llm"
-    with pytest.raises(SelectionError, match="active"):
-        OperationPlan(torch.ones(4, 3, 1, dtype=torch.bool), (2, 4))

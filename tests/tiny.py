@@ -49,12 +49,13 @@ def tiny_processor():
     )
 
 
-def tiny_llava(attention="sdpa", vision=None, **changes):
-    from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+def tiny_llava(attention="sdpa", vision=None, decoder="llama", text=None, **changes):
+    from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
 
     from tokenprune.embedded.tokenizer import VOCABULARY
 
-    text = LlamaConfig(
+    text = AutoConfig.for_model(
+        decoder,
         vocab_size=len(VOCABULARY),
         hidden_size=64,
         intermediate_size=128,
@@ -64,6 +65,7 @@ def tiny_llava(attention="sdpa", vision=None, **changes):
         pad_token_id=VOCABULARY["<pad>"],
         bos_token_id=VOCABULARY["<s>"],
         eos_token_id=None,
+        **(text or {}),
     )
     config = LlavaConfig(
         vision_config=vision or tiny_vision_config(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from contextvars import Token
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor
 
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.inputs import CHUNKS_WORK
+from tokenprune.adapters.hooks import InsideLLM
+from tokenprune.adapters.inputs import CHUNKS_WORK, PrunedInputs
 from tokenprune.adapters.turns import COLUMNS, Turn, new_images, split_at_cache
 from tokenprune.budget import Budget
 from tokenprune.errors import ModelError
 from tokenprune.pruners.base import Pruner
-from tokenprune.trace import PrunedCall, Trace
+from tokenprune.trace import PrunedCall, Trace, stage_traces
 
 
 @dataclass(eq=False)
@@ -27,8 +29,10 @@ class Run:
     Attributes:
         block: that it runs in.
         arguments: what the model is given instead of the caller's arguments.
-        call: for the trace; None if this call brings no images.
+        pruned: for the trace; None if this call brings no images.
+        images: (B,) long, images that this call brings in each row.
         turn: to be remembered with the cache; None if this call brings no images.
+        inside: what prunes inside the LLM, now or when the cache was filled; None if nothing does.
         waiting: columns of the prompt that have not gone through the LLM.
         started: when the forward that is under way began, seconds.
         token: to end the run with the forward that began it; None if ``generate`` began it.
@@ -36,22 +40,24 @@ class Run:
 
     block: Block
     arguments: dict[str, Any]
-    call: PrunedCall | None = None
+    pruned: PrunedInputs | None = None
+    images: Tensor | None = None
     turn: Turn | None = None
+    inside: InsideLLM | None = None
     waiting: int = 0
     started: float = 0.0
     token: Token[Run | None] | None = None
 
     def prefilled(self, columns: int, seconds: float) -> None:
         """Note a forward of the model over some columns of the prompt."""
-        if self.call is not None:
-            self.call.seconds["prefill"] += seconds
+        if self.pruned is not None:
+            self.pruned.seconds["prefill"] = self.pruned.seconds.get("prefill", 0.0) + seconds
         self.waiting -= columns
 
     def finish(self, cache: Any) -> None:
         """Note what was done, once the model has returned."""
-        if self.call is not None:
-            self.block.trace.calls.append(self.call)
+        if self.pruned is not None and self.images is not None:
+            self.block.trace.calls.append(_call(self.pruned, self.images))
         if self.turn is not None and cache is not None:
             self.block.turns[cache] = self.turn
 
@@ -69,7 +75,7 @@ class Block:
 
     adapter: ModelAdapter
     pruner: Pruner
-    budget: Budget
+    budget: Budget | None
     question: str | Sequence[str] | None
     trace: Trace = field(default_factory=Trace)
     turns: WeakKeyDictionary[Any, Turn] = field(default_factory=WeakKeyDictionary)
@@ -84,7 +90,8 @@ class Block:
         """
         shown = run.arguments["input_ids"].shape[1]
         model = self.adapter.model
-        output = original(**{**run.arguments, **_lengths(model, run.arguments, caller.shape[1] - shown)})
+        with run.inside or nullcontext():
+            output = original(**{**run.arguments, **_lengths(model, run.arguments, caller.shape[1] - shown)})
         sequences = getattr(output, "sequences", output)
         copies = len(sequences) // len(caller)
         cache = getattr(output, "past_key_values", run.arguments.get("past_key_values"))
@@ -131,14 +138,11 @@ class Block:
         ids = arguments.get("input_ids")
         questions = [self.question] * len(ids) if isinstance(self.question, str) and ids is not None else self.question
         pruned = self.adapter.prune_inputs(arguments, self.pruner, self.budget, questions)
-        selection, inputs = pruned.selection, pruned.inputs
+        inputs = pruned.inputs
         assert ids is not None  # prune_inputs would have refused
-        assert selection is not None
         images = torch.bincount(pruned.rows, minlength=len(ids))
-        counts = [(n * selection.num_tokens, n * selection.keep.shape[1]) for n in images.tolist()]
-        call = PrunedCall(selection, counts, {**pruned.seconds, "prefill": 0.0})
-        turn = Turn(ids, {name: inputs[name] for name in COLUMNS}, images)
-        return Run(self, inputs, call, turn, waiting=inputs["input_ids"].shape[1])
+        turn = Turn(ids, {name: inputs[name] for name in COLUMNS}, images, pruned.inside)
+        return Run(self, inputs, pruned, images, turn, pruned.inside, waiting=inputs["input_ids"].shape[1])
 
     def _continue(self, turn: Turn, arguments: Mapping[str, Any], *, generating: bool) -> Run:
         """Translate a later turn to what the cache holds, and prune the images that are new in it."""
@@ -146,7 +150,12 @@ class Block:
         whole = known["input_ids"].shape == known["attention_mask"].shape
         added = self.adapter.placeholders(fresh["input_ids"]).sum(1) // self.adapter.spec.visual_tokens
         pixels = new_images(turn, arguments.get("pixel_values"), added)
-        run = Run(self, {name: value for name, value in arguments.items() if name != "pixel_values"} | fresh)
+        rest = {name: value for name, value in arguments.items() if name != "pixel_values"}
+        run = Run(self, rest | fresh, inside=turn.inside)
+        if turn.inside is not None and (pixels is not None or added.any()):
+            raise ModelError(
+                "later turns cannot bring images if the pruner works inside the LLM; give them all at first"
+            )
         if pixels is not None or added.any():
             if not whole:
                 raise ModelError(
@@ -155,11 +164,21 @@ class Block:
             run = self._prune({**run.arguments, "pixel_values": pixels})
         joined = {name: torch.cat([known[name], run.arguments[name]], 1) for name in COLUMNS}
         if run.turn is not None:
-            run.turn = Turn(arguments["input_ids"], joined, turn.images + run.turn.images)
+            run.turn = Turn(arguments["input_ids"], joined, turn.images + run.turn.images, None)
         run.arguments["attention_mask"] = joined["attention_mask"]
         if generating and whole:  # ``generate`` itself skips what the cache holds; a forward does not
             run.arguments |= joined
         return run
+
+
+def _call(pruned: PrunedInputs, images: Tensor) -> PrunedCall:
+    """What the trace tells of a call that is over; a selection inside the LLM is no part of the prefill's time."""
+    stages = stage_traces(pruned, len(images))
+    inside = pruned.inside.seconds["selection"] if pruned.inside else 0.0
+    seconds = {"prefill": 0.0, **pruned.seconds}
+    seconds |= {"selection": seconds["selection"] + inside, "prefill": seconds["prefill"] - inside}
+    before = [n * pruned.num_tokens for n in images.tolist()]
+    return PrunedCall(pruned.selection, stages, list(zip(before, stages[-1].counts, strict=True)), seconds)
 
 
 def _setting(model: Any, arguments: Mapping[str, Any], name: str) -> int:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from tokenprune.adapters.base import ADAPTERS, ModelAdapter
+from tokenprune.adapters.base import ADAPTERS
 from tokenprune.adapters.load import Checkpoint, find_checkpoint
+from tokenprune.adapters.signals import check_steps
 from tokenprune.budget import Budget
 from tokenprune.config import EMBEDDED, ModelConfig, Part, RunConfig
 from tokenprune.embedded.model import WEIGHTS
-from tokenprune.errors import ConfigError, ModelError, RegistryError, hint
+from tokenprune.errors import ConfigError, ModelError, RegistryError, TokenPruneError, hint
 from tokenprune.options import construct
 from tokenprune.pruners.base import PRUNERS, Pruner
+from tokenprune.pruners.compose import Compose
 from tokenprune.registry import Registry
 from tokenprune.tasks.base import TASKS, Task
 from tokenprune.tracking import TRACKERS, Tracker
@@ -27,10 +30,10 @@ class Cell:
     """One row of the result: a pruner at a budget.
 
     Attributes:
-        label: the pruner's name, with the options that differ from their defaults.
+        label: the pruner's name, with the options that differ from their defaults; those of a composition with ``+``.
         part: its name and all its options.
         pruner: None prunes nothing.
-        budget: None if nothing is pruned.
+        budget: the configuration's, or the pruner's own if its options fix one; None if nothing is pruned.
     """
 
     label: str
@@ -73,10 +76,9 @@ def build(config: RunConfig) -> Experiment:
     tracking_part, tracker = _make(config.tracking, TRACKERS, "tracking")
     checkpoint = _checkpoint(config.model)
     pruners = sorted([*baselines, studied], key=lambda pair: pair[1] is not None)
-    for part, pruner in pruners:
-        _check_signals(part.name, pruner, checkpoint.adapter)
-    for budget in config.budget:
-        budget.resolve(checkpoint.spec.visual_tokens)
+    cells = _cells(pruners, config.budget)
+    for cell in cells:
+        _check(cell, checkpoint)
     resolved = dataclasses.replace(
         config,
         baselines=tuple(part for part, _ in baselines),
@@ -84,7 +86,7 @@ def build(config: RunConfig) -> Experiment:
         task=task_part,
         tracking=tracking_part,
     )
-    return Experiment(resolved, _cells(pruners, config.budget), task, tracker, checkpoint)
+    return Experiment(resolved, cells, task, tracker, checkpoint)
 
 
 def build_task(part: Part) -> Task:
@@ -96,8 +98,15 @@ def _make(part: Part, registry: Registry[T], where: str) -> tuple[Part, T]:
     """What a part names, and the part with the values of all its options."""
     target = registry.get(part.name)
     made = construct(target, part.options, f"{where} {part.name!r}")
-    options = {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.init}  # type: ignore[arg-type]
+    options = {f.name: _plain(getattr(made, f.name)) for f in dataclasses.fields(made) if f.init}  # type: ignore[arg-type]
     return Part(part.name, options), made
+
+
+def _plain(value: Any) -> Any:
+    """As YAML has it: lists for tuples."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _pruner(part: Part, seed: int) -> tuple[Part, Pruner | None]:
@@ -105,9 +114,22 @@ def _pruner(part: Part, seed: int) -> tuple[Part, Pruner | None]:
         if part.options:
             raise ConfigError(f"pruner 'none' has no options, got {', '.join(map(str, part.options))}")
         return part, None
+    return _make(_seeded(part, seed), PRUNERS, "pruner")
+
+
+def _seeded(part: Part, seed: int) -> Part:
+    """The part with the run's seed wherever a pruner takes one and has none."""
+    options = dict(part.options)
     if any(f.name == "seed" for f in dataclasses.fields(PRUNERS.get(part.name))):
-        part = Part(part.name, {"seed": seed, **part.options})
-    return _make(part, PRUNERS, "pruner")
+        options = {"seed": seed, **options}
+    if PRUNERS.get(part.name) is Compose and isinstance(options.get("pruners"), list | tuple):
+        options["pruners"] = [_seeded(member, seed).to_mapping() for member in _members(options)]
+    return Part(part.name, options)
+
+
+def _members(options: Mapping[str, Any]) -> list[Part]:
+    """Of a composition."""
+    return [Part.of(member, "pruner") for member in options["pruners"]]
 
 
 def _checkpoint(config: ModelConfig) -> Checkpoint:
@@ -127,28 +149,41 @@ def _checkpoint(config: ModelConfig) -> Checkpoint:
     return found
 
 
-def _check_signals(name: str, pruner: Pruner | None, adapter: type[ModelAdapter]) -> None:
-    missing = pruner.requires - adapter.offers if pruner else None
-    if missing:
-        offered = ", ".join(sorted(adapter.offers)) or "none"
-        raise ConfigError(
-            f"pruner {name!r} needs the signals {', '.join(sorted(missing))}, which {adapter.__name__} lacks; "
-            f"it offers {offered}"
-        )
+def _check(cell: Cell, checkpoint: Checkpoint) -> None:
+    """Refuse layers that the model does not have, signals that nobody offers, and budgets that cannot be met."""
+    if cell.pruner is None or cell.budget is None:
+        return
+    spec, adapter = checkpoint.spec, checkpoint.adapter
+    try:
+        check_steps(cell.pruner.steps(spec), adapter.offers, adapter.__name__)
+        cell.pruner.schedule(spec, cell.budget, spec.visual_tokens)
+    except TokenPruneError as error:
+        raise type(error)(f"pruner {cell.label!r}: {error}") from None
 
 
 def _cells(pruners: Sequence[tuple[Part, Pruner | None]], budgets: Sequence[Budget]) -> tuple[Cell, ...]:
     cells = {}
     for part, pruner in pruners:
         label = _label(part)
-        for budget in budgets if pruner else (None,):
+        own = pruner.budget if pruner else None
+        for budget in budgets if pruner and own is None else (own,):
             cells[label, budget] = Cell(label, part, pruner, budget)
     return tuple(cells.values())
 
 
 def _label(part: Part) -> str:
-    """The name, and the options that are not at their defaults."""
+    """The name, and the options without which it would be another pruner; a composition has those of its pruners."""
     if part.name == "none":
         return part.name
-    defaults = {f.name: f.default for f in dataclasses.fields(PRUNERS.get(part.name))}
-    return " ".join([part.name, *(f"{key}={value}" for key, value in part.options.items() if value != defaults[key])])
+    target = PRUNERS.get(part.name)
+    if target is Compose:
+        return "+".join(map(_label, _members(part.options)))
+    fields = {f.name for f in dataclasses.fields(target)}
+    needed = {key: value for key, value in part.options.items() if key in fields}
+    made = construct(target, needed, part.name)
+    for key in tuple(needed):
+        rest = {name: value for name, value in needed.items() if name != key}
+        with contextlib.suppress(TokenPruneError):
+            needed = rest if construct(target, rest, part.name) == made else needed
+    shown = {key: value for key, value in part.options.items() if key in needed or key not in fields}
+    return " ".join([part.name, *(f"{key}={value}" for key, value in shown.items())])

@@ -35,6 +35,23 @@ class Part:
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, value: Any, where: str) -> Part:
+        """From a name, or a mapping of ``name`` and options.
+
+        Args:
+            value: what a user wrote.
+            where: what to call it in messages.
+
+        Raises:
+            ConfigError: if it is neither.
+        """
+        options = {"name": value} if isinstance(value, str) else _mapping(value, where)
+        name = options.pop("name", None)
+        if not isinstance(name, str):
+            raise ConfigError(f"{where} needs a name, got {name!r}")
+        return cls(name, options)
+
     def to_mapping(self) -> dict[str, Any]:
         """Name and options as one mapping."""
         return {"name": self.name, **self.options}
@@ -64,19 +81,22 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if (self.name == EMBEDDED) != (self.path is None):
             needs = "takes no path" if self.path else "needs a path: a hub id or the folder of a checkpoint"
-            raise ConfigError(f"model {self.name!r} {needs}")
+            raise ConfigError(f"{self.name!r} {needs}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A run: one pruner and its baselines, each at each budget, on one model and task.
 
+    In YAML a pruner is a name, a mapping of ``name`` and options, or a list of these: a composition, see ``Compose``.
+
     Attributes:
         model: the model.
         task: the questions.
         pruner: what is studied.
         baselines: what it is compared with; ``none`` (no pruning) and ``random`` are always among them.
-        budget: how many visual tokens stay, one cell of the table each.
+        budget: how many visual tokens stay, one cell of the table each. A pruner whose options fix its budget has one
+            cell, with that.
         seed: of every pruner that has an option ``seed`` which is not set.
         batch_size: questions at a time.
         max_new_tokens: longest answer, tokens.
@@ -107,7 +127,7 @@ class RunConfig:
 
     def to_mapping(self) -> dict[str, Any]:
         """The same as plain mappings and lists, as one would write it in YAML."""
-        key = "keep_tokens" if self.budget[0].keep_tokens is not None else "keep_ratio"
+        (key,) = self.budget[0].to_mapping()
         return {
             **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
             "model": dataclasses.asdict(self.model),
@@ -124,7 +144,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
 
     Args:
         path: YAML file.
-        overrides: ``dotted.key=value``, which replace what the file says.
+        overrides: ``dotted.key=value``, which replace what the file says; one of a budget replaces all of it.
 
     Raises:
         ConfigError: if a file, key, type or value is wrong.
@@ -134,12 +154,14 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         config = OmegaConf.load(path)
         if not isinstance(config, DictConfig):
             raise ConfigError(f"{path} must hold a mapping of keys to values")
+        if any(override.partition("=")[0].partition(".")[0] == "budget" for override in overrides):
+            config.pop("budget", None)  # of another kind perhaps, and there can be one only
         for override in overrides:
-            key, separator, _ = override.partition("=")
+            key, separator, value = override.partition("=")
             if not separator or not key:
                 raise ConfigError(f"override {override!r} is not of the form key=value")
-        merged = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
-        raw = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+            _override(config, key, value)
+        raw = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except ConfigError:
         raise
     except OSError as error:
@@ -149,19 +171,26 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         OmegaConfBaseException,
         TypeError,
         ValueError,
-    ) as error:  # the last two: what merging raises
+    ) as error:  # the last two: what overriding raises
         raise ConfigError(f"config {str(path)!r}: {' '.join(str(error).split())}") from None
     return parse_config(raw)
+
+
+def _override(config: DictConfig, key: str, text: str) -> None:
+    """A mapping is merged into a mapping; anything else takes the place of what is there."""
+    value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
+    present = OmegaConf.select(config, key, throw_on_resolution_failure=False)
+    OmegaConf.update(config, key, value, merge=isinstance(present, DictConfig) and isinstance(value, dict))
 
 
 def parse_config(raw: Any) -> RunConfig:
     """Make a ``RunConfig`` of plain mappings; raises as ``load_config`` does."""
     parsers: dict[str, Callable[[Any, str], Any]] = {
         "model": _model,
-        "task": _part,
-        "pruner": _part,
-        "tracking": _part,
-        "baselines": _parts,
+        "task": Part.of,
+        "pruner": _pruner,
+        "tracking": Part.of,
+        "baselines": _pruners,
         "budget": _budgets,
     }
     given = _mapping(raw, "config").items()
@@ -178,16 +207,15 @@ def _sequence(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _part(value: Any, where: str) -> Part:
-    options = {"name": value} if isinstance(value, str) else _mapping(value, where)
-    name = options.pop("name", None)
-    if not isinstance(name, str):
-        raise ConfigError(f"{where} needs a name, got {name!r}")
-    return Part(name, options)
+def _pruner(value: Any, where: str) -> Part:
+    """A list is a composition of its items."""
+    if isinstance(value, list | tuple):
+        return Part("compose", {"pruners": [part.to_mapping() for part in _pruners(value, where)]})
+    return Part.of(value, where)
 
 
-def _parts(value: Any, where: str) -> tuple[Part, ...]:
-    return tuple(_part(item, f"{where}[{i}]") for i, item in enumerate(_sequence(value)))
+def _pruners(value: Any, where: str) -> tuple[Part, ...]:
+    return tuple(_pruner(item, f"{where}[{i}]") for i, item in enumerate(_sequence(value)))
 
 
 def _model(value: Any, where: str) -> ModelConfig:

@@ -15,10 +15,11 @@ from tokenprune.build import Cell
 from tokenprune.metrics import flops
 from tokenprune.metrics.evidence import evidence_kept, evidence_tokens
 from tokenprune.metrics.latency import Stages, compare, timed
-from tokenprune.metrics.memory import kv_cache_bytes
+from tokenprune.metrics.memory import kv_cache_bytes_by_layer
 from tokenprune.metrics.retention import standard_error
 from tokenprune.tasks.base import Task
-from tokenprune.types import PRE_LLM, ModelSpec, OperationPlan, Sample
+from tokenprune.trace import stage_traces
+from tokenprune.types import ModelSpec, OperationPlan, Sample
 
 TIMING_BATCH = 8  # questions whose prefill is timed: enough to fill two cores, few enough to repeat
 Line = dict[str, Any]
@@ -42,18 +43,18 @@ class Evaluator:
         """Answer a batch of questions.
 
         Returns:
-            One line a question: what was asked, answered and kept. ``kept`` is None if nothing was pruned.
+            One line a question: what was asked, answered and kept. ``stages`` tells for each stage which visual tokens
+            were still alive (``kept``) and how many with those that were appended (``tokens``).
         """
         pruned = self._prune(cell, batch)
-        answers = self.adapter.generate(pruned.inputs, max_new_tokens=self.max_new_tokens)
-        grid = self.adapter.grid()
-        kept: dict[int, list[int]] = {}
-        if pruned.selection is not None:
-            kept = dict(zip(pruned.rows.tolist(), pruned.selection.keep.tolist(), strict=True))
+        answers = self.adapter.generate(pruned, max_new_tokens=self.max_new_tokens)
+        traces, total, grid = stage_traces(pruned, len(batch)), pruned.num_tokens, self.adapter.grid()
         lengths = pruned.inputs["attention_mask"].sum(1).tolist()
+        entered = total if pruned.selection is None else pruned.selection.keep.shape[1]
         lines = []
         for row, (sample, answer) in enumerate(zip(batch, answers, strict=True)):
-            tokens = kept.get(row, list(range(pruned.num_tokens)))
+            stages = [{"stage": str(t.stage), "kept": t.keep[row], "tokens": t.counts[row]} for t in traces]
+            kept = traces[-1].keep[row] if traces else list(range(total))
             evidence = evidence_tokens(sample.boxes, sample.image.size, grid) if grid else []
             lines.append(
                 {
@@ -63,25 +64,24 @@ class Evaluator:
                     "truth": sample.answer,
                     "answer": answer,
                     "correct": self.task.score(sample, answer),
-                    "text_tokens": lengths[row] - len(tokens),
-                    "kept_tokens": len(tokens),
-                    "evidence_kept": evidence_kept(tokens, evidence),
-                    "kept": kept.get(row),
+                    "text_tokens": lengths[row] - entered,
+                    "evidence_kept": evidence_kept(kept, evidence),
+                    "stages": stages,
                 }
             )
         return lines
 
-    def measure(self, cell: Cell, batch: Sequence[Sample], repeats: int) -> dict[str, float | None]:
-        """Time the prefill of a batch next to the unpruned one, and weigh its cache.
+    def measure(self, cell: Cell, batch: Sequence[Sample], repeats: int) -> dict[str, Any]:
+        """Time the prefill of a batch next to the unpruned one, and weigh the cache of one question.
 
         Args:
             cell: what prunes.
             batch: questions; more than ``TIMING_BATCH`` are cut off.
             repeats: timed pairs; with 0 no time is measured.
         """
+        alone = kv_cache_bytes_by_layer(self.adapter.prefill(self._prune(cell, batch[:1])).past_key_values)
         batch = batch[:TIMING_BATCH]
-        output = self.adapter.prefill(self._prune(cell, batch).inputs)
-        measured: dict[str, float | None] = {"kv_cache_bytes": kv_cache_bytes(output.past_key_values) / len(batch)}
+        measured: dict[str, Any] = {"kv_cache_bytes": sum(alone), "kv_cache_bytes_by_layer": alone}
         if repeats:
             unpruned = dataclasses.replace(cell, pruner=None, budget=None)
             times = compare(lambda: self._stages(unpruned, batch), lambda: self._stages(cell, batch), repeats=repeats)
@@ -92,8 +92,9 @@ class Evaluator:
 
     def _stages(self, cell: Cell, batch: Sequence[Sample]) -> Stages:
         pruned = self._prune(cell, batch)
-        _, prefill = timed(lambda: self.adapter.prefill(pruned.inputs), self.adapter.model.device)
-        return Stages(**pruned.seconds, prefill=prefill)
+        _, prefill = timed(lambda: self.adapter.prefill(pruned), self.adapter.model.device)
+        inside = pruned.inside.seconds["selection"] if pruned.inside else 0.0
+        return Stages(pruned.seconds["vision"], pruned.seconds["selection"] + inside, prefill - inside)
 
     def _prune(self, cell: Cell, batch: Sequence[Sample]) -> PrunedInputs:
         prepared = self.adapter.prepare(batch)
@@ -106,30 +107,28 @@ def summarise(cell: Cell, lines: Sequence[Line], spec: ModelSpec) -> dict[str, A
     kinds = sorted({line["kind"] for line in lines})
     by_kind = {kind: fmean(line["correct"] for line in lines if line["kind"] == kind) for kind in kinds}
     evidence = [line["evidence_kept"] for line in lines if line["evidence_kept"] is not None]
+    plans = Counter((tuple(stage["tokens"] for stage in line["stages"]), line["text_tokens"]) for line in lines)
+    weighed = [(_plan(cell, spec, alive), text, n) for (alive, text), n in plans.items()]
     return {
         "questions": len(lines),
         "accuracy": accuracy,
         "accuracy_standard_error": standard_error(accuracy, len(lines)),
         "accuracy_by_kind": by_kind if kinds != [""] else {},
         "visual_tokens": spec.visual_tokens,
-        "kept_tokens": fmean(line["kept_tokens"] for line in lines),
+        "kept_tokens": fmean(line["stages"][-1]["tokens"] if line["stages"] else spec.visual_tokens for line in lines),
+        "average_tokens": sum(plan.mean_tokens * n for plan, _, n in weighed) / len(lines),
         "text_tokens": fmean(line["text_tokens"] for line in lines),
         "evidence_kept": fmean(evidence) if evidence else None,
-        "llm_prefill_flops": _mean_flops(cell, lines, spec),
+        "llm_prefill_flops": sum(flops.llm_prefill_flops(spec, plan, text) * n for plan, text, n in weighed)
+        / len(lines),
         "lm_head_flops": flops.lm_head_flops(spec),
         "vision_flops": flops.vision_flops(spec),
         "projector_flops": flops.projector_flops(spec),
     }
 
 
-def _mean_flops(cell: Cell, lines: Sequence[Line], spec: ModelSpec) -> float:
-    """FLOPs of the LLM's layers in prefill, mean over the questions, whose texts differ in length."""
-    total = spec.visual_tokens
-    sizes = Counter((line["kept_tokens"], line["text_tokens"]) for line in lines)
-    plan = cell.pruner.plan if cell.pruner else _keep_all
-    costs = sum(n * flops.llm_prefill_flops(spec, plan(spec, keep, total), text) for (keep, text), n in sizes.items())
-    return costs / len(lines)
-
-
-def _keep_all(spec: ModelSpec, keep: int, total: int) -> OperationPlan:
-    return OperationPlan.drop_at(spec, PRE_LLM, keep, total)
+def _plan(cell: Cell, spec: ModelSpec, alive: Sequence[int]) -> OperationPlan:
+    """What ran for a question, from the visual tokens that really went on from each stage."""
+    if cell.pruner is None:
+        return OperationPlan.drop_at(spec, (), (), spec.visual_tokens)
+    return cell.pruner.plan(spec, alive, spec.visual_tokens)

@@ -8,7 +8,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from tokenprune.errors import ConfigError, hint
+from tokenprune.errors import ConfigError, TokenPruneError, hint
 
 T = TypeVar("T")
 _WORDS: dict[Any, str] = {
@@ -17,6 +17,7 @@ _WORDS: dict[Any, str] = {
     bool: "true or false",
     str: "text",
     types.NoneType: "null",
+    Mapping: "a mapping",
 }
 
 
@@ -29,7 +30,8 @@ def construct(target: type[T], options: Mapping[str, Any], where: str) -> T:
         where: what to call it in messages.
 
     Raises:
-        ConfigError: if an option is unknown, missing or of the wrong type, or the dataclass refuses its value.
+        ConfigError: if an option is unknown, missing or of the wrong type.
+        TokenPruneError: if the dataclass refuses its value.
     """
     fields = {f.name: f for f in dataclasses.fields(target) if f.init}  # type: ignore[arg-type]
     for key in options:
@@ -40,7 +42,11 @@ def construct(target: type[T], options: Mapping[str, Any], where: str) -> T:
         if key not in options and not optional:
             raise ConfigError(f"{where} needs the option {key!r}")
     wanted = _annotations(target)
-    return target(**{key: _typed(value, wanted.get(key, Any), f"{where}: {key}") for key, value in options.items()})
+    values = {key: _typed(value, wanted.get(key, Any), f"{where}: {key}") for key, value in options.items()}
+    try:
+        return target(**values)
+    except TokenPruneError as error:
+        raise type(error)(f"{where}: {error}") from None
 
 
 def describe(target: type, name: str) -> str:
@@ -105,4 +111,5 @@ def _describe(annotation: Any) -> str:
         return " or ".join(_describe(option) for option in get_args(annotation))
     if get_origin(annotation) is tuple:
         return f"a list, each item {_describe(get_args(annotation)[0])}"
-    return _WORDS.get(annotation) or str(getattr(annotation, "__name__", annotation))
+    plain = get_origin(annotation) or annotation
+    return _WORDS.get(plain) or str(getattr(plain, "__name__", plain))

@@ -21,12 +21,12 @@ PAPER = 235  # light grey: dark and bright scenes both fade visibly, on screen a
 RIGHT, WRONG = "#009E73", "#D55E00"
 
 
-def kept_patches(image: Image.Image, kept: Sequence[int] | None, grid: tuple[int, int]) -> NDArray[np.uint8]:
+def kept_patches(image: Image.Image, stages: Sequence[Sequence[int]], grid: tuple[int, int]) -> NDArray[np.uint8]:
     """The image as the model sees it, cropped to the raster's proportions, with dropped patches grey and faded.
 
     Args:
         image: RGB.
-        kept: raster indices; None keeps all.
+        stages: raster indices of what was alive after each stage; the earlier a patch left, the more it is faded.
         grid: (rows, columns) of the image's visual tokens.
 
     Returns:
@@ -36,11 +36,13 @@ def kept_patches(image: Image.Image, kept: Sequence[int] | None, grid: tuple[int
     patch = SIDE // max(grid)
     crop = ImageOps.fit(image, (columns * patch, rows * patch), Image.Resampling.BICUBIC)
     pixels = np.asarray(crop, dtype=np.float64)
-    stays = np.zeros(rows * columns, dtype=bool)
-    stays[list(range(rows * columns) if kept is None else kept)] = True
-    mask = stays.reshape(grid).repeat(patch, 0).repeat(patch, 1)[..., None]
-    faded = pixels.mean(2, keepdims=True) * (1 - FADE) + PAPER * FADE
-    return np.where(mask, pixels, faded).astype(np.uint8)
+    missed = np.full(rows * columns, len(stages), dtype=np.float64)
+    for kept in stages:
+        missed[list(kept)] -= 1
+    fade = FADE * (missed / max(1, len(stages))) ** 0.5  # so that what left at the last of many stages is seen, too
+    fade = fade.reshape(grid).repeat(patch, 0).repeat(patch, 1)[..., None]
+    grey = np.where(fade > 0, pixels.mean(2, keepdims=True), pixels)
+    return (grey * (1 - fade) + PAPER * fade).astype(np.uint8)
 
 
 def draw_kept(
@@ -77,7 +79,7 @@ def draw_kept(
 
 
 def _panel(axes: Axes, sample: Sample, line: Mapping[str, Any], grid: tuple[int, int]) -> None:
-    axes.imshow(kept_patches(sample.image, line["kept"], grid))
+    axes.imshow(kept_patches(sample.image, [stage["kept"] for stage in line["stages"]], grid))
     right = line["correct"] >= 0.5
     text = textwrap.shorten(f"{'✓' if right else '✗'} {line['answer']}", 28)
     axes.text(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -32,10 +32,11 @@ __all__ = ["Trace", "prune"]
 def prune(
     model: Any,
     processor: Any,
-    pruner: str | Pruner,
+    pruner: str | Pruner | Sequence[str | Mapping[str, Any] | Pruner],
     *,
     keep_tokens: int | None = None,
     keep_ratio: float | None = None,
+    average_tokens: float | None = None,
     text_tower: str | None = None,
     question: str | Sequence[str] | None = None,
     **options: Any,
@@ -48,9 +49,11 @@ def prune(
     Args:
         model: of a family that an adapter knows.
         processor: that belongs to it.
-        pruner: a registered name, or a pruner.
+        pruner: a registered name, or a pruner, or a list of them for stages that follow one another, see ``Compose``.
         keep_tokens: visual tokens that stay, for each image; or
-        keep_ratio: which share of them, in (0, 1].
+        keep_ratio: which share of them, in (0, 1]; or
+        average_tokens: visual tokens in a layer of the LLM, mean over its layers. None of the three if the pruner's
+            options fix its budget.
         text_tower: see ``ModelAdapter``.
         question: what relevance is measured against, one for all rows or one a row; None to read it off the prompts.
         **options: of the pruner, if it is given by name.
@@ -63,10 +66,20 @@ def prune(
     """
     if isinstance(pruner, Pruner) and options:
         raise ConfigError(f"the options {sorted(options)} go with a pruner's name, but the pruner is made already")
-    chosen = pruner if isinstance(pruner, Pruner) else create_pruner(pruner, **options)
-    budget = Budget(keep_tokens=keep_tokens, keep_ratio=keep_ratio)
+    if isinstance(pruner, str):
+        chosen = create_pruner(pruner, **options)
+    else:
+        chosen = pruner if isinstance(pruner, Pruner) else create_pruner("compose", pruners=tuple(pruner), **options)
+    budget = chosen.budget
+    if budget is None:
+        budget = Budget(keep_tokens=keep_tokens, keep_ratio=keep_ratio, average_tokens=average_tokens)
+    elif any(value is not None for value in (keep_tokens, keep_ratio, average_tokens)):
+        raise ConfigError(
+            f"the pruner's options fix its budget ({budget}); leave out keep_tokens, keep_ratio and average_tokens"
+        )
     adapter = adapter_for(model, processor, text_tower=text_tower)
     adapter.check_pruner(chosen)
+    chosen.schedule(adapter.spec, budget, adapter.spec.visual_tokens)
     block = Block(adapter, chosen, budget, question)
     token = _BLOCKS.set((*_BLOCKS.get(), block))
     _install(model)
@@ -139,16 +152,23 @@ def _attach(model: Any) -> Callable[[], None]:
     return undo
 
 
-def _before(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Forward pre-hook: a call by the user is pruned; one by ``generate``, whose inputs are pruned, is only timed."""
+def _before(
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Forward pre-hook: a call by the user is pruned; one by ``generate``, whose inputs are pruned, is only timed.
+
+    Torch leaves out the keyword arguments if another thread is removing the hook, as the last block there closes.
+    """
     block, run = _block_of(model), _RUN.get()
-    if block is None or torch.compiler.is_compiling():
+    if block is None or kwargs is None or torch.compiler.is_compiling():
         return None
     if run is None or run.block is not block:
         run = block.rewrite(_named(model.forward, args, kwargs), generating=False)
         if run is None:
             return None
         run.token, args, kwargs = _RUN.set(run), (), run.arguments
+        if run.inside is not None:
+            run.inside.__enter__()
     if all(kwargs.get(name) is None for name in ("attention_mask", "past_key_values")):
         # Without a mask and a cache, transformers takes gaps in the position ids for packed prompts.
         kwargs = {**kwargs, "attention_mask": torch.ones_like(kwargs["input_ids"])}
@@ -157,7 +177,7 @@ def _before(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     return args, kwargs
 
 
-def _after(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+def _after(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
     """Forward hook; ``output`` is None if the forward failed."""
     run = _RUN.get()
     if run is None or torch.compiler.is_compiling() or run.block is not _block_of(model):
@@ -165,6 +185,8 @@ def _after(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: An
     if output is not None and run.waiting > 0:
         run.prefilled(kwargs["input_ids"].shape[1], now(model.device) - run.started)
     if run.token is not None:
+        if run.inside is not None:
+            run.inside.__exit__()
         _RUN.reset(run.token)
         if output is not None:
             run.finish(getattr(output, "past_key_values", None))

@@ -22,7 +22,11 @@ PICTURED = 6  # questions in a picture of kept tokens
 
 # Header, how to read it, and the cell's text.
 COLUMNS: tuple[tuple[str, str, Callable[[Metrics], str]], ...] = (
-    ("visual tokens", "kept per image, of all", lambda m: f"{m['kept_tokens']:g}/{m['visual_tokens']}"),
+    (
+        "visual tokens",
+        "in a layer of the LLM, mean over its layers and the questions, of all that an image has",
+        lambda m: f"{m['average_tokens']:.4g}/{m['visual_tokens']}",
+    ),
     (
         "accuracy %",
         "share of right answers ± its binomial standard error",
@@ -125,7 +129,7 @@ def _draw_all(folder: RunFolder, done: Sequence[RunRecord], samples: Sequence[Sa
     names = []
     for label in dict.fromkeys(record.label for record in done if record.budget):
         cells = [record for record in done if record.label in (label, "none")]
-        columns = {f"{r.metrics['kept_tokens']:g} tokens": answers.get(r.cell, {}) for r in cells}
+        columns = {f"{r.metrics['average_tokens']:.4g} tokens": answers.get(r.cell, {}) for r in cells}
         names.append(f"kept_{re.sub(r'[^A-Za-z0-9.]+', '-', label)}.png")
         draw_kept(shown, columns, tuple(grid), label, folder.path / names[-1])
     return names
@@ -145,12 +149,20 @@ def _sections(
     kinds = sorted({kind for record in done for kind in record.metrics["accuracy_by_kind"]})
     if kinds:
         rows = [
-            [r.label, f"{r.metrics['kept_tokens']:g}", *(_percent(r.metrics["accuracy_by_kind"].get(k)) for k in kinds)]
+            [
+                r.label,
+                f"{r.metrics['average_tokens']:.4g}",
+                *(_percent(r.metrics["accuracy_by_kind"].get(k)) for k in kinds),
+            ]
             for r in done
         ]
         sections += ["## Accuracy by kind of question, in %", _markdown(["pruner", "visual tokens", *kinds], rows)]
     if pictures[1:]:
-        sections += ["## Kept tokens", "Dropped patches are faded.", *(f"![{n}]({n})" for n in pictures[1:])]
+        sections += [
+            "## Kept tokens",
+            "Dropped patches are faded, those that left at a later stage less.",
+            *(f"![{n}]({n})" for n in pictures[1:]),
+        ]
     for record in records:
         if record.error:
             sections += [f"## {record.label} {_budget(record)} failed", f"```\n{record.error.strip()}\n```"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from tokenprune.errors import SelectionError
+from tokenprune.errors import ConfigError, SelectionError
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,29 @@ class Stage:
 
 
 PRE_LLM = Stage()
+
+
+def check_stages(stages: Sequence[Stage], layers: int, name: str) -> None:
+    """Refuse stages that a model does not have, or whose order is not that of its layers.
+
+    Layer 0 is left to ``PRE_LLM``: what leaves before the first layer leaves before the LLM.
+
+    Args:
+        stages: of a pruner.
+        layers: of the LLM.
+        name: of the pruner, for the message.
+
+    Raises:
+        ConfigError: says which.
+    """
+    for stage in stages:
+        if stage.layer is not None and not 1 <= stage.layer < layers:
+            raise ConfigError(f"{name} prunes at {stage}, but the LLM has {layers} layers; allowed: 1 to {layers - 1}")
+    for first, second in pairwise(stages):
+        if (first.layer or 0) >= (second.layer or 0):
+            raise ConfigError(
+                f"{name} prunes at {first} and then at {second}; each stage must come after the one before"
+            )
 
 
 @dataclass(frozen=True)
@@ -99,11 +124,26 @@ class OperationPlan:
             )
 
     @classmethod
-    def drop_at(cls, spec: ModelSpec, stage: Stage, keep: int, total: int) -> OperationPlan:
-        """Of ``total`` visual tokens, ``keep`` go on from ``stage`` (all of them, up to it)."""
-        active = torch.ones(spec.llm.layers, 3, 2, dtype=torch.bool)
-        active[stage.layer or 0 :, :, 1] = False
-        return cls(active, (keep, total - keep))
+    def drop_at(cls, spec: ModelSpec, stages: Sequence[Stage], alive: Sequence[int], total: int) -> OperationPlan:
+        """Token pruning.
+
+        Args:
+            spec: of the model.
+            stages: where tokens leave, in the order of the layers.
+            alive: visual tokens that go on from each stage.
+            total: visual tokens before the first.
+        """
+        counts = [total, *alive]
+        active = torch.ones(spec.llm.layers, 3, len(counts), dtype=torch.bool)
+        for group, stage in enumerate(stages):
+            active[stage.layer or 0 :, :, group] = False
+        return cls(active, (*(a - b for a, b in pairwise(counts)), counts[-1]))
+
+    @property
+    def mean_tokens(self) -> float:
+        """Visual tokens that give keys and values, mean over the layers: the average budget of the literature."""
+        layers = len(self.active)
+        return sum(self.tokens(layer, Operation.ATTENTION_SOURCE) for layer in range(layers)) / layers
 
     def tokens(self, layer: int, operation: Operation) -> int:
         """How many visual tokens take part in an operation of a layer (0-based)."""

@@ -6,8 +6,24 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from tokenprune.adapters.inputs import PrunedInputs
 from tokenprune.errors import TokenPruneError
-from tokenprune.types import TokenSelection
+from tokenprune.types import PRE_LLM, Stage, TokenSelection
+
+
+@dataclass(frozen=True, eq=False)
+class StageTrace:
+    """What went on from one stage.
+
+    Attributes:
+        stage: where.
+        keep: visual tokens of each batch row, by their number among all of the row's, ascending.
+        counts: visual tokens of each batch row, with those that the pruner appended.
+    """
+
+    stage: Stage
+    keep: list[list[int]]
+    counts: list[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,15 +31,39 @@ class PrunedCall:
     """One call of the model whose images were pruned.
 
     Attributes:
-        selection: what stayed, one row an image.
-        counts: visual tokens (before, after) of each batch row.
-        seconds: of ``vision`` (tower and projector), ``selection`` (signals and pruner) and ``prefill`` (the LLM on the
-            shortened prompt).
+        selection: what stayed before the LLM, one row an image; None if everything did.
+        stages: all stages in order, the one before the LLM included.
+        counts: visual tokens (before the first stage, after the last) of each batch row.
+        seconds: of ``vision`` (tower and projector), ``selection`` (signals and pruner, at all stages) and ``prefill``
+            (the LLM, without the selections in it).
     """
 
-    selection: TokenSelection
+    selection: TokenSelection | None
+    stages: list[StageTrace]
     counts: list[tuple[int, int]]
     seconds: dict[str, float]
+
+
+def stage_traces(pruned: PrunedInputs, batch: int) -> list[StageTrace]:
+    """All stages of a call that has run.
+
+    Args:
+        pruned: its inputs.
+        batch: B, rows of its prompts; a batch that ``generate`` repeated for beams counts once.
+    """
+    traces = []
+    if pruned.selection is not None:
+        keep: list[list[int]] = [[] for _ in range(batch)]
+        images = [0] * batch
+        for row, kept in zip(pruned.rows.tolist(), pruned.selection.keep.tolist(), strict=True):
+            keep[row] += [images[row] * pruned.num_tokens + index for index in kept]
+            images[row] += 1
+        traces.append(StageTrace(PRE_LLM, keep, [len(row) for row in keep]))
+    if pruned.inside is not None:
+        for step, alive in zip(pruned.inside.steps, pruned.inside.stages, strict=False):
+            copies = len(alive.counts) // batch
+            traces.append(StageTrace(step.stage, alive.kept[::copies], alive.counts[::copies]))
+    return traces
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +89,23 @@ class Trace:
 
     @property
     def keep(self) -> Tensor:
-        """(I, K) long: indices of the visual tokens that stayed in the last call, one row an image."""
+        """(I, K) long: indices of the visual tokens that entered the LLM in the last call, one row an image.
+
+        Raises:
+            TokenPruneError: if there was no call, or it pruned inside the LLM alone.
+        """
+        if self.last.selection is None:
+            raise TokenPruneError("nothing was pruned before the LLM; see stages for what was alive at each layer")
         return self.last.selection.keep
 
     @property
+    def stages(self) -> list[StageTrace]:
+        """All stages of the last call, in order."""
+        return self.last.stages
+
+    @property
     def counts(self) -> list[tuple[int, int]]:
-        """Visual tokens (before, after) of each batch row in the last call."""
+        """Visual tokens (before the first stage, after the last) of each batch row in the last call."""
         return self.last.counts
 
     @property

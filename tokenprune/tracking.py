@@ -101,7 +101,7 @@ class _WandbSession(Session):
         self._run = run
 
     def log(self, index: int, label: str, metrics: Mapping[str, Any]) -> None:
-        self._run.define_metric(f"{label}/*", step_metric=f"{label}/kept_tokens")
+        self._run.define_metric(f"{label}/*", step_metric=f"{label}/average_tokens")
         self._run.log({f"{label}/{name}": value for name, value in metrics.items() if value is not None}, step=index)
 
     def finish(self) -> None:

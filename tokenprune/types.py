@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from tokenprune.errors import SelectionError, hint
+from tokenprune.signal import LLM_SIGNALS, Signal
 from tokenprune.spec import PRE_LLM, ModelSpec, Operation, OperationPlan, Stage, TransformerSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from tokenprune.budget import Budget
+
 __all__ = [
+    "LLM_SIGNALS",
     "PRE_LLM",
     "ModelSpec",
     "Operation",
@@ -26,25 +29,15 @@ __all__ = [
     "Selector",
     "Signal",
     "Stage",
+    "Step",
     "TokenSelection",
     "TransformerSpec",
     "VisualTokens",
 ]
 
 Positions = Literal["original", "repacked"]
-
-
-class Signal(StrEnum):
-    """What a pruner may ask an adapter for besides the visual tokens; the values are public and stable."""
-
-    CLIP_IMAGE_EMBEDS = "clip_image_embeds"  # (B, N, C) patches in the space that image and text share
-    CLIP_TEXT_EMBEDS = "clip_text_embeds"  # (B, M, C) segments of the question in that space
-    PROMPT_EMBEDS = "prompt_embeds"  # (B, P, D) the LLM's input embeddings of the instruction
-    PROMPT_MASK = "prompt_mask"  # (B, P) bool, False for padding
-    CLS_ATTENTION = "cls_attention"  # (B, H, N) attention of the vision tower's CLS token to the patches
-    TEXT_ATTENTION = "text_attention"  # (B, H, Q, N) attention of Q text positions to the visual tokens
-    KEYS = "keys"  # (B, N, C) keys of an attention layer
-    VISION_HIDDEN = "vision_hidden"  # (B, N, V) the vision tower's features before the projector
+TextRows = Literal["last", "all"]
+ScoringLayer = Literal["previous", "own"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +126,8 @@ class TokenSelection:
         num_tokens: N, visual tokens before; K = N is the identity.
         scores: (B, N), higher stays, of methods that score.
         order: (B, K) long, the same indices in the order in which a greedy method picked them.
-        merged: (B, K, D) new features of the kept tokens, of methods that merge others into them.
+        merged: (B, K + M, D) new features of the kept tokens, of methods that merge others into them, followed by
+            those of M tokens that the method appends, in their order.
 
     Raises:
         SelectionError: if ``keep`` is out of range or not strictly increasing, or shapes disagree.
@@ -156,8 +150,10 @@ class TokenSelection:
             raise SelectionError(f"scores must be {(len(keep), self.num_tokens)}, got {tuple(self.scores.shape)}")
         if self.order is not None and not torch.equal(self.order.sort(1).values, keep):
             raise SelectionError("order must hold the kept indices")
-        if self.merged is not None and self.merged.shape[:2] != keep.shape:
-            raise SelectionError(f"merged must start with {tuple(keep.shape)}, got {tuple(self.merged.shape)}")
+        if self.merged is not None and (len(self.merged) != len(keep) or self.merged.shape[1] < keep.shape[1]):
+            raise SelectionError(
+                f"merged must be (B, K or more, D) with (B, K) = {tuple(keep.shape)}, got {tuple(self.merged.shape)}"
+            )
 
     @classmethod
     def from_order(cls, order: Tensor, num_tokens: int, scores: Tensor | None = None) -> TokenSelection:
@@ -186,8 +182,24 @@ class Sample:
     boxes: tuple[tuple[int, int, int, int], ...] = ()
 
 
+@dataclass(frozen=True)
+class Step:
+    """One selection of a pruner.
+
+    Attributes:
+        stage: where.
+        selector: what selects there: the pruner itself, or a member of a composition.
+    """
+
+    stage: Stage
+    selector: Selector
+
+
 class Selector(Protocol):
-    """What an adapter needs of a pruner; ``tokenprune.pruners.base.Pruner`` is the real thing."""
+    """What an adapter needs of a pruner; ``tokenprune.pruners.base.Pruner`` is the real thing and explains it."""
+
+    text_rows: ClassVar[TextRows]
+    scoring_layer: ClassVar[ScoringLayer]
 
     @property
     def positions(self) -> Positions:
@@ -197,8 +209,22 @@ class Selector(Protocol):
     def requires(self) -> frozenset[Signal]:
         """Signals without which it cannot select."""
 
-    def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
-        """Where tokens leave."""
+    @property
+    def budget(self) -> Budget | None:
+        """The budget that its options fix, if they do."""
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the content of a row decides how many of its tokens stay."""
+
+    def appended(self, dropped: int) -> int:
+        """How many tokens a stage appends that drops so many."""
+
+    def steps(self, spec: ModelSpec) -> tuple[Step, ...]:
+        """Where tokens leave, in the order of the layers, and what selects there."""
+
+    def schedule(self, spec: ModelSpec, budget: Budget, total: int) -> tuple[int, ...]:
+        """How many of ``total`` visual tokens each step selects."""
 
     def select(self, tokens: VisualTokens, k: int) -> TokenSelection:
         """Which ``k`` tokens of each row stay."""

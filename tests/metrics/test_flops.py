@@ -43,7 +43,7 @@ def counted(model, tokens):
 @pytest.mark.parametrize("keep", [20, 7])
 def test_llm_prefill_equals_the_counter(kv_heads, keep):
     model, spec = tiny_llama(kv_heads)
-    plan = OperationPlan.drop_at(spec, PRE_LLM, keep, 20)
+    plan = OperationPlan.drop_at(spec, [PRE_LLM], [keep], 20)
     assert counted(model, 5 + keep) == llm_prefill_flops(spec, plan, text_tokens=5) + lm_head_flops(spec)
 
 
@@ -55,7 +55,7 @@ def test_a_pruned_llava_equals_the_counter(keep):
     inputs = adapter.prune_inputs(ask(adapter.processor, 1), pruner, Budget(keep_tokens=keep)).inputs
     with FlopCounterMode(display=False) as counter:
         adapter.prefill(inputs)
-    plan = pruner.plan(adapter.spec, keep, 25)
+    plan = pruner.plan(adapter.spec, [keep], 25)
     text = inputs["input_ids"].shape[1] - keep
     expected = llm_prefill_flops(adapter.spec, plan, text) + lm_head_flops(adapter.spec)
     assert counter.get_total_flops() == expected
@@ -73,9 +73,11 @@ def test_the_embedded_encoder_equals_the_counter():
 
 def test_tokens_that_leave_inside_cost_until_they_leave():
     _, spec = tiny_llama(2)
-    full, none = (llm_prefill_flops(spec, OperationPlan.drop_at(spec, PRE_LLM, k, 20), 5) for k in (20, 4))
-    late = llm_prefill_flops(spec, OperationPlan.drop_at(spec, Stage(2), 4, 20), 5)
+    full, none = (llm_prefill_flops(spec, OperationPlan.drop_at(spec, [PRE_LLM], [k], 20), 5) for k in (20, 4))
+    late = llm_prefill_flops(spec, OperationPlan.drop_at(spec, [Stage(2)], [4], 20), 5)
     assert late == 2 * full // 3 + none // 3
+    twice = llm_prefill_flops(spec, OperationPlan.drop_at(spec, [Stage(1), Stage(2)], [20, 4], 20), 5)
+    assert twice == late
 
 
 def test_operations_are_charged_apart():
@@ -95,7 +97,7 @@ def test_operations_are_charged_apart():
 
 @pytest.mark.parametrize(("keep", "published"), [(576, 7.63), (128, 1.67), (64, 0.83), (32, 0.42)])
 def test_figures_of_the_cdpruner_paper(keep, published):
-    plan = OperationPlan.drop_at(LLAVA_7B, PRE_LLM, keep, 576)
+    plan = OperationPlan.drop_at(LLAVA_7B, [PRE_LLM], [keep], 576)
     assert llm_prefill_flops(LLAVA_7B, plan, text_tokens=0) / 1e12 == pytest.approx(published, abs=0.0051)
 
 

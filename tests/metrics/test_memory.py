@@ -1,7 +1,7 @@
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from tokenprune.metrics.memory import kv_cache_bytes
+from tokenprune.metrics.memory import kv_cache_bytes_by_layer
 
 
 def test_bytes_of_a_real_cache():
@@ -16,6 +16,5 @@ def test_bytes_of_a_real_cache():
     with torch.no_grad():
         cache = LlamaForCausalLM(config)(torch.zeros(2, 7, dtype=torch.long), use_cache=True).past_key_values
     assert isinstance(cache, DynamicCache)
-    assert (
-        kv_cache_bytes(cache) == 3 * 2 * (2 * 2 * 7 * 8) * 4
-    )  # layers, K and V, rows x heads x tokens x width, float32
+    expected = 2 * (2 * 2 * 7 * 8) * 4  # K and V, rows x heads x tokens x width, float32
+    assert kv_cache_bytes_by_layer(cache) == [expected] * 3

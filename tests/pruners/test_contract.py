@@ -24,6 +24,13 @@ def signals(batch, n, generator, constant=False):
         Signal.TEXT_ATTENTION: draw(batch, 2, 3, n).softmax(-1),
         Signal.KEYS: draw(batch, n, C),
         Signal.VISION_HIDDEN: draw(batch, n, D),
+        Signal.TEXT_MASK: torch.ones(batch, 3, dtype=torch.bool),
+        Signal.TEXT_EMBEDS: draw(batch, 3, D),
+        Signal.IMAGE_EMBEDS: draw(batch, n, D),
+        Signal.TEXT_KEYS: draw(batch, 3, C),
+        Signal.NORMED_HIDDEN: draw(batch, n, D),
+        Signal.TEXT_NORMED_HIDDEN: draw(batch, 3, D),
+        Signal.ROPE_SIMILARITY: draw(batch, 3, n),
     }
 
 
@@ -40,9 +47,9 @@ def row(tokens, index):
 
 
 def shortened(tokens, n):
-    """The first n visual tokens alone."""
-    last = {Signal.CLS_ATTENTION, Signal.TEXT_ATTENTION}
-    second = {Signal.CLIP_IMAGE_EMBEDS, Signal.KEYS, Signal.VISION_HIDDEN}
+    """The first n visual tokens alone; those that entered the LLM remain the same."""
+    last = {Signal.CLS_ATTENTION, Signal.TEXT_ATTENTION, Signal.ROPE_SIMILARITY}
+    second = {Signal.CLIP_IMAGE_EMBEDS, Signal.KEYS, Signal.VISION_HIDDEN, Signal.NORMED_HIDDEN}
     cut = dict(tokens.signals)
     cut |= {name: cut[name][..., :n] for name in last} | {name: cut[name][:, :n] for name in second}
     return VisualTokens(tokens.features[:, :n], cut)

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from tokenprune.adapters import inputs as prompts
 from tokenprune.adapters.inputs import Encoded, Prepared, PrunedInputs
+from tokenprune.adapters.pruned import prune_inputs
 from tokenprune.adapters.question import ROLES, last_question
-from tokenprune.adapters.signals import PAIRED, TEXTUAL, check_offered, gather_signals
-from tokenprune.adapters.stopwatch import stopwatch
+from tokenprune.adapters.signals import PAIRED, TEXTUAL, check_offered, check_steps, gather_signals
 from tokenprune.adapters.text_tower import TextTower, load_text_tower
 from tokenprune.budget import Budget
-from tokenprune.errors import BudgetError, ModelError
+from tokenprune.errors import ModelError
 from tokenprune.registry import Registry
-from tokenprune.types import PRE_LLM, ModelSpec, Sample, Selector, Signal, TokenSelection, VisualTokens
+from tokenprune.types import ModelSpec, Sample, Selector, Signal, Step, TokenSelection, VisualTokens
 
 ADAPTERS: Registry[ModelAdapter]
 
@@ -101,16 +101,16 @@ class ModelAdapter(ABC):
             raise ModelError("inputs_embeds do not tell where the images are; give input_ids and pixel_values")
         prompts.check(inputs, self.placeholders(inputs["input_ids"]))
 
-    def check_pruner(self, pruner: Selector) -> frozenset[Signal]:
-        """The signals that a pruner requires.
+    def check_pruner(self, pruner: Selector) -> tuple[Step, ...]:
+        """The steps of a pruner.
 
         Raises:
-            ModelError: if one is not on offer, or the pruner works inside the LLM.
+            ModelError: if one needs a signal that is not on offer at its stage.
+            ConfigError: if the LLM has no such layer.
         """
-        check_offered(self, pruner.requires)
-        if inside := [str(stage) for stage in pruner.stages(self.spec) if stage != PRE_LLM]:
-            raise ModelError(f"{type(pruner).__name__} prunes at {', '.join(inside)}, this adapter before the LLM only")
-        return pruner.requires
+        steps = pruner.steps(self.spec)
+        check_steps(steps, self.offers, type(self).__name__)
+        return steps
 
     def prepare(self, samples: Sequence[Sample]) -> Prepared:
         """Samples as inputs, padded on the left."""
@@ -169,7 +169,7 @@ class ModelAdapter(ABC):
         Raises:
             ModelError: if a signal is not on offer, or prompts and images do not fit each other.
         """
-        check_offered(self, requires)
+        check_offered(self.offers, requires, type(self).__name__)
         encoded = encoded or self.encode(inputs, requires)
         tower = tower or (self.load_text_tower() if requires & PAIRED else None)
         asked = self._questions(inputs, questions) if requires & TEXTUAL or questions is not None else []
@@ -205,12 +205,14 @@ class ModelAdapter(ABC):
         *,
         encoded: Encoded | None = None,
     ) -> PrunedInputs:
-        """Encode the images, choose what stays, and shorten everything that is aligned with the prompt.
+        """Encode the images, choose what enters the LLM, and shorten everything that is aligned with the prompt.
+
+        What the pruner does inside the LLM it does when ``generate`` or ``prefill`` get the result.
 
         Args:
             inputs: with ``input_ids`` and pixels; position ids count as ``generate`` counts unless they are given.
             pruner: None to encode only.
-            budget: for each image; needed with a pruner.
+            budget: for each image; needed unless the pruner has one of its own.
             questions: of each batch row; None to read them off the prompts.
             encoded: of these inputs and signals, if ``encode`` ran before.
 
@@ -218,36 +220,20 @@ class ModelAdapter(ABC):
             ModelError: if the inputs, or what the pruner needs, are not possible here.
             BudgetError: if there is none, or an image has fewer tokens than should stay.
         """
-        if pruner and budget is None:
-            raise BudgetError("budget: a pruner needs one; give keep_tokens or keep_ratio")
-        requires = self.check_pruner(pruner) if pruner else frozenset()
-        # Loaded before the clock runs: it is not a part of the selection.
-        tower = self.load_text_tower(getattr(pruner, "text_tower", None)) if requires & PAIRED else None
-        seconds = {"vision": 0.0, "selection": 0.0}
-        if encoded is None:
-            with stopwatch(seconds, "vision", self.model.device):
-                encoded = self.encode(inputs, requires)
-        selection = None
-        if pruner and budget:
-            keep = budget.resolve(encoded.features.shape[1])
-            with stopwatch(seconds, "selection", self.model.device):
-                tokens = self.visual_tokens(inputs, requires, questions, encoded=encoded, tower=tower)
-                selection = pruner.select(tokens, keep)
-        shorter = self._shorten(inputs, selection, repack=bool(pruner and pruner.positions == "repacked"))
-        shorter |= prompts.encoder_outputs(encoded.features, selection)
-        return PrunedInputs(shorter, selection, encoded.rows, encoded.features.shape[1], seconds)
+        return prune_inputs(self, inputs, pruner, budget, questions, encoded)
 
-    def _shorten(self, inputs: Mapping[str, Any], selection: TokenSelection | None, *, repack: bool) -> dict[str, Any]:
+    def shorten(self, inputs: Mapping[str, Any], selection: TokenSelection | None, *, repack: bool) -> dict[str, Any]:
+        """Inputs without pixels and without the placeholders of dropped visual tokens; see ``inputs.prune_prompt``."""
         whole = {"position_ids": self.positions(inputs), **inputs}
         placeholder, pad = self.placeholders(inputs["input_ids"]), self.processor.tokenizer.pad_token_id or 0
         return prompts.prune_prompt(self.model, whole, placeholder, selection, repack=repack, pad_token_id=pad)
 
     @torch.no_grad()
-    def generate(self, inputs: Mapping[str, Any], **generation: Any) -> list[str]:
+    def generate(self, inputs: Mapping[str, Any] | PrunedInputs, **generation: Any) -> list[str]:
         """Answer.
 
         Args:
-            inputs: of ``prepare`` or ``prune_inputs``.
+            inputs: of ``prepare``, or what ``prune_inputs`` returns.
             **generation: of the model's ``generate``; greedy search unless said otherwise.
 
         Returns:
@@ -256,16 +242,20 @@ class ModelAdapter(ABC):
         Raises:
             ModelError: for pruned inputs without a cache; transformers takes gaps in the positions for packed prompts.
         """
-        if "mm_encoder_outputs" in inputs and generation.get("use_cache") is False:
+        arguments, inside = prompts.unpack(inputs)
+        if "mm_encoder_outputs" in arguments and generation.get("use_cache") is False:
             raise ModelError("generate with use_cache=False cannot take pruned inputs; leave the cache on")
-        output = self.model.generate(**prompts.fresh(inputs), **{"do_sample": False, **generation})
-        new = getattr(output, "sequences", output)[:, inputs["input_ids"].shape[1] :]
+        with inside:
+            output = self.model.generate(**prompts.fresh(arguments), **{"do_sample": False, **generation})
+        new = getattr(output, "sequences", output)[:, arguments["input_ids"].shape[1] :]
         return [text.strip() for text in self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
     @torch.no_grad()
-    def prefill(self, inputs: Mapping[str, Any]) -> Any:
+    def prefill(self, inputs: Mapping[str, Any] | PrunedInputs) -> Any:
         """Run the LLM on pruned inputs: ``logits`` (B, 1, vocabulary) of the last position, and ``past_key_values``."""
-        return self.model(**prompts.fresh(inputs), use_cache=True, logits_to_keep=1)
+        arguments, inside = prompts.unpack(inputs)
+        with inside:
+            return self.model(**prompts.fresh(arguments), use_cache=True, logits_to_keep=1)
 
 
 ADAPTERS = Registry("adapter", package="tokenprune.adapters", group="tokenprune.adapters")

@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -20,6 +21,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tokenprune.errors import ModelError
 from tokenprune.types import TokenSelection
+
+if TYPE_CHECKING:
+    from tokenprune.adapters.hooks import InsideLLM
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +65,8 @@ class PrunedInputs:
         selection: one row an image; None if nothing was pruned.
         rows: (I,) long, the batch row of each image.
         num_tokens: N, visual tokens of an image before pruning.
-        seconds: of ``vision`` (tower and projector) and ``selection`` (signals, text tower and pruner).
+        seconds: of ``vision`` (tower and projector) and ``selection`` (signals, text tower and pruner) before the LLM.
+        inside: prunes inside the LLM while the model runs on these inputs; None if that is all done.
     """
 
     inputs: dict[str, Any]
@@ -69,6 +74,14 @@ class PrunedInputs:
     rows: Tensor
     num_tokens: int
     seconds: dict[str, float]
+    inside: InsideLLM | None = None
+
+
+def unpack(inputs: Mapping[str, Any] | PrunedInputs) -> tuple[Mapping[str, Any], AbstractContextManager[Any]]:
+    """Keyword arguments of the model, and what to enter while it runs on them."""
+    if isinstance(inputs, PrunedInputs):
+        return inputs.inputs, inputs.inside or nullcontext()
+    return inputs, nullcontext()
 
 
 # Earlier versions lose the images, pruned or not, when the prompt goes through the LLM in chunks.
@@ -218,8 +231,13 @@ def encoder_outputs(features: Tensor, selection: TokenSelection | None) -> dict[
     Args:
         features: (I, N, D).
         selection: which of them stay, or what the pruner merged into those that stay; None for all.
+
+    Raises:
+        ModelError: if the pruner appends tokens: the prompt has no placeholders for them.
     """
     if selection is not None and selection.merged is not None:
+        if selection.merged.shape[1] != selection.keep.shape[1]:
+            raise ModelError("tokens can be appended inside the LLM only")
         features = selection.merged.to(features.device, features.dtype)
     elif selection is not None:
         keep = selection.keep.to(features.device)

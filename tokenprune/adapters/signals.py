@@ -10,7 +10,7 @@ from torch import Tensor
 from tokenprune.adapters.inputs import Encoded
 from tokenprune.adapters.text_tower import TextTower
 from tokenprune.errors import ModelError
-from tokenprune.types import Signal
+from tokenprune.types import LLM_SIGNALS, PRE_LLM, Signal, Step
 
 if TYPE_CHECKING:
     from tokenprune.adapters.base import ModelAdapter
@@ -20,11 +20,20 @@ PROMPT = frozenset({Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK})
 TEXTUAL = PROMPT | {Signal.CLIP_TEXT_EMBEDS}
 
 
-def check_offered(adapter: ModelAdapter, requires: frozenset[Signal]) -> None:
-    """Raise ModelError unless the adapter can give all required signals."""
-    if missing := requires - adapter.offers:
-        wanted, offered = (", ".join(sorted(signals)) for signals in (missing, adapter.offers))
-        raise ModelError(f"{type(adapter).__name__} cannot give the signals {wanted}; it offers {offered}")
+def check_offered(offers: frozenset[Signal], requires: frozenset[Signal], who: str) -> None:
+    """Raise ModelError unless all required signals are on offer; ``who`` makes them, for the message."""
+    if missing := requires - offers:
+        wanted, offered = (", ".join(sorted(signals)) for signals in (missing, offers))
+        raise ModelError(f"{who} cannot give the signals {wanted}; it offers {offered}")
+
+
+def check_steps(steps: Sequence[Step], offers: frozenset[Signal], who: str) -> None:
+    """Raise ModelError unless each step gets its signals: before the LLM those of an adapter, called ``who``."""
+    for step in steps:
+        if step.stage == PRE_LLM:
+            check_offered(offers, step.selector.requires, who)
+        else:
+            check_offered(LLM_SIGNALS, step.selector.requires, f"a stage inside the LLM ({step.stage})")
 
 
 def gather_signals(

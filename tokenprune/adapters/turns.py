@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenprune.adapters.hooks import InsideLLM
 from tokenprune.errors import ModelError
 
 COLUMNS = ("input_ids", "attention_mask", "position_ids")
@@ -26,11 +27,13 @@ class Turn:
         ids: (B, L) the prompt as the caller knows it.
         shown: ``COLUMNS`` as the model saw them, (B, L').
         images: (B,) long, images in each row.
+        inside: what pruned it inside the LLM, and knows how much of it each layer holds; None if nothing did.
     """
 
     ids: Tensor
     shown: Mapping[str, Tensor]
     images: Tensor
+    inside: InsideLLM | None = None
 
 
 def split_at_cache(turn: Turn, inputs: Mapping[str, Any], cached: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,26 +25,21 @@ from tokenprune.budget import Budget
 from tokenprune.embedded.model import WEIGHTS, load_embedded
 from tokenprune.embedded.scenes import GRID, IMAGE_SIZE
 from tokenprune.metrics.evidence import evidence_tokens
+from tokenprune.pruners.base import Pruner
 from tokenprune.tasks.scenes import Scenes
-from tokenprune.types import PRE_LLM, ModelSpec, Positions, Sample, Signal, Stage, TokenSelection, VisualTokens
+from tokenprune.types import Positions, Sample, TokenSelection, VisualTokens
 
 BATCH = 50
 
 
-@dataclass(frozen=True)
-class Without:
-    """A selector that drops given visual tokens of a single image."""
+@dataclass(frozen=True, kw_only=True)
+class Without(Pruner):
+    """Drops given visual tokens of a single image."""
 
     dropped: frozenset[int]
     positions: Positions = "original"
-    requires: frozenset[Signal] = field(default_factory=frozenset)
 
-    def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
-        """Before the LLM."""
-        return (PRE_LLM,)
-
-    def select(self, tokens: VisualTokens, k: int) -> TokenSelection:
-        """All but the dropped ones."""
+    def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
         keep = [index for index in range(tokens.num_tokens) if index not in self.dropped]
         return TokenSelection(torch.tensor([keep]), tokens.num_tokens)
 
@@ -65,7 +60,7 @@ def answer_without_evidence(adapter: ModelAdapter, samples: Sequence[Sample]) ->
         prepared = adapter.prepare([sample])
         total = adapter.spec.visual_tokens
         gone = frozenset(evidence_tokens(sample.boxes, sample.image.size, (GRID, GRID)))
-        pruned = adapter.prune_inputs(prepared.inputs, Without(gone), Budget(keep_tokens=total - len(gone)))
+        pruned = adapter.prune_inputs(prepared.inputs, Without(dropped=gone), Budget(keep_tokens=total - len(gone)))
         answers += adapter.generate(pruned.inputs, max_new_tokens=4)
     return answers
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, ClassVar, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
 
+from tokenprune.budget import Budget
 from tokenprune.errors import BudgetError, ConfigError, hint
 from tokenprune.options import construct
 from tokenprune.registry import Registry
-from tokenprune.types import PRE_LLM, ModelSpec, OperationPlan, Positions, Signal, Stage, TokenSelection, VisualTokens
+from tokenprune.spec import PRE_LLM, ModelSpec, OperationPlan, Stage, check_stages
+from tokenprune.types import Positions, ScoringLayer, Signal, Step, TextRows, TokenSelection, VisualTokens
 
 P = TypeVar("P", bound="Pruner")
 PRUNERS: Registry[Pruner]
@@ -28,7 +30,14 @@ class Pruner(ABC):
 
     Attributes:
         positions: ``repacked`` gives the kept tokens consecutive position ids, ``original`` leaves them their own.
+        text_rows: inside the LLM, which text after the last visual token the ``text_*`` signals are of: all, or the
+            last token alone.
+        scoring_layer: inside the LLM, whose attention the signals are of: the layer before the stage, as it ran, or the
+            stage's own, as it would run on all tokens.
     """
+
+    text_rows: ClassVar[TextRows] = "last"
+    scoring_layer: ClassVar[ScoringLayer] = "previous"
 
     positions: Positions = "repacked"
 
@@ -40,13 +49,69 @@ class Pruner(ABC):
         """Signals without which this pruner, with these options, cannot select."""
         return frozenset()
 
+    @property
+    def budget(self) -> Budget | None:
+        """The budget that the options fix, of published presets and the like; None leaves it to the user."""
+        return None
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the content of a row decides how many of its tokens stay; the budget is then the most."""
+        return False
+
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
-        """Where tokens leave; before the LLM unless overridden."""
+        """Where tokens leave, in the order of the layers; before the LLM unless overridden."""
         return (PRE_LLM,)
 
-    def plan(self, spec: ModelSpec, keep: int, total: int) -> OperationPlan:
-        """Which operations run if ``keep`` of ``total`` visual tokens stay; what leaves, leaves at the first stage."""
-        return OperationPlan.drop_at(spec, self.stages(spec)[0], keep, total)
+    def counts(self, spec: ModelSpec, keep: int, total: int) -> tuple[int, ...]:
+        """How many visual tokens each stage selects if ``keep`` of ``total`` are to be left after the last.
+
+        It grows with ``keep`` and is 0 at 0.
+        """
+        return (keep,) * len(self.stages(spec))
+
+    def appended(self, dropped: int) -> int:
+        """How many tokens a stage appends that drops so many."""
+        return 0
+
+    def steps(self, spec: ModelSpec) -> tuple[Step, ...]:
+        """``stages`` with what selects there.
+
+        Raises:
+            ConfigError: if the model has no such layer.
+        """
+        stages = self.stages(spec)
+        check_stages(stages, spec.llm.layers, type(self).__name__)
+        return tuple(Step(stage, self) for stage in stages)
+
+    def schedule(self, spec: ModelSpec, budget: Budget, total: int) -> tuple[int, ...]:
+        """How many visual tokens each stage selects under a budget.
+
+        Args:
+            spec: of the model.
+            budget: of ``total`` tokens.
+            total: visual tokens before the first stage.
+
+        Raises:
+            BudgetError: if the budget cannot be met.
+        """
+
+        def mean(keep: int) -> float:
+            return self.plan(spec, self.alive(spec, self.counts(spec, keep, total), total), total).mean_tokens
+
+        return self.counts(spec, budget.resolve(total, mean), total)
+
+    def alive(self, spec: ModelSpec, counts: Sequence[int], total: int) -> tuple[int, ...]:
+        """Visual tokens that go on from each stage if so many are selected; those that are appended count."""
+        left, result = total, []
+        for count, step in zip(counts, self.steps(spec), strict=True):
+            left = count + step.selector.appended(left - count)
+            result.append(left)
+        return tuple(result)
+
+    def plan(self, spec: ModelSpec, alive: Sequence[int], total: int) -> OperationPlan:
+        """Which operations run if ``alive`` of ``total`` visual tokens go on from the stages."""
+        return OperationPlan.drop_at(spec, self.stages(spec), alive, total)
 
     def select(self, tokens: VisualTokens, k: int) -> TokenSelection:
         """Decide which tokens of each row stay.

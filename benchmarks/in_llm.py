@@ -1,0 +1,204 @@
+"""What pruning inside the LLM costs on top of the work that is left: ours against the same layer lengths without hooks.
+
+    python benchmarks/in_llm.py
+
+A LLaVA of random weights, 576 visual tokens, 40 text tokens. ``bound``: the model's own decoder layers, called one
+after another on hidden states that are cut to the lengths of the plan, with masks and position embeddings made
+beforehand; nothing is selected. In decoding the bound is the model itself, without hooks, on a cache whose layers have
+these lengths. All runs of a point take turns, and ratios are medians over the turns. ``selection`` is the share of the
+prefill that the pruner and its signals take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from machine import facts
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from tokenprune import Budget, Pruner, create_pruner
+from tokenprune.adapters.hooks import InsideLLM
+from tokenprune.adapters.prefill import PromptTokens
+from tokenprune.adapters.spec import decoder_spec
+from tokenprune.types import ModelSpec, Operation
+
+IMAGE, BEFORE, AFTER, STEPS = 576, 5, 35, 16  # visual tokens, text tokens before and after them, decoded tokens
+POINTS: dict[str, tuple[Pruner, Budget | None]] = {
+    "fastv 144": (create_pruner("fastv", layer=2), Budget(keep_tokens=144)),
+    "fastv 64": (create_pruner("fastv", layer=2), Budget(keep_tokens=64)),
+    "sparsevlm 192": (create_pruner("sparsevlm", preset=192), None),
+    "sparsevlm 64": (create_pruner("sparsevlm", preset=64), None),
+    "sparsevlm plus 64": (create_pruner("sparsevlm", version="plus", preset=64), None),
+    "pyramiddrop": (create_pruner("pyramiddrop"), Budget(keep_ratio=0.125)),
+    "dart 64": (create_pruner("dart", layer=2), Budget(keep_tokens=64)),
+}
+
+
+def build(width: int, layers: int) -> Any:
+    """A LLaVA of random weights."""
+    text = LlamaConfig(
+        vocab_size=1000,
+        hidden_size=width,
+        intermediate_size=width * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=336, patch_size=14
+    )
+    torch.manual_seed(0)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=999, image_seq_length=IMAGE)
+    model = LlavaForConditionalGeneration(config).eval()
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+class Run:
+    """One prompt of one model, with what a point needs to run it in all ways."""
+
+    def __init__(self, model: Any, pruner: Pruner | None, budget: Budget | None) -> None:
+        self.model, self.decoder = model, model.get_decoder()
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(1, 900, (1, BEFORE + IMAGE + AFTER), generator=generator)
+        ids[:, BEFORE : BEFORE + IMAGE] = 999
+        self.embeds = model.get_input_embeddings()(ids).detach()
+        self.embeds[:, BEFORE : BEFORE + IMAGE] = 0.02 * torch.randn(
+            1, IMAGE, self.embeds.shape[2], generator=generator
+        )
+        self.next = ids[:, :1]
+        self.lengths, self.inside = [ids.shape[1]] * len(self.decoder.layers), None
+        if pruner is not None:
+            self._plan(pruner, budget or pruner.budget, ids == 999)
+
+    def _plan(self, pruner: Pruner, budget: Budget | None, visual: Tensor) -> None:
+        spec = ModelSpec(decoder_spec(self.model.config.text_config), 1000, IMAGE)
+        assert budget is not None
+        counts = pruner.schedule(spec, budget, IMAGE)
+        plan = pruner.plan(spec, pruner.alive(spec, counts, IMAGE), IMAGE)
+        self.lengths = [BEFORE + AFTER + plan.tokens(i, Operation.MLP) for i in range(spec.llm.layers)]
+        number = (visual.long().cumsum(1) - 1).masked_fill(~visual, -1)
+        prompt = PromptTokens(visual, number, lambda total: counts, torch.zeros(1, dtype=torch.long))
+        self.inside = InsideLLM(self.model, pruner.steps(spec), prompt)
+
+    def native(self) -> DynamicCache:
+        """The model's own forward; returns its cache."""
+        output = self.model(inputs_embeds=self.embeds, use_cache=True, logits_to_keep=1)
+        return output.past_key_values
+
+    def ours(self) -> DynamicCache:
+        """The same while pruning inside."""
+        assert self.inside is not None
+        with self.inside:
+            return self.native()
+
+    def bound(self) -> DynamicCache:
+        """Layers on their own, at the plan's lengths."""
+        cache, hidden = DynamicCache(config=self.decoder.config), self.embeds
+        positions = torch.arange(hidden.shape[1])[None]
+        cos, sin = self.decoder.rotary_emb(hidden, positions)
+        for layer, length in zip(self.decoder.layers, self.lengths, strict=True):
+            if length != hidden.shape[1]:
+                hidden, cos, sin = (x[:, -length:].contiguous() for x in (hidden, cos, sin))
+            hidden = layer(
+                hidden,
+                attention_mask=None,
+                position_embeddings=(cos, sin),
+                position_ids=positions[:, :length],
+                past_key_values=cache,
+                use_cache=True,
+            )
+        self.model.lm_head(self.decoder.norm(hidden)[:, -1:])
+        return cache
+
+    def decode(self, cache: DynamicCache, *, pruned: bool) -> None:
+        """A few tokens on a cache."""
+
+        def steps() -> None:
+            for step in range(STEPS):
+                position = torch.full((1, 1), self.embeds.shape[1] + step)
+                self.model(input_ids=self.next, past_key_values=cache, position_ids=position, use_cache=True)
+
+        if pruned and self.inside is not None:
+            with self.inside:
+                steps()
+        else:
+            steps()
+
+
+def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Wall time of a call, and its result."""
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+@torch.inference_mode()
+def point(model: Any, pruner: Pruner | None, budget: Budget | None, turns: int) -> dict[str, object]:
+    """All runs of one point, turn by turn, after one turn to warm up."""
+    plain, run = Run(model, None, None), Run(model, pruner, budget)
+    samples: list[dict[str, float]] = []
+    for _ in range(turns + 1):
+        before = run.inside.seconds["selection"] if run.inside else 0.0
+        whole, cache = seconds(plain.native)
+        whole_step, _ = seconds(lambda c=cache: plain.decode(c, pruned=False))
+        bound, cache = seconds(run.bound)
+        bound_step, _ = seconds(lambda c=cache: run.decode(c, pruned=False))
+        ours, cache = seconds(run.ours if run.inside else run.native)
+        held = [layer.keys.shape[2] for layer in cache.layers]
+        ours_step, _ = seconds(lambda c=cache: run.decode(c, pruned=True))
+        selection = run.inside.seconds["selection"] - before if run.inside else 0.0
+        assert held == run.lengths
+        samples.append(
+            {
+                "prefill_ms": 1e3 * ours,
+                "prefill_of_unpruned": ours / whole,
+                "prefill_of_bound": ours / bound,
+                "selection_of_prefill": selection / ours,
+                "step_ms": 1e3 * ours_step / STEPS,
+                "step_of_unpruned": ours_step / whole_step,
+                "step_of_bound": ours_step / bound_step,
+            }
+        )
+    return {name: median(sample[name] for sample in samples[1:]) for name in samples[0]} | {"lengths": run.lengths}
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/in_llm.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    model = build(arguments.width, arguments.layers)
+    points: dict[str, tuple[Pruner | None, Budget | None]] = {"unpruned": (None, None), **POINTS}
+    results = [
+        {"method": name, **point(model, *what, arguments.turns)} for name, what in track(points.items(), "measuring")
+    ]
+    parameters = sum(weight.numel() for weight in model.get_decoder().parameters())
+    columns = ("prefill ms", "of unpruned", "of bound", "selection", "step ms", "of unpruned", "of bound")
+    table = Table("method", *columns, title=f"{parameters / 1e6:.0f} M parameters, {arguments.layers} layers")
+    for row in results:
+        values = [value for name, value in row.items() if name not in ("method", "lengths")]
+        table.add_row(row["method"], *(f"{value:.1f}" if value > 9 else f"{value:.3f}" for value in values))
+    Console(width=120).print(table)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    result = {**facts(arguments.threads), "parameters": parameters, "turns": arguments.turns, "results": results}
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Forwards after the prompt's, by an LLM whose layers hold prompts of different lengths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenprune.adapters.alive import Alive
+from tokenprune.adapters.masks import build
+from tokenprune.adapters.rotation import Rotations
+from tokenprune.errors import ModelError
+
+Arguments = dict[str, Any]
+
+
+class Decoding:
+    """One forward of new tokens.
+
+    Args:
+        decoder: the LLM.
+        kind: of the masks that its attention takes.
+        cache: filled by a ``Prefill`` and by such forwards.
+        layers: what each layer holds of the prompt.
+        columns: of the prompt.
+        tail: (B, columns after the prompt) bool, False for padding; None if nothing there is padded.
+    """
+
+    def __init__(
+        self, decoder: Any, kind: str, cache: Any, layers: dict[int, Alive], columns: int, tail: Tensor | None
+    ) -> None:
+        self.decoder, self.kind, self.cache, self.layers = decoder, kind, cache, layers
+        self.columns, self.tail = columns, tail
+        self.rotations = Rotations(decoder.rotary_emb)
+        self._memo: dict[Any, Any] = {}
+
+    def note(self, what: Any) -> None:
+        """Nothing is selected here."""
+
+    def finish(self, output: Any) -> None:
+        """Nothing was shortened here."""
+
+    def idle(self, index: int, arguments: Arguments) -> bool:
+        """Whether a layer's arguments are right as they are: one token, nothing padded, positions of the prompt."""
+        held = self.layers[index]
+        alone = arguments.get("attention_mask") is None and arguments["hidden_states"].shape[1] == 1
+        return alone and held.closed is None and not held.padded
+
+    def enter(self, index: int, layer: Any, arguments: Arguments) -> Arguments:
+        """The arguments of a layer, for what it holds."""
+        held, storage = self.layers[index], self.cache.layers[index]
+        if held.closed is not None:
+            arguments = {**arguments, "position_embeddings": self._rotation(held, arguments)}
+        if arguments.get("position_ids") is not None:  # see Prefill: gaps would be taken for packed sequences
+            new = torch.arange(arguments["hidden_states"].shape[1], device=arguments["hidden_states"].device)
+            arguments = {**arguments, "position_ids": new[None]}
+        window = _window(self.decoder.config, index)
+        key = ("mask", id(held), window, storage.is_sliding)
+        if key not in self._memo:
+            self._memo[key] = self._mask(held, storage, arguments["hidden_states"], window)
+        return {**arguments, "attention_mask": self._memo[key]}
+
+    def _rotation(self, held: Alive, arguments: Arguments) -> Any:
+        given = arguments["position_embeddings"]
+        key = ("rotation", id(held), id(given[0]))
+        if key not in self._memo:
+            positions = self.rotations.positions
+            self._memo[key] = self.rotations.at(positions - held.shift[:, None].to(positions.device), given)
+        return self._memo[key]
+
+    def _mask(self, held: Alive, storage: Any, hidden: Tensor, window: int | None) -> Tensor | None:
+        """The mask over what the layer held before this forward, and the new tokens."""
+        batch, new = hidden.shape[:2]
+        prompt, written = held.valid.shape[1], int(storage.get_seq_length())
+        later = written - prompt + new  # columns after the prompt
+        if later != int(self.cache.get_seq_length(0)) - self.columns:
+            raise ModelError("the cache was cut in a way that its layers of different lengths do not agree on")
+        tail = torch.ones(batch, later, dtype=torch.bool, device=hidden.device)
+        if self.tail is not None:
+            tail[:, -self.tail.shape[1] :] = self.tail.to(hidden.device)
+        valid = torch.cat([held.valid.to(hidden.device), tail], 1)
+        slots = torch.arange(self.columns, self.columns + later, device=hidden.device).expand(batch, -1)
+        slots = torch.cat([held.slots.to(hidden.device), slots], 1)
+        columns, past = storage.get_mask_sizes(new)[0], written
+        if storage.is_sliding:
+            valid, slots, past = valid[:, -columns:], slots[:, -columns:], columns - new
+        elif columns > valid.shape[1]:  # a static cache
+            valid = torch.nn.functional.pad(valid, (0, columns - valid.shape[1]), value=True)
+            slots = torch.nn.functional.pad(slots, (0, columns - slots.shape[1]))
+        elif new == 1 and window is None and self.tail is None and not held.padded:
+            return None
+        return build(self.kind, valid, new, past, hidden.dtype, slots, window)
+
+
+def _window(config: Any, index: int) -> int | None:
+    """Keys that a layer's queries see, themselves included; None for all."""
+    kinds = getattr(config, "layer_types", None)
+    sliding = kinds is None or kinds[index] == "sliding_attention"
+    window: int | None = getattr(config, "sliding_window", None) if sliding else None
+    return window

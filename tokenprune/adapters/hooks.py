@@ -1,0 +1,205 @@
+"""Prune inside the LLM: from a stage on, decoder layers see fewer tokens, and nothing of the model is rewritten.
+
+While a call of the model runs, forward pre-hooks sit on its decoder layers. At a stage they shorten the hidden states;
+behind it they shorten what is aligned with them (``prefill``). Each layer then caches what it saw, so that in decoding
+each is given a mask, and position embeddings if need be, for a length of its own (``decoding``).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Sequence
+from contextlib import ExitStack
+from contextvars import ContextVar
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+
+from tokenprune.adapters.alive import Alive
+from tokenprune.adapters.decoding import Decoding
+from tokenprune.adapters.masks import mask_kind
+from tokenprune.adapters.prefill import ATTENDED, Prefill, PromptTokens
+from tokenprune.adapters.tap import Attended, tapped
+from tokenprune.errors import ModelError
+from tokenprune.types import Step
+
+Arguments = dict[str, Any]
+PARTS = ("layers", "norm", "rotary_emb")
+STORAGES = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer)
+LAYER_TYPES = {"full_attention", "sliding_attention"}
+
+_ACTIVE: ContextVar[InsideLLM | None] = ContextVar("tokenprune_inside", default=None)
+_FORWARD: ContextVar[Prefill | Decoding | None] = ContextVar("tokenprune_forward", default=None)
+
+
+class InsideLLM:
+    """Prunes at decoder layers while it is entered, in the entering thread alone.
+
+    It may be entered again for a later turn on a cache that it filled. Other threads may run the same model meanwhile:
+    the hooks do nothing there, and if one is removed just then, torch calls it without the keyword arguments.
+
+    Args:
+        model: with a decoder of the usual build.
+        steps: what selects at which layers, in their order.
+        prompt: of the calls.
+
+    Attributes:
+        stages: what went on from each step in the last prefill; empty before it.
+        seconds: that all selections took.
+
+    Raises:
+        ModelError: if the decoder is built in another way.
+    """
+
+    def __init__(self, model: Any, steps: Sequence[Step], prompt: PromptTokens) -> None:
+        self.decoder, self.steps, self.prompt = model.get_decoder(), tuple(steps), prompt
+        self.kind = _check_decoder(self.decoder)
+        self.stages: list[Alive] = []
+        self.seconds = {"selection": 0.0}
+        self._caches: WeakKeyDictionary[Any, dict[int, Alive]] = WeakKeyDictionary()
+        self._open = ExitStack()
+
+    def __enter__(self) -> InsideLLM:
+        decoder, stack = self.decoder, ExitStack()
+        stack.callback(_ACTIVE.reset, _ACTIVE.set(self))
+        handles = [
+            decoder.register_forward_pre_hook(self._begin, with_kwargs=True),
+            decoder.register_forward_hook(self._end, always_call=True),
+            decoder.rotary_emb.register_forward_hook(self._rotated, with_kwargs=True),
+        ]
+        for index in range(_layer(self.steps[0]), len(decoder.layers)):
+            hook = functools.partial(self._before_layer, index)
+            handles.append(decoder.layers[index].register_forward_pre_hook(hook, with_kwargs=True))
+        for handle in handles:
+            stack.callback(handle.remove)
+        for step in self.steps:
+            if step.selector.scoring_layer == "previous" and step.selector.requires & ATTENDED:
+                stack.enter_context(tapped(decoder.layers[_layer(step) - 1].self_attn, self._attended))
+        self._open = stack
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def _begin(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments | None = None) -> None:
+        if _ACTIVE.get() is self and kwargs is not None:
+            arguments = _named(decoder, args, kwargs)
+            cache = arguments.get("past_key_values")
+            held = self._caches.get(cache) if cache is not None else None
+            _FORWARD.set(self._prefill(arguments, cache) if held is None else self._decode(arguments, cache, held))
+
+    def _prefill(self, arguments: Arguments, cache: Any) -> Prefill:
+        embeds, columns = arguments["inputs_embeds"], self.prompt.columns
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        if past or embeds.shape[1] < columns:
+            raise ModelError(
+                "a pruner inside the LLM needs the whole prompt in one forward: leave prefill_chunk_size, and give no "
+                "cache but one that was filled in this block"
+            )
+        _check_cache(cache)
+        prompt, valid = self.prompt.aligned(embeds), _valid(arguments.get("attention_mask"), embeds)
+        return Prefill(self.decoder, self.kind, self.steps, prompt, valid, embeds, columns)
+
+    def _decode(self, arguments: Arguments, cache: Any, held: dict[int, Alive]) -> Decoding:
+        mask, columns = arguments.get("attention_mask"), self.prompt.columns
+        tail = mask[:, columns:].bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        tail = None if tail is None or bool(tail.all()) else tail
+        return Decoding(self.decoder, self.kind, cache, held, columns, tail)
+
+    def _end(self, decoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Runs after a failure too; ``output`` is None then."""
+        if _ACTIVE.get() is not self:
+            return
+        forward = _FORWARD.get()
+        _FORWARD.set(None)
+        if output is None or forward is None:
+            return
+        forward.finish(output)
+        if isinstance(forward, Prefill):
+            self.stages = forward.stages
+            self.seconds["selection"] += forward.seconds["selection"]
+            if output.past_key_values is not None:
+                # What generate added to the prompt is decoded like all that comes later, and may be taken back.
+                added = forward.embeds.shape[1] - self.prompt.columns
+                held = {alive: alive.first(alive.slots.shape[1] - added) for alive in forward.layers.values()}
+                self._caches[output.past_key_values] = {i: held[alive] for i, alive in forward.layers.items()}
+
+    def _rotated(self, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any = None) -> None:
+        if _ACTIVE.get() is self and (forward := _FORWARD.get()):
+            forward.rotations.note(_named(module, args, kwargs), output)
+
+    def _attended(self, what: Attended) -> None:
+        if _ACTIVE.get() is self and (forward := _FORWARD.get()):
+            forward.note(what)
+
+    def _before_layer(
+        self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: Arguments | None = None
+    ) -> tuple[tuple[Any, ...], Arguments] | None:
+        forward = _FORWARD.get()
+        if _ACTIVE.get() is not self or forward is None or kwargs is None:
+            return None
+        arguments = _named(layer, args, kwargs)
+        if forward.idle(index, arguments):
+            return None
+        return (), forward.enter(index, layer, arguments)
+
+
+def _layer(step: Step) -> int:
+    assert step.stage.layer is not None
+    return step.stage.layer
+
+
+def _valid(mask: Any, embeds: Tensor) -> Tensor:
+    """(B, L) bool, which tokens of a prompt are real, from whatever mask the LLM is given."""
+    while isinstance(mask, dict):  # one for each type of layer
+        mask = next(iter(mask.values()))
+    batch, length = embeds.shape[:2]
+    if mask is None:
+        return torch.ones(batch, length, dtype=torch.bool, device=embeds.device)
+    if mask.dim() == 4:  # each real token sees itself
+        seen = mask if mask.dtype == torch.bool else mask == 0
+        mask = seen[:, 0, :, :length].diagonal(dim1=1, dim2=2)
+    valid: Tensor = mask.bool().expand(batch, -1)
+    return valid
+
+
+def _check_decoder(decoder: Any) -> str:
+    """The kind of mask that its layers take; ModelError if they cannot be pruned."""
+    name, config = type(decoder).__name__, decoder.config
+    missing = [part for part in PARTS if not hasattr(decoder, part)]
+    if missing or not all(hasattr(layer, "self_attn") for layer in decoder.layers):
+        raise ModelError(f"{name} has no {', '.join(missing or ['self_attn'])}, so it cannot be pruned inside")
+    if odd := set(getattr(config, "layer_types", None) or ()) - LAYER_TYPES:
+        raise ModelError(f"{name} has layers of type {', '.join(sorted(odd))}, which cannot be pruned inside")
+    kind = mask_kind(config._attn_implementation)
+    if kind is None:
+        raise ModelError(
+            f"attention {config._attn_implementation!r} cannot be pruned inside the LLM; load the model with sdpa, "
+            "eager or flash_attention_2"
+        )
+    return kind
+
+
+def _check_cache(cache: Any) -> None:
+    """Refuse caches whose layers cannot have lengths of their own."""
+    for storage in getattr(cache, "layers", ()):
+        if type(storage) not in STORAGES:
+            raise ModelError(
+                f"a cache with {type(storage).__name__} cannot be pruned inside the LLM; use a dynamic cache, or a "
+                "static one without sliding windows"
+            )
+
+
+@functools.cache
+def _parameters(kind: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
+
+
+def _named(module: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Arguments:
+    """The arguments of a module's forward by name."""
+    kind: Any = type(module)
+    return {**dict(zip(_parameters(kind), args, strict=False)), **kwargs} if args else kwargs

@@ -1,0 +1,233 @@
+"""The forward of a prompt through an LLM that prunes inside."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenprune.adapters.alive import Alive
+from tokenprune.adapters.inside_signals import StageView, stage_signals
+from tokenprune.adapters.masks import build, narrow
+from tokenprune.adapters.rotation import Pair, Rotations
+from tokenprune.adapters.stopwatch import stopwatch
+from tokenprune.adapters.tap import Attended, attended
+from tokenprune.errors import ModelError
+from tokenprune.functional.vectors import take
+from tokenprune.types import Selector, Signal, Step, TokenSelection, VisualTokens
+
+ATTENDED = frozenset({Signal.TEXT_ATTENTION, Signal.KEYS, Signal.TEXT_KEYS, Signal.ROPE_SIMILARITY})
+Arguments = dict[str, Any]
+Selected = tuple[Tensor, Tensor, TokenSelection]  # rows (G,), their visual tokens (G, N) among those alive, the choice
+
+
+@dataclass(frozen=True, eq=False)
+class PromptTokens:
+    """The prompts of a call, as the LLM sees them.
+
+    Attributes:
+        visual: (B, L) bool, where visual tokens are.
+        number: (B, L) long, which of its row's visual tokens each is, counting those that left before the LLM; -1 for
+            text.
+        quota: from the visual tokens of a row at the LLM's input to how many each stage selects.
+        ids: (B,) long, see ``VisualTokens.row_ids``.
+    """
+
+    visual: Tensor
+    number: Tensor
+    quota: Callable[[int], Sequence[int]]
+    ids: Tensor
+
+    @property
+    def columns(self) -> int:
+        """L."""
+        return self.visual.shape[1]
+
+    def aligned(self, embeds: Tensor) -> PromptTokens:
+        """The same for a batch that ``generate`` repeated for beams, and to which it added tokens at the end."""
+        copies, more = len(embeds) // len(self.visual), embeds.shape[1] - self.columns
+
+        def fit(x: Tensor, filler: int) -> Tensor:
+            return torch.nn.functional.pad(x, (0, more), value=filler).repeat_interleave(copies, 0).to(embeds.device)
+
+        ids = self.ids.repeat_interleave(copies).to(embeds.device)
+        return PromptTokens(fit(self.visual, False), fit(self.number, -1), self.quota, ids)
+
+
+class Prefill:
+    """One forward of the prompts.
+
+    Args:
+        decoder: the LLM.
+        kind: of the masks that its attention takes.
+        steps: what selects at which layers.
+        prompt: aligned with ``embeds``.
+        valid: (B, L) bool, False for padding.
+        embeds: (B, L, D), the LLM's input.
+        columns: of the prompt, without what ``generate`` added.
+
+    Attributes:
+        layers: what is alive in each layer from the first stage on.
+        stages: what went on from each step.
+        seconds: that the selections took.
+    """
+
+    def __init__(
+        self,
+        decoder: Any,
+        kind: str,
+        steps: Sequence[Step],
+        prompt: PromptTokens,
+        valid: Tensor,
+        embeds: Tensor,
+        columns: int,
+    ) -> None:
+        self.decoder, self.kind, self.steps, self.prompt, self.columns = decoder, kind, steps, prompt, columns
+        self.embeds = embeds.detach()
+        self.rotations = Rotations(decoder.rotary_emb)
+        self.whole = Alive.prompt(valid, prompt.visual, prompt.number)
+        self.alive = self.whole
+        self.quotas = [prompt.quota(total) for total in self.whole.counts]
+        self.layers: dict[int, Alive] = {}
+        self.stages: list[Alive] = []
+        self.seconds = {"selection": 0.0}
+        self._attended: Attended | None = None
+
+    def note(self, what: Attended) -> None:
+        """Remember what the layer before a stage attended with."""
+        self._attended = what
+
+    def idle(self, index: int, arguments: Arguments) -> bool:
+        """Whether a layer's arguments are right as they are."""
+        return False
+
+    def enter(self, index: int, layer: nn.Module, arguments: Arguments) -> Arguments:
+        """The arguments of a layer, shortened."""
+        hidden = arguments["hidden_states"]
+        self.alive = self.alive.to(hidden.device)
+        if any(step.stage.layer == index for step in self.steps):
+            hidden = self._prune(layer, {**arguments, **self._aligned(self.alive, arguments)})
+        self.layers[index] = self.alive
+        return {**arguments, "hidden_states": hidden, **self._aligned(self.alive, arguments)}
+
+    def finish(self, output: Any) -> None:
+        """Give the last hidden states the prompt's columns back."""
+        if self.alive is not self.whole:
+            output.last_hidden_state = self.alive.spread(output.last_hidden_state, self.embeds.shape[1])
+            if output.get("hidden_states"):
+                output.hidden_states = (*output.hidden_states[:-1], output.last_hidden_state)
+
+    def _aligned(self, alive: Alive, arguments: Arguments) -> Arguments:
+        """The arguments of a layer that are aligned with the tokens; none if all tokens are alive."""
+        hidden, given = arguments["hidden_states"], arguments["position_embeddings"]
+        if alive is self.whole:
+            return {}
+        positions = torch.arange(alive.slots.shape[1], device=hidden.device)[None]
+        return {
+            "attention_mask": self._mask(alive, arguments.get("attention_mask"), hidden.dtype),
+            "position_embeddings": self._rotation(alive, given),
+            # The embeddings are all that positions are for; kernels would take gaps in them for packed sequences.
+            **({"position_ids": positions} if arguments.get("position_ids") is not None else {}),
+        }
+
+    def _mask(self, alive: Alive, given: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        key = ("mask", id(given))
+        if key not in alive.memo:
+            if given is not None and given.dim() == 4:
+                mask = narrow(given, alive.slots, alive.valid, doubled=alive.appended)
+            elif given is None and not alive.padded:
+                mask = None
+            else:
+                mask = build(self.kind, alive.valid, alive.slots.shape[1], 0, dtype)
+            alive.memo[key] = mask, given  # with what the id is of, so that it stays that
+        kept: Tensor | None = alive.memo[key][0]
+        return kept
+
+    def _rotation(self, alive: Alive, given: Pair) -> Pair:
+        key = ("rotation", id(given[0]))
+        if key not in alive.memo:
+            if alive.closed is None:
+                rotation = (alive.gather(given[0]), alive.gather(given[1]))
+            else:
+                rotation = self.rotations.at(alive.positions(self.rotations.positions), given)
+            alive.memo[key] = rotation, given
+        kept: Pair = alive.memo[key][0]
+        return kept
+
+    # A stage
+
+    def _prune(self, layer: nn.Module, arguments: Arguments) -> Tensor:
+        """Let the stage's pruner select; the hidden states of what goes on, (B, n', D)."""
+        number = len(self.stages)
+        selector, hidden, alive = self.steps[number].selector, arguments["hidden_states"], self.alive
+        with torch.no_grad(), stopwatch(self.seconds, "selection", hidden.device):
+            chosen = self._select(number, layer, arguments)
+        stay, appended = alive.valid & ~alive.visual, 0
+        for rows, visual, selection in chosen:
+            stay[rows[:, None], visual.gather(1, selection.keep)] = True
+            appended = max(appended, _appended(selection))
+        extra = hidden.new_zeros(len(hidden), appended, hidden.shape[2])
+        there = torch.zeros(extra.shape[:2], dtype=torch.bool, device=hidden.device)
+        for rows, visual, selection in chosen:
+            if selection.merged is not None:
+                k, merged = selection.keep.shape[1], selection.merged.to(hidden.dtype)
+                hidden = hidden.index_put((rows[:, None], visual.gather(1, selection.keep)), merged[:, :k])
+                extra[rows, : merged.shape[1] - k] = merged[:, k:]
+                there[rows, : merged.shape[1] - k] = True
+        self.alive, order = alive.keep(stay, there, repack=selector.positions == "repacked")
+        self.stages.append(self.alive)
+        return take(torch.cat([hidden, extra], 1) if appended else hidden, order)
+
+    def _select(self, number: int, layer: nn.Module, arguments: Arguments) -> list[Selected]:
+        """The pruner's choices, for rows of equal numbers at once."""
+        selector, hidden, alive = self.steps[number].selector, arguments["hidden_states"], self.alive
+        groups = defaultdict(list)
+        for row, (left, total) in enumerate(zip(alive.counts, self.whole.counts, strict=True)):
+            if left:
+                k = min(self.quotas[row][number], left)
+                groups[left, k, total, row if selector.adaptive else None].append(row)
+        view = StageView(
+            alive=alive,
+            prompt=self.whole.to(hidden.device),
+            hidden=hidden.detach(),
+            embeds=self.embeds.to(hidden.device),
+            attended=self._scores(selector, layer, arguments),
+            rotation=arguments["position_embeddings"],
+            norm=self.decoder.norm,
+            columns=self.columns,
+        )
+        chosen = []
+        for (left, k, _, _), members in groups.items():
+            rows = torch.tensor(members, device=hidden.device)
+            visual = (alive.visual & alive.valid)[rows].nonzero()[:, 1].view(len(members), left)
+            signals = stage_signals(view, selector.requires, rows, visual, selector.text_rows)
+            tokens = VisualTokens(
+                take(view.hidden[rows], visual), signals, row_ids=self.prompt.ids.to(hidden.device)[rows]
+            )
+            chosen.append((rows, visual, selector.select(tokens, k)))
+        return chosen
+
+    def _scores(self, selector: Selector, layer: Any, arguments: Arguments) -> Attended | None:
+        """Queries and keys of the scoring layer; None if no signal is made of them."""
+        if not selector.requires & ATTENDED:
+            return None
+        hidden = arguments["hidden_states"]
+        if selector.scoring_layer == "own":
+            normed, rotation = layer.input_layernorm(hidden), arguments["position_embeddings"]
+            prompt = self.alive.valid & (self.alive.slots < self.columns)
+            last = torch.where(prompt, self.alive.slots, -1).argmax(1) if selector.text_rows == "last" else None
+            return attended(layer.self_attn, normed, rotation, arguments.get("attention_mask"), last)
+        what, self._attended = self._attended, None  # not kept any longer than needed: it is large
+        if what is None:
+            name = type(layer.self_attn).__name__
+            raise ModelError(f"{name} does not attend by transformers' attention interface, so it cannot be read")
+        return what.to(hidden.device)
+
+
+def _appended(selection: TokenSelection) -> int:
+    """M, tokens that a selection appends."""
+    return 0 if selection.merged is None else selection.merged.shape[1] - selection.keep.shape[1]

@@ -1,0 +1,144 @@
+"""Compose: several pruners one after another, such as CDPruner before the LLM and FastV inside.
+
+Differs: there is no paper; how one budget is shared is ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial, reduce
+from typing import Any
+
+from tokenprune.budget import Budget
+from tokenprune.errors import BudgetError, ConfigError
+from tokenprune.options import construct
+from tokenprune.pruners.base import PRUNERS, Pruner, register_pruner
+from tokenprune.spec import ModelSpec, Stage, check_stages
+from tokenprune.types import Positions, Signal, Step, TokenSelection, VisualTokens
+
+Given = str | Mapping[str, Any] | Pruner
+
+
+@register_pruner("compose")
+@dataclass(frozen=True, kw_only=True)
+class Compose(Pruner):
+    """Keeps what is left after several pruners, each at stages of its own.
+
+    Either each has a budget of its own, or one budget is for all: then each leaves the same share of what arrives at
+    it, so that two that keep 64 of 576 tokens leave 192 and 64.
+
+    Attributes:
+        pruners: in the order of their stages, each a name, or a mapping of ``name``, options and, for a budget of its
+            own, ``keep_tokens`` or ``keep_ratio`` (of what arrives at it), or in Python a pruner.
+    """
+
+    pruners: tuple[Given, ...] = ({"name": "cdpruner"}, {"name": "fastv"})
+    positions: Positions = field(default="repacked", init=False)  # no option: each member has its own
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "pruners", tuple(map(_complete, self.pruners)))
+        if not self.members:
+            raise ConfigError("option 'pruners' is empty; give at least one pruner")
+        if any(isinstance(pruner, Compose) for pruner, _ in self.members):
+            raise ConfigError("a composition cannot be a part of another; list its pruners instead")
+        free = [_name(pruner) for pruner, budget in self.members if budget is None]
+        if 0 < len(free) < len(self.members):
+            raise ConfigError(f"either all pruners of a composition have a budget or none has; {free[0]} has none")
+
+    @cached_property
+    def members(self) -> tuple[tuple[Pruner, Budget | None], ...]:
+        """The pruners, made, each with its budget if it has one."""
+        return tuple(map(_make, self.pruners))
+
+    @property
+    def requires(self) -> frozenset[Signal]:
+        """What the members need; each is given its own at its stages."""
+        return frozenset[Signal]().union(*(pruner.requires for pruner, _ in self.members))
+
+    @property
+    def budget(self) -> Budget | None:
+        """What the members' budgets leave together, apart from what a member appends; None if they have none."""
+        own = [budget for _, budget in self.members if budget]
+        return reduce(Budget.then, own) if own else None
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether a member is."""
+        return any(pruner.adaptive for pruner, _ in self.members)
+
+    def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
+        """Those of the members."""
+        return tuple(stage for pruner, _ in self.members for stage in pruner.stages(spec))
+
+    def steps(self, spec: ModelSpec) -> tuple[Step, ...]:
+        """Those of the members.
+
+        Raises:
+            ConfigError: if the model has no such layer, or a member does not come after the one before.
+        """
+        names = " and ".join(_name(pruner) for pruner, _ in self.members)
+        check_stages(self.stages(spec), spec.llm.layers, f"the composition of {names}")
+        return tuple(step for pruner, _ in self.members for step in pruner.steps(spec))
+
+    def counts(self, spec: ModelSpec, keep: int, total: int) -> tuple[int, ...]:
+        """Each member leaves the same share of what arrives at it."""
+        if keep == 0:
+            return (0,) * len(self.stages(spec))
+        last = len(self.members)
+        left = (round(total * (keep / total) ** (place / last)) for place in range(1, last + 1))
+        return self._chain(spec, total, (partial(pruner.counts, spec, next(left)) for pruner, _ in self.members))
+
+    def schedule(self, spec: ModelSpec, budget: Budget, total: int) -> tuple[int, ...]:
+        """As of any pruner; if the members have budgets, ``budget`` must be what these leave together."""
+        if self.budget is None:
+            return super().schedule(spec, budget, total)
+        if budget != self.budget:
+            raise BudgetError(f"{budget} does not apply: each pruner of the composition has a budget of its own")
+        return self._chain(spec, total, (partial(pruner.schedule, spec, own) for pruner, own in self.members if own))
+
+    def _chain(
+        self, spec: ModelSpec, total: int, selects: Iterable[Callable[[int], tuple[int, ...]]]
+    ) -> tuple[int, ...]:
+        """Counts of all stages; ``selects`` gives a member's from the number of tokens that arrive at it."""
+        arrived, counts = total, list[int]()
+        for (pruner, _), select in zip(self.members, selects, strict=True):
+            try:
+                own = select(arrived)
+            except BudgetError as error:
+                raise BudgetError(f"{_name(pruner)}: {error}") from None
+            arrived = pruner.alive(spec, own, arrived)[-1]
+            counts += own
+        return tuple(counts)
+
+    def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
+        """What the first member selects; adapters ask each member at its own stages, see ``steps``."""
+        return self.members[0][0].select(tokens, k)
+
+
+def _make(given: Given) -> tuple[Pruner, Budget | None]:
+    if isinstance(given, Pruner):
+        return given, given.budget
+    options = {"name": given} if isinstance(given, str) else dict(given)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"each pruner of a composition needs a name, got {name!r}")
+    limits = {key: value for key in ("keep_tokens", "keep_ratio") if (value := options.pop(key, None)) is not None}
+    pruner = construct(PRUNERS.get(name), options, f"pruner {name!r}")
+    return pruner, construct(Budget, limits, f"pruner {name!r}") if limits else pruner.budget
+
+
+def _complete(given: Given) -> Given:
+    """The same with all options."""
+    if isinstance(given, Pruner):
+        return given
+    pruner, budget = _make(given)
+    options = {f.name: getattr(pruner, f.name) for f in dataclasses.fields(pruner) if f.init}
+    limits = budget.to_mapping() if budget and budget != pruner.budget else {}
+    return {"name": given if isinstance(given, str) else given["name"], **options, **limits}
+
+
+def _name(pruner: Pruner) -> str:
+    return type(pruner).__name__
