@@ -5,8 +5,8 @@
 A LLaVA of random weights, 576 visual tokens, 40 text tokens. ``bound``: the model's own decoder layers, called one
 after another on hidden states that are cut to the lengths of the plan, with masks and position embeddings made
 beforehand; nothing is selected. In decoding the bound is the model itself, without hooks, on a cache whose layers have
-these lengths. All runs of a point take turns, and ratios are medians over the turns. ``selection`` is the share of the
-prefill that the pruner and its signals take.
+these lengths. All runs of a point take turns; times are CPU time, and ratios are medians over the turns. ``selection``
+is the share of the prefill that the pruner and its signals take.
 """
 
 from __future__ import annotations
@@ -137,10 +137,10 @@ class Run:
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Wall time of a call, and its result."""
-    start = time.perf_counter()
+    """CPU time of a call, which other programs disturb less than its wall time, and its result."""
+    start = time.process_time()
     result = work()
-    return time.perf_counter() - start, result
+    return time.process_time() - start, result
 
 
 @torch.inference_mode()

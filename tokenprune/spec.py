@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -150,3 +150,40 @@ class OperationPlan:
         return sum(
             size for size, on in zip(self.group_sizes, self.active[layer, operation].tolist(), strict=True) if on
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Operations:
+    """Which operations a model runs for the visual tokens that entered its LLM, while they are there.
+
+    Attributes:
+        active: (layers, 3, groups) bool over ``Operation``.
+        shares: of each group, which add up to 1: the first group holds the tokens that were picked first before the
+            LLM, and so on.
+
+    Raises:
+        SelectionError: if shapes or shares are impossible, or a token gives no keys and values in the first layer: the
+            length of its cache is what the prompt's length is read off.
+    """
+
+    active: Tensor
+    shares: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if self.active.dtype != torch.bool or tuple(self.active.shape[1:]) != (3, len(self.shares)):
+            got = f"{tuple(self.active.shape)} {self.active.dtype}"
+            raise SelectionError(f"active must be a bool (layers, 3, {len(self.shares)}) tensor, got {got}")
+        if any(share <= 0 for share in self.shares) or abs(sum(self.shares) - 1) > 1e-6:
+            raise SelectionError(f"shares must be positive and add up to 1, got {list(self.shares)}")
+        if not bool(self.active[0, Operation.ATTENTION_SOURCE].all()):
+            raise SelectionError("all visual tokens give keys and values in layer 0; drop them before the LLM instead")
+
+    def sizes(self, tokens: int) -> list[int]:
+        """How many of so many tokens are in each group."""
+        ends = [round(tokens * share) for share in accumulate(self.shares)]
+        return [end - start for start, end in pairwise([0, *ends])]
+
+    @property
+    def trivial(self) -> bool:
+        """Whether everything runs."""
+        return bool(self.active.all())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenprune.errors import SelectionError, hint
 from tokenprune.signal import LLM_SIGNALS, Signal
-from tokenprune.spec import PRE_LLM, ModelSpec, Operation, OperationPlan, Stage, TransformerSpec
+from tokenprune.spec import PRE_LLM, ModelSpec, Operation, OperationPlan, Operations, Stage, TransformerSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,6 +24,7 @@ __all__ = [
     "ModelSpec",
     "Operation",
     "OperationPlan",
+    "Operations",
     "Positions",
     "Sample",
     "Selector",
@@ -225,6 +226,9 @@ class Selector(Protocol):
 
     def schedule(self, spec: ModelSpec, budget: Budget, total: int) -> tuple[int, ...]:
         """How many of ``total`` visual tokens each step selects."""
+
+    def operations(self, spec: ModelSpec) -> Operations | None:
+        """Which operations run for the tokens that are there; None for all."""
 
     def select(self, tokens: VisualTokens, k: int) -> TokenSelection:
         """Which ``k`` tokens of each row stay."""

@@ -32,6 +32,7 @@ class Decoding:
     ) -> None:
         self.decoder, self.kind, self.cache, self.layers = decoder, kind, cache, layers
         self.columns, self.tail = columns, tail
+        self.past = int(cache.get_seq_length()) - columns  # tokens after the prompt, by the first layer
         self.rotations = Rotations(decoder.rotary_emb)
         self._memo: dict[Any, Any] = {}
 
@@ -73,8 +74,8 @@ class Decoding:
         """The mask over what the layer held before this forward, and the new tokens."""
         batch, new = hidden.shape[:2]
         prompt, written = held.valid.shape[1], int(storage.get_seq_length())
-        later = written - prompt + new  # columns after the prompt
-        if later != int(self.cache.get_seq_length(0)) - self.columns:
+        later = self.past + new  # columns after the prompt
+        if written != prompt + self.past:
             raise ModelError("the cache was cut in a way that its layers of different lengths do not agree on")
         tail = torch.ones(batch, later, dtype=torch.bool, device=hidden.device)
         if self.tail is not None:

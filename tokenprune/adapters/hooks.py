@@ -22,10 +22,12 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, St
 from tokenprune.adapters.alive import Alive
 from tokenprune.adapters.decoding import Decoding
 from tokenprune.adapters.masks import mask_kind
+from tokenprune.adapters.operation_hooks import operation_hooks
+from tokenprune.adapters.operations import Rows, Running
 from tokenprune.adapters.prefill import ATTENDED, Prefill, PromptTokens
 from tokenprune.adapters.tap import Attended, tapped
 from tokenprune.errors import ModelError
-from tokenprune.types import Step
+from tokenprune.types import Operation, Step
 
 Arguments = dict[str, Any]
 PARTS = ("layers", "norm", "rotary_emb")
@@ -46,6 +48,7 @@ class InsideLLM:
         model: with a decoder of the usual build.
         steps: what selects at which layers, in their order.
         prompt: of the calls.
+        active: (layers, 3, groups) bool, see ``Operations``; None if everything runs.
 
     Attributes:
         stages: what went on from each step in the last prefill; empty before it.
@@ -55,9 +58,15 @@ class InsideLLM:
         ModelError: if the decoder is built in another way.
     """
 
-    def __init__(self, model: Any, steps: Sequence[Step], prompt: PromptTokens) -> None:
+    def __init__(self, model: Any, steps: Sequence[Step], prompt: PromptTokens, active: Tensor | None = None) -> None:
         self.decoder, self.steps, self.prompt = model.get_decoder(), tuple(steps), prompt
+        self.active = None if active is None or bool(active.all()) else active.cpu()
         self.kind = _check_decoder(self.decoder)
+        if self.kind == "padding" and self.active is not None and _splits(self.active):
+            raise ModelError(
+                "flash attention cannot compute a layer in which other tokens ask than give keys and values; load the "
+                "model with sdpa"
+            )
         self.stages: list[Alive] = []
         self.seconds = {"selection": 0.0}
         self._caches: WeakKeyDictionary[Any, dict[int, Alive]] = WeakKeyDictionary()
@@ -71,9 +80,12 @@ class InsideLLM:
             decoder.register_forward_hook(self._end, always_call=True),
             decoder.rotary_emb.register_forward_hook(self._rotated, with_kwargs=True),
         ]
-        for index in range(_layer(self.steps[0]), len(decoder.layers)):
+        for index in range(self._first(), len(decoder.layers)):
             hook = functools.partial(self._before_layer, index)
             handles.append(decoder.layers[index].register_forward_pre_hook(hook, with_kwargs=True))
+        for index in () if self.active is None else (~self.active.all(2).all(1)).nonzero().flatten().tolist():
+            handles += operation_hooks(decoder.layers[index], self._running)
+            stack.enter_context(tapped(decoder.layers[index].self_attn, self._asking))
         for handle in handles:
             stack.callback(handle.remove)
         for step in self.steps:
@@ -81,6 +93,19 @@ class InsideLLM:
                 stack.enter_context(tapped(decoder.layers[_layer(step) - 1].self_attn, self._attended))
         self._open = stack
         return self
+
+    def _first(self) -> int:
+        """The first layer that sees less than the prompt, or does less with it."""
+        partial = [] if self.active is None else (~self.active.all(2).all(1)).nonzero().flatten().tolist()
+        return int(min([*(_layer(step) for step in self.steps), *partial]))
+
+    def _running(self) -> Running | None:
+        forward = _FORWARD.get()
+        return forward.running if _ACTIVE.get() is self and isinstance(forward, Prefill) else None
+
+    def _asking(self, what: Attended) -> Rows | None:
+        running = self._running()
+        return running.rows.receivers if running is not None else None
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
@@ -102,7 +127,7 @@ class InsideLLM:
             )
         _check_cache(cache)
         prompt, valid = self.prompt.aligned(embeds), _valid(arguments.get("attention_mask"), embeds)
-        return Prefill(self.decoder, self.kind, self.steps, prompt, valid, embeds, columns)
+        return Prefill(self.decoder, self.kind, self.steps, prompt, valid, embeds, columns, self.active)
 
     def _decode(self, arguments: Arguments, cache: Any, held: dict[int, Alive]) -> Decoding:
         mask, columns = arguments.get("attention_mask"), self.prompt.columns
@@ -146,6 +171,11 @@ class InsideLLM:
         if forward.idle(index, arguments):
             return None
         return (), forward.enter(index, layer, arguments)
+
+
+def _splits(active: Tensor) -> bool:
+    """Whether, in some layer, other tokens ask than give keys and values."""
+    return not torch.equal(active[:, Operation.ATTENTION_SOURCE], active[:, Operation.ATTENTION_RECEIVER])
 
 
 def _layer(step: Step) -> int:

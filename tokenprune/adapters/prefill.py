@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from tokenprune.adapters.alive import Alive
 from tokenprune.adapters.inside_signals import StageView, stage_signals
 from tokenprune.adapters.masks import build, narrow
+from tokenprune.adapters.operations import LayerRows, Running
 from tokenprune.adapters.rotation import Pair, Rotations
 from tokenprune.adapters.stopwatch import stopwatch
 from tokenprune.adapters.tap import Attended, attended
@@ -35,12 +37,14 @@ class PromptTokens:
             text.
         quota: from the visual tokens of a row at the LLM's input to how many each stage selects.
         ids: (B,) long, see ``VisualTokens.row_ids``.
+        group: (B, L) long, each visual token's group of ``Operations``; None if there are none.
     """
 
     visual: Tensor
     number: Tensor
     quota: Callable[[int], Sequence[int]]
     ids: Tensor
+    group: Tensor | None = None
 
     @property
     def columns(self) -> int:
@@ -55,7 +59,8 @@ class PromptTokens:
             return torch.nn.functional.pad(x, (0, more), value=filler).repeat_interleave(copies, 0).to(embeds.device)
 
         ids = self.ids.repeat_interleave(copies).to(embeds.device)
-        return PromptTokens(fit(self.visual, False), fit(self.number, -1), self.quota, ids)
+        group = None if self.group is None else fit(self.group, 0)
+        return PromptTokens(fit(self.visual, False), fit(self.number, -1), self.quota, ids, group)
 
 
 class Prefill:
@@ -69,6 +74,7 @@ class Prefill:
         valid: (B, L) bool, False for padding.
         embeds: (B, L, D), the LLM's input.
         columns: of the prompt, without what ``generate`` added.
+        active: (layers, 3, groups) bool, see ``Operations``; None if everything runs.
 
     Attributes:
         layers: what is alive in each layer from the first stage on.
@@ -85,6 +91,7 @@ class Prefill:
         valid: Tensor,
         embeds: Tensor,
         columns: int,
+        active: Tensor | None = None,
     ) -> None:
         self.decoder, self.kind, self.steps, self.prompt, self.columns = decoder, kind, steps, prompt, columns
         self.embeds = embeds.detach()
@@ -96,6 +103,8 @@ class Prefill:
         self.stages: list[Alive] = []
         self.seconds = {"selection": 0.0}
         self._attended: Attended | None = None
+        self._active = active
+        self.running: Running | None = None
 
     def note(self, what: Attended) -> None:
         """Remember what the layer before a stage attended with."""
@@ -107,12 +116,41 @@ class Prefill:
 
     def enter(self, index: int, layer: nn.Module, arguments: Arguments) -> Arguments:
         """The arguments of a layer, shortened."""
-        hidden = arguments["hidden_states"]
+        hidden, self.running = arguments["hidden_states"], None
         self.alive = self.alive.to(hidden.device)
         if any(step.stage.layer == index for step in self.steps):
-            hidden = self._prune(layer, {**arguments, **self._aligned(self.alive, arguments)})
+            hidden = self._prune(layer, self._fit(arguments, self.alive))
         self.layers[index] = self.alive
-        return {**arguments, "hidden_states": hidden, **self._aligned(self.alive, arguments)}
+        if self._active is not None:
+            hidden = self._operate(index, self._active, {**arguments, "hidden_states": hidden})
+        return {**self._fit(arguments, self.alive), "hidden_states": hidden}
+
+    def _operate(self, index: int, active: Tensor, arguments: Arguments) -> Tensor:
+        """Let go of tokens that nothing runs for any more, and note who takes part in what of this layer."""
+        hidden: Tensor = arguments["hidden_states"]
+        group = self.prompt.group
+        assert group is not None
+        gone = ~active[index:].any(dim=0).any(dim=0)
+        own = group.to(hidden.device).gather(1, self.alive.slots)
+        leaving = self.alive.visual & gone.to(hidden.device)[own]
+        if bool(leaving.any()):
+            self.alive, order = self.alive.keep(
+                self.alive.valid & ~leaving, leaving.new_zeros(len(leaving), 0), repack=False
+            )
+            hidden, own = take(hidden, order), own.gather(1, order)
+        self.layers[index] = self.alive
+        if not bool(active[index].all()):
+            key = ("rows", tuple(active[index].flatten().tolist()))
+            if key not in self.alive.memo:
+                self.alive.memo[key] = LayerRows.of(self.alive, own, active[index])
+            rows, mask = self.alive.memo[key], arguments.get("attention_mask")
+            self.running = Running(self.alive, rows, functools.partial(self._fit, arguments), mask, self.kind)
+            self.layers[index] = self.running.rows.held(self.alive)
+        return hidden
+
+    def _fit(self, arguments: Arguments, alive: Alive) -> Arguments:
+        """A layer's arguments for some of the tokens, apart from the hidden states."""
+        return {**arguments, **self._aligned(alive, arguments)}
 
     def finish(self, output: Any) -> None:
         """Give the last hidden states the prompt's columns back."""

@@ -15,7 +15,7 @@ from tokenprune.adapters.signals import PAIRED
 from tokenprune.adapters.stopwatch import stopwatch
 from tokenprune.budget import Budget
 from tokenprune.errors import BudgetError
-from tokenprune.types import PRE_LLM, Selector, Step, TokenSelection
+from tokenprune.types import PRE_LLM, Operations, Selector, TokenSelection
 
 if TYPE_CHECKING:
     from tokenprune.adapters.base import ModelAdapter
@@ -51,30 +51,36 @@ def prune_inputs(
     shorter = adapter.shorten(inputs, selection, repack=bool(before and before.positions == "repacked"))
     shorter |= encoder_outputs(encoded.features, selection)
     within = steps[1:] if before else steps
-    inside = None
-    if within:
+    operations, inside = pruner.operations(adapter.spec) if pruner else None, None
+    if within or operations:
         visual = adapter.placeholders(shorter["input_ids"])
-        inside = _inside(adapter.model, within, counts[len(steps) - len(within) :], visual, encoded, selection)
+        prompt = _prompt(counts[len(steps) - len(within) :], visual, encoded, selection, operations)
+        inside = InsideLLM(adapter.model, within, prompt, operations.active if operations else None)
     return PrunedInputs(shorter, selection, encoded.rows, total, seconds, inside)
 
 
-def _inside(
-    model: Any,
-    steps: Sequence[Step],
+def _prompt(
     counts: Sequence[int],
     visual: Tensor,
     encoded: Encoded,
     selection: TokenSelection | None,
-) -> InsideLLM:
-    """What prunes inside the LLM; ``counts`` are of one image each, and a row selects among those of all its images."""
+    operations: Operations | None,
+) -> PromptTokens:
+    """The prompts that enter the LLM; ``counts`` are of one image each, and a row selects among all of its images."""
     images, total = encoded.features.shape[:2]
     keep = torch.arange(total).expand(images, -1) if selection is None else selection.keep
-    rows = encoded.rows
+    rows, unit = encoded.rows, keep.shape[1]
     place = torch.arange(images, device=rows.device) - torch.searchsorted(rows, rows)  # of an image in its row
     number = torch.full(visual.shape, -1, device=visual.device)
     number[visual] = (keep.to(rows.device) + place[:, None] * total).flatten()
     ids = torch.zeros(len(visual), dtype=torch.long, device=rows.device)
     ids.index_add_(0, rows, encoded.ids.to(rows.device) * (2 * place + 1))
-    unit = keep.shape[1]
-    prompt = PromptTokens(visual, number, lambda tokens: [count * (tokens // unit) for count in counts], ids)
-    return InsideLLM(model, steps, prompt)
+    group = None
+    if operations is not None:
+        sizes = torch.tensor(operations.sizes(unit))
+        ranked = torch.arange(len(sizes)).repeat_interleave(sizes).expand(images, -1)
+        order = keep if selection is None or selection.order is None else selection.order
+        picked = order.cpu().argsort(dim=1)  # when each kept token was picked; kept tokens are ascending
+        group = torch.zeros_like(number)
+        group[visual] = ranked.gather(1, picked).flatten().to(group.device)
+    return PromptTokens(visual, number, lambda tokens: [count * (tokens // unit) for count in counts], ids, group)

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -85,14 +85,29 @@ class Attended:
         return (distance >= 0) & (distance < (self.window or length + 1))
 
 
-Listener = Callable[[Attended], None]
+Listener = Callable[[Attended], "Asking | None"]
 _LOCK = threading.Lock()
+
+
+class Asking(Protocol):
+    """Some of the tokens that a module computes, whose queries alone the kernel should get."""
+
+    def gather_heads(self, x: Tensor) -> Tensor:
+        """(B, H, N, d) of all tokens to (B, H, n, d)."""
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """(B, n, D) to (B, N, D), zero elsewhere."""
+
+
 _TAPPED: WeakKeyDictionary[nn.Module, tuple[Any, list[Listener]]] = WeakKeyDictionary()  # their config, who listens
 
 
 @contextmanager
 def tapped(attention: nn.Module, listener: Listener) -> Iterator[None]:
-    """Tell a listener what the module hands to its kernel, as often as it runs in the block, in any thread."""
+    """Tell a listener what the module hands to its kernel, as often as it runs in the block, in any thread.
+
+    It may answer with tokens whose queries alone the kernel should get; then the output is zero for the others.
+    """
     with _LOCK:
         config, listeners = _TAPPED.setdefault(attention, (attention.config, []))
         listeners.append(listener)
@@ -186,11 +201,13 @@ def _showing(kernel: str) -> Callable[..., Any]:
         what = Attended(
             query, key, options["scaling"], mask, options.get("softcap"), options.get("sliding_window") or None
         )
-        for listener in tuple(listeners):
-            listener(what)
+        asking = next((answer for listener in tuple(listeners) if (answer := listener(what)) is not None), None)
         eager = getattr(sys.modules[type(module).forward.__module__], "eager_attention_forward", None)
         run = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager)
-        return run(_Untapped(module, config), query, key, value, mask, **options)
+        if asking is None:
+            return run(_Untapped(module, config), query, key, value, mask, **options)
+        output, weights = run(_Untapped(module, config), asking.gather_heads(query), key, value, mask, **options)
+        return asking.scatter(output.flatten(2)).view(*output.shape[:1], -1, *output.shape[2:]), weights
 
     return show
 

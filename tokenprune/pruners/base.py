@@ -14,7 +14,7 @@ from tokenprune.budget import Budget
 from tokenprune.errors import BudgetError, ConfigError, hint
 from tokenprune.options import construct
 from tokenprune.registry import Registry
-from tokenprune.spec import PRE_LLM, ModelSpec, OperationPlan, Stage, check_stages
+from tokenprune.spec import PRE_LLM, ModelSpec, OperationPlan, Operations, Stage, check_stages
 from tokenprune.types import Positions, ScoringLayer, Signal, Step, TextRows, TokenSelection, VisualTokens
 
 P = TypeVar("P", bound="Pruner")
@@ -112,6 +112,10 @@ class Pruner(ABC):
     def plan(self, spec: ModelSpec, alive: Sequence[int], total: int) -> OperationPlan:
         """Which operations run if ``alive`` of ``total`` visual tokens go on from the stages."""
         return OperationPlan.drop_at(spec, self.stages(spec), alive, total)
+
+    def operations(self, spec: ModelSpec) -> Operations | None:
+        """Which operations run for the visual tokens that are there; None for all, as of any pruning of tokens."""
+        return None
 
     def select(self, tokens: VisualTokens, k: int) -> TokenSelection:
         """Decide which tokens of each row stay.

@@ -5,20 +5,16 @@ Differs: there is no paper; how one budget is shared is ours.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, partial, reduce
-from typing import Any
 
 from tokenprune.budget import Budget
 from tokenprune.errors import BudgetError, ConfigError
-from tokenprune.options import construct
-from tokenprune.pruners.base import PRUNERS, Pruner, register_pruner
+from tokenprune.pruners.base import Pruner, register_pruner
+from tokenprune.pruners.member import Given, complete, make
 from tokenprune.spec import ModelSpec, Stage, check_stages
 from tokenprune.types import Positions, Signal, Step, TokenSelection, VisualTokens
-
-Given = str | Mapping[str, Any] | Pruner
 
 
 @register_pruner("compose")
@@ -39,7 +35,7 @@ class Compose(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "pruners", tuple(map(_complete, self.pruners)))
+        object.__setattr__(self, "pruners", tuple(map(complete, self.pruners)))
         if not self.members:
             raise ConfigError("option 'pruners' is empty; give at least one pruner")
         if any(isinstance(pruner, Compose) for pruner, _ in self.members):
@@ -51,7 +47,7 @@ class Compose(Pruner):
     @cached_property
     def members(self) -> tuple[tuple[Pruner, Budget | None], ...]:
         """The pruners, made, each with its budget if it has one."""
-        return tuple(map(_make, self.pruners))
+        return tuple(map(make, self.pruners))
 
     @property
     def requires(self) -> frozenset[Signal]:
@@ -116,28 +112,6 @@ class Compose(Pruner):
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
         """What the first member selects; adapters ask each member at its own stages, see ``steps``."""
         return self.members[0][0].select(tokens, k)
-
-
-def _make(given: Given) -> tuple[Pruner, Budget | None]:
-    if isinstance(given, Pruner):
-        return given, given.budget
-    options = {"name": given} if isinstance(given, str) else dict(given)
-    name = options.pop("name", None)
-    if not isinstance(name, str):
-        raise ConfigError(f"each pruner of a composition needs a name, got {name!r}")
-    limits = {key: value for key in ("keep_tokens", "keep_ratio") if (value := options.pop(key, None)) is not None}
-    pruner = construct(PRUNERS.get(name), options, f"pruner {name!r}")
-    return pruner, construct(Budget, limits, f"pruner {name!r}") if limits else pruner.budget
-
-
-def _complete(given: Given) -> Given:
-    """The same with all options."""
-    if isinstance(given, Pruner):
-        return given
-    pruner, budget = _make(given)
-    options = {f.name: getattr(pruner, f.name) for f in dataclasses.fields(pruner) if f.init}
-    limits = budget.to_mapping() if budget and budget != pruner.budget else {}
-    return {"name": given if isinstance(given, str) else given["name"], **options, **limits}
 
 
 def _name(pruner: Pruner) -> str:

@@ -1,0 +1,147 @@
+"""DOP: which layers compute attention and MLP for the visual tokens at all (depth-wise operation pruning).
+
+Paper: https://arxiv.org/abs/2507.02909
+Code: none. The repository of its first version (GSOP, another method) has no licence; nothing of it is used.
+Differs: the paper's body was not available. These choices are inferred from its abstract, its public reviews and the
+    operations that GSOP published:
+    - ``attention``: pruning it takes the visual tokens' queries, keys and values (``remove``), or their queries and
+      outputs alone, so that text goes on reading them (``update_only``).
+    - One group of visual tokens, those that ``base`` keeps; several, by ``shares`` of its ranking, are an extension.
+    - ``query_depth`` apart from the keys' and values' is an extension to which GSOP's published search result points.
+    - Positions are the prompt's; nothing is renumbered where visual tokens leave.
+    - Work that nothing reads is left out: MLP and queries of the last layer in which visual tokens give keys and
+      values, and of all after it.
+    - Layer 0 always takes their keys and values: the length of its cache is what the prompt's length is read off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal, get_args
+
+import torch
+
+from tokenprune.budget import Budget
+from tokenprune.errors import ConfigError
+from tokenprune.pruners.base import Pruner, check_choice, register_pruner
+from tokenprune.pruners.member import Given, complete, make
+from tokenprune.search.depths import Depths
+from tokenprune.spec import PRE_LLM, ModelSpec, OperationPlan, Operations, Stage
+from tokenprune.types import Positions, Signal, Step, TokenSelection, VisualTokens
+
+Attention = Literal["remove", "update_only"]
+Depth = int | tuple[int, ...] | None
+
+
+@register_pruner("dop", paper="https://arxiv.org/abs/2507.02909")
+@dataclass(frozen=True, kw_only=True)
+class DOP(Pruner):
+    """Keeps what another pruner keeps, and runs attention and MLP for it in the first layers alone.
+
+    Attributes:
+        base: what selects: a name, a mapping of name and options, or in Python a pruner.
+        attention_depth: visual tokens take part in the attention of so many layers; None: of all.
+        mlp_depth: likewise in the MLP.
+        query_depth: likewise with queries and outputs, where that is less than ``attention_depth``.
+        attention: what a pruned attention leaves out, see the head of this file.
+        shares: of several groups of visual tokens in the order in which ``base`` picked them; each depth is then a
+            list, or one number for all.
+    """
+
+    base: Given = field(default_factory=lambda: {"name": "cdpruner"})
+    attention_depth: Depth = None
+    mlp_depth: Depth = None
+    query_depth: Depth = None
+    attention: Attention = "remove"
+    shares: tuple[float, ...] = (1.0,)
+    positions: Positions = field(default="repacked", init=False)  # no option: the base has its own
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("attention", self.attention, get_args(Attention))
+        object.__setattr__(self, "base", complete(self.base))
+        if any(share <= 0 for share in self.shares) or abs(sum(self.shares) - 1) > 1e-6:
+            raise ConfigError(f"option 'shares' is {list(self.shares)}; it must hold positive numbers that add up to 1")
+        for option in ("attention_depth", "mlp_depth", "query_depth"):
+            value, least = getattr(self, option), int(option == "attention_depth")
+            depths = value if isinstance(value, tuple) else (value,) * len(self.shares)
+            if len(depths) != len(self.shares) or any(depth is not None and depth < least for depth in depths):
+                raise ConfigError(
+                    f"option {option!r} is {value}; it must be at least {least}, one number or one for each share"
+                )
+        if self.attention == "update_only" and self.query_depth is not None:
+            raise ConfigError("option 'query_depth' has no meaning with attention='update_only'; attention_depth is it")
+
+    @cached_property
+    def member(self) -> tuple[Pruner, Budget | None]:
+        """The base, made, with its budget if it has one."""
+        return make(self.base)
+
+    @property
+    def requires(self) -> frozenset[Signal]:
+        """What the base needs."""
+        return self.member[0].requires
+
+    @property
+    def budget(self) -> Budget | None:
+        """The base's."""
+        return self.member[1]
+
+    def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
+        """The base's."""
+        return self.member[0].stages(spec)
+
+    def steps(self, spec: ModelSpec) -> tuple[Step, ...]:
+        """The base's.
+
+        Raises:
+            ConfigError: if the model has no such layer, or the base reads attention that is pruned.
+        """
+        steps, operations = self.member[0].steps(spec), self.operations(spec)
+        for step in steps:
+            layer = (step.stage.layer or 0) - (step.selector.scoring_layer == "previous")
+            if operations and step.stage != PRE_LLM and not bool(operations.active[: layer + 1, :2].all()):
+                name = type(step.selector).__name__
+                raise ConfigError(f"{name} reads the attention of layer {layer}, which is pruned; give larger depths")
+        if len(self.shares) > 1 and [step.stage for step in steps] != [PRE_LLM]:
+            raise ConfigError("several 'shares' need a base that selects before the LLM alone: they are by its ranking")
+        return steps
+
+    def counts(self, spec: ModelSpec, keep: int, total: int) -> tuple[int, ...]:
+        """The base's."""
+        return self.member[0].counts(spec, keep, total)
+
+    def operations(self, spec: ModelSpec) -> Operations | None:
+        """What the depths say, without dead work; None if they say nothing."""
+        if self.attention_depth is None and self.mlp_depth is None and self.query_depth is None:
+            return None
+        groups = [self._depths(spec, group).plan(spec, 1).active[..., 1] for group in range(len(self.shares))]
+        return Operations(torch.stack(groups, -1), self.shares)
+
+    def _depths(self, spec: ModelSpec, group: int) -> Depths:
+        layers = spec.llm.layers
+
+        def of(value: Depth) -> int | None:
+            return value[group] if isinstance(value, tuple) else value
+
+        full = Depths(attention=layers, mlp=layers, keep=1, update_only=self.attention == "update_only")
+        given = {"attention": self.attention_depth, "mlp": self.mlp_depth, "query": self.query_depth}
+        changed = {name: depth for name, value in given.items() if (depth := of(value)) is not None}
+        return replace(full, **changed).normalised(layers)  # type: ignore[arg-type]
+
+    def plan(self, spec: ModelSpec, alive: Sequence[int], total: int) -> OperationPlan:
+        """The base's, less what the depths leave out."""
+        base, operations = self.member[0].plan(spec, alive, total), self.operations(spec)
+        if operations is None:
+            return base
+        if len(self.shares) == 1:
+            return OperationPlan(base.active & operations.active, base.group_sizes)
+        sizes = operations.sizes(alive[0])
+        gone = torch.zeros(spec.llm.layers, 3, 1, dtype=torch.bool)
+        return OperationPlan(torch.cat([operations.active, gone], 2), (*sizes, total - alive[0]))
+
+    def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
+        """What the base selects."""
+        return self.member[0].select(tokens, k)
