@@ -89,6 +89,18 @@ def build(config: RunConfig) -> Experiment:
     return Experiment(resolved, cells, task, tracker, checkpoint)
 
 
+def build_base(model: ModelConfig, part: Part) -> tuple[Checkpoint, dict[str, Any], Pruner]:
+    """The checkpoint, and a pruner with all its options, checked against each other, for a fit over its choice.
+
+    Raises:
+        TokenPruneError: if a name, option or checkpoint is wrong, or they do not go together.
+    """
+    complete, pruner = _make(part, PRUNERS, "pruner")
+    checkpoint = _checkpoint(model)
+    check_steps(pruner.steps(checkpoint.spec), checkpoint.adapter.offers, checkpoint.adapter.__name__)
+    return checkpoint, complete.to_mapping(), pruner
+
+
 def build_task(part: Part) -> Task:
     """Make a task alone, for a report on a run that is over."""
     return _make(part, TASKS, "task")[1]

@@ -91,6 +91,44 @@ def report_command(folder: Annotated[Path, typer.Argument(help="Folder of a run,
     console.print(f"report: {path}", soft_wrap=True)
 
 
+@app.command("fit-policy")
+def fit_command(
+    config: Annotated[Path, typer.Argument(help="YAML file, such as configs/fit_policy.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="budget.average_tokens=[48,24] samples=25 ...")] = None,
+) -> None:
+    """Find how deep attention and MLP should run for visual tokens, and how many should enter, under each budget."""
+    from tokenprune.fit import fit, naive_ratio
+    from tokenprune.fit_config import load_fit_config
+    from tokenprune.search.draw import policy_table
+
+    console = Console()
+    fitted = fit(load_fit_config(config, overrides or ()), console=Console(stderr=True))
+    for path, policy in fitted.policies:
+        console.print(policy_table(policy))
+        console.print(f"policy: {path}", soft_wrap=True)
+    console.print(
+        f"{fitted.runs} runs for the curves took {fitted.seconds:.1f} s, {100 * naive_ratio(fitted):.0f} % of the time "
+        f"of as many full prefills ({fitted.runs * fitted.forward_seconds:.1f} s)",
+        soft_wrap=True,
+    )
+
+
+@app.command("show-policy")
+def show_policy_command(
+    file: Annotated[Path, typer.Argument(help="A file that fit-policy wrote.")],
+    out: Annotated[Path | None, typer.Option(help="PNG file to draw to; beside the file if not given.")] = None,
+) -> None:
+    """Print a policy as a table, and draw layers over operations and the measured curves."""
+    from tokenprune.search.draw import draw_policy, policy_table
+    from tokenprune.search.policy_file import load
+
+    policy, picture = load(file), out or file.with_suffix(".png")
+    console = Console()
+    console.print(policy_table(policy))
+    draw_policy(policy, policy.curves.layers, picture)
+    console.print(f"picture: {picture}", soft_wrap=True)
+
+
 @app.command("list")
 def list_command(
     kind: Annotated[str, typer.Argument(help="pruners, adapters, tasks, kernels or conditioning.")],

@@ -150,6 +150,11 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: if a file, key, type or value is wrong.
         BudgetError: if a budget is.
     """
+    return parse_config(load_mapping(path, overrides))
+
+
+def load_mapping(path: Path | str, overrides: Sequence[str]) -> Any:
+    """What a file says after overrides, in plain mappings and lists; ConfigError if it cannot be read."""
     try:
         config = OmegaConf.load(path)
         if not isinstance(config, DictConfig):
@@ -161,7 +166,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
             if not separator or not key:
                 raise ConfigError(f"override {override!r} is not of the form key=value")
             _override(config, key, value)
-        raw = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except ConfigError:
         raise
     except OSError as error:
@@ -173,7 +178,6 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         ValueError,
     ) as error:  # the last two: what overriding raises
         raise ConfigError(f"config {str(path)!r}: {' '.join(str(error).split())}") from None
-    return parse_config(raw)
 
 
 def _override(config: DictConfig, key: str, text: str) -> None:
@@ -186,7 +190,7 @@ def _override(config: DictConfig, key: str, text: str) -> None:
 def parse_config(raw: Any) -> RunConfig:
     """Make a ``RunConfig`` of plain mappings; raises as ``load_config`` does."""
     parsers: dict[str, Callable[[Any, str], Any]] = {
-        "model": _model,
+        "model": parse_model,
         "task": Part.of,
         "pruner": _pruner,
         "tracking": Part.of,
@@ -218,7 +222,8 @@ def _pruners(value: Any, where: str) -> tuple[Part, ...]:
     return tuple(_pruner(item, f"{where}[{i}]") for i, item in enumerate(_sequence(value)))
 
 
-def _model(value: Any, where: str) -> ModelConfig:
+def parse_model(value: Any, where: str) -> ModelConfig:
+    """A name, or a mapping of the fields; ConfigError if it is neither."""
     return construct(ModelConfig, {"name": value} if isinstance(value, str) else _mapping(value, where), where)
 
 

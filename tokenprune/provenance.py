@@ -19,6 +19,7 @@ from tokenprune.version import __version__
 
 PACKAGE = Path(__file__).parent
 SHOWING = ("cli.py", "report.py", "plots.py", "overlay.py", "tracking.py")
+SHARED = ("base.py", "member.py")  # of pruners and tasks
 SAMPLED = 64  # weights of each tensor that enter the fingerprint
 
 
@@ -62,7 +63,8 @@ def code_hash(*classes: type) -> str:
         *classes: the pruner's and the task's class; from outside the package or inside, their files and those of their
             base classes count.
     """
-    package = {f for f in PACKAGE.rglob("*.py") if f.name not in SHOWING and f.parent.name not in ("pruners", "tasks")}
+    files = {f for f in PACKAGE.rglob("*.py") if f.name not in SHOWING}
+    package = {f for f in files if f.parent.name not in ("pruners", "tasks") or f.name in SHARED}
     used = {Path(found) for cls in classes for base in cls.__mro__ if (found := _source_file(base))}
     return digest(*(file.read_bytes() for file in sorted(package | used)))
 

@@ -23,7 +23,7 @@ from tokenprune.metrics.retention import retention
 from tokenprune.provenance import digest
 from tokenprune.record import RunFolder, RunRecord, run_id
 from tokenprune.tracking import start_tracking
-from tokenprune.types import Sample
+from tokenprune.types import ModelSpec, Sample
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,11 @@ def run(config: RunConfig, *, fresh: bool = False, console: Console | None = Non
     return Outcome(folder, tuple(records), samples)
 
 
+def _classes(cell: Cell, spec: ModelSpec) -> set[type]:
+    """The pruner's class, and those of its parts."""
+    return {type(cell.pruner)} | {type(step.selector) for step in (cell.pruner.steps(spec) if cell.pruner else ())}
+
+
 class _Worker:
     """Computes single cells on the loaded model, or finds them finished."""
 
@@ -91,8 +96,10 @@ class _Worker:
         self.answered = folder.answers()
         self.adapter = experiment.model.load()
         self.evaluator = Evaluator(self.adapter, self.task, self.config.max_new_tokens)
-        pruners = {type(cell.pruner) for cell in experiment.cells}
-        self.code = {cls: provenance.code_hash(type(self.task), cls) for cls in pruners}
+        self.code = {
+            cell.label: provenance.code_hash(type(self.task), *_classes(cell, self.adapter.spec))
+            for cell in experiment.cells
+        }
         self.origin = provenance.Provenance(
             code="",
             git=provenance.git_state(),
@@ -110,7 +117,7 @@ class _Worker:
             unpruned: the record without pruning; None if this is it.
             advance: told of each number of questions answered.
         """
-        origin = dataclasses.replace(self.origin, code=self.code[type(cell.pruner)])
+        origin = dataclasses.replace(self.origin, code=self.code[cell.label])
         run = run_id(self.config)
         what = json.dumps([cell.part.to_mapping(), str(cell.budget)], sort_keys=True)
         key = digest(run, what, origin.code, origin.model, origin.data)

@@ -114,19 +114,19 @@ def test_average_tokens_count_what_the_layers_hold():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attention_depth": 0}, "attention_depth' is 0; it must be at least 1"),
+        ({"attention_depth": 0}, "attention_depth' is 0; allowed: 1 or more"),
         ({"mlp_depth": -1}, "mlp_depth' is -1"),
         ({"attention": "none"}, "attention is 'none'; Allowed: remove, update_only"),
         ({"shares": (0.5, 0.4)}, "add up to 1"),
-        ({"attention_depth": (1, 2)}, "one number or one for each share"),
-        ({"attention": "update_only", "query_depth": 1, "attention_depth": 2}, "query_depth' has no meaning"),
+        ({"attention_depth": (1, 2)}, "one for all shares or each"),
+        ({"attention": "update_only", "query_depth": 1, "attention_depth": 2}, "query has no meaning"),
         ({"base": {"name": "cdprunr"}}, "did you mean 'cdpruner'"),
         ({"base": {"name": "fastv", "layr": 2}}, "did you mean 'layer'"),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(tp.TokenPruneError, match=message):
-        create_pruner("dop", **options)
+        create_pruner("dop", **options).steps(SPEC)
 
 
 def test_depths_beyond_the_model():

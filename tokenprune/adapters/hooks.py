@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -109,6 +109,20 @@ class InsideLLM:
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
+
+    @contextmanager
+    def running(self, arguments: Arguments) -> Iterator[None]:
+        """For who calls the decoder's layers one by one: hooks are on, and a prefill has begun.
+
+        Args:
+            arguments: of the decoder, ``inputs_embeds`` and ``attention_mask``.
+        """
+        with self:
+            _FORWARD.set(self._prefill(arguments, None))
+            try:
+                yield
+            finally:
+                _FORWARD.set(None)
 
     def _begin(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments | None = None) -> None:
         if _ACTIVE.get() is self and kwargs is not None:

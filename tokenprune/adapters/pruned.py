@@ -54,19 +54,27 @@ def prune_inputs(
     operations, inside = pruner.operations(adapter.spec) if pruner else None, None
     if within or operations:
         visual = adapter.placeholders(shorter["input_ids"])
-        prompt = _prompt(counts[len(steps) - len(within) :], visual, encoded, selection, operations)
+        prompt = prompt_tokens(counts[len(steps) - len(within) :], visual, encoded, selection, operations)
         inside = InsideLLM(adapter.model, within, prompt, operations.active if operations else None)
     return PrunedInputs(shorter, selection, encoded.rows, total, seconds, inside)
 
 
-def _prompt(
+def prompt_tokens(
     counts: Sequence[int],
     visual: Tensor,
     encoded: Encoded,
     selection: TokenSelection | None,
     operations: Operations | None,
 ) -> PromptTokens:
-    """The prompts that enter the LLM; ``counts`` are of one image each, and a row selects among all of its images."""
+    """The prompts that enter the LLM.
+
+    Args:
+        counts: what the stages inside select of one image; a row selects among the tokens of all its images.
+        visual: (B, L) bool, where visual tokens are.
+        encoded: the images.
+        selection: before the LLM; None if everything enters it.
+        operations: tell the groups of the visual tokens; None if there are none.
+    """
     images, total = encoded.features.shape[:2]
     keep = torch.arange(total).expand(images, -1) if selection is None else selection.keep
     rows, unit = encoded.rows, keep.shape[1]

@@ -17,81 +17,72 @@ Differs: the paper's body was not available. These choices are inferred from its
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
 
 from tokenprune.budget import Budget
 from tokenprune.errors import ConfigError
-from tokenprune.pruners.base import Pruner, check_choice, register_pruner
-from tokenprune.pruners.member import Given, complete, make
+from tokenprune.pruners.base import check_choice, register_pruner
+from tokenprune.pruners.member import Given, Wrapper
 from tokenprune.search.depths import Depths
-from tokenprune.spec import PRE_LLM, ModelSpec, OperationPlan, Operations, Stage
-from tokenprune.types import Positions, Signal, Step, TokenSelection, VisualTokens
+from tokenprune.search.policy_file import load
+from tokenprune.spec import PRE_LLM, ModelSpec, OperationPlan, Operations
+from tokenprune.types import Step
 
 Attention = Literal["remove", "update_only"]
+ATTENTION: tuple[Attention, Attention] = get_args(Attention)
 Depth = int | tuple[int, ...] | None
 
 
 @register_pruner("dop", paper="https://arxiv.org/abs/2507.02909")
 @dataclass(frozen=True, kw_only=True)
-class DOP(Pruner):
+class DOP(Wrapper):
     """Keeps what another pruner keeps, and runs attention and MLP for it in the first layers alone.
 
     Attributes:
-        base: what selects: a name, a mapping of name and options, or in Python a pruner.
         attention_depth: visual tokens take part in the attention of so many layers; None: of all.
         mlp_depth: likewise in the MLP.
         query_depth: likewise with queries and outputs, where that is less than ``attention_depth``.
         attention: what a pruned attention leaves out, see the head of this file.
         shares: of several groups of visual tokens in the order in which ``base`` picked them; each depth is then a
             list, or one number for all.
+        keep_tokens: visual tokens that enter the LLM; None leaves it to the budget.
+        policy: file that ``tokenprune fit-policy`` wrote; it says all of the above.
     """
 
-    base: Given = field(default_factory=lambda: {"name": "cdpruner"})
     attention_depth: Depth = None
     mlp_depth: Depth = None
     query_depth: Depth = None
     attention: Attention = "remove"
     shares: tuple[float, ...] = (1.0,)
-    positions: Positions = field(default="repacked", init=False)  # no option: the base has its own
+    keep_tokens: int | None = None
+    policy: str | None = None
 
     def __post_init__(self) -> None:
+        if self.policy is not None:
+            fitted = load(self.policy)
+            for name, value in {"base": fitted.base, **_options(fitted.depths)}.items():
+                object.__setattr__(self, name, value)
         super().__post_init__()
         check_choice("attention", self.attention, get_args(Attention))
-        object.__setattr__(self, "base", complete(self.base))
-        if any(share <= 0 for share in self.shares) or abs(sum(self.shares) - 1) > 1e-6:
-            raise ConfigError(f"option 'shares' is {list(self.shares)}; it must hold positive numbers that add up to 1")
+        Operations(torch.ones(1, 3, len(self.shares), dtype=torch.bool), self.shares)  # refuses impossible shares
         for option in ("attention_depth", "mlp_depth", "query_depth"):
-            value, least = getattr(self, option), int(option == "attention_depth")
+            value, least = getattr(self, option), int(option == "attention_depth" and self.attention == "remove")
             depths = value if isinstance(value, tuple) else (value,) * len(self.shares)
             if len(depths) != len(self.shares) or any(depth is not None and depth < least for depth in depths):
-                raise ConfigError(
-                    f"option {option!r} is {value}; it must be at least {least}, one number or one for each share"
-                )
-        if self.attention == "update_only" and self.query_depth is not None:
-            raise ConfigError("option 'query_depth' has no meaning with attention='update_only'; attention_depth is it")
+                raise ConfigError(f"option {option!r} is {value}; allowed: {least} or more, one for all shares or each")
 
-    @cached_property
-    def member(self) -> tuple[Pruner, Budget | None]:
-        """The base, made, with its budget if it has one."""
-        return make(self.base)
-
-    @property
-    def requires(self) -> frozenset[Signal]:
-        """What the base needs."""
-        return self.member[0].requires
+    @classmethod
+    def of(cls, base: Given, depths: Depths) -> DOP:
+        """The pruner with given depths and number of tokens."""
+        return cls(base=base, **_options(depths))
 
     @property
     def budget(self) -> Budget | None:
-        """The base's."""
-        return self.member[1]
-
-    def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
-        """The base's."""
-        return self.member[0].stages(spec)
+        """Of ``keep_tokens``, or the base's."""
+        return super().budget if self.keep_tokens is None else Budget(keep_tokens=self.keep_tokens)
 
     def steps(self, spec: ModelSpec) -> tuple[Step, ...]:
         """The base's.
@@ -108,10 +99,6 @@ class DOP(Pruner):
         if len(self.shares) > 1 and [step.stage for step in steps] != [PRE_LLM]:
             raise ConfigError("several 'shares' need a base that selects before the LLM alone: they are by its ranking")
         return steps
-
-    def counts(self, spec: ModelSpec, keep: int, total: int) -> tuple[int, ...]:
-        """The base's."""
-        return self.member[0].counts(spec, keep, total)
 
     def operations(self, spec: ModelSpec) -> Operations | None:
         """What the depths say, without dead work; None if they say nothing."""
@@ -142,6 +129,8 @@ class DOP(Pruner):
         gone = torch.zeros(spec.llm.layers, 3, 1, dtype=torch.bool)
         return OperationPlan(torch.cat([operations.active, gone], 2), (*sizes, total - alive[0]))
 
-    def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
-        """What the base selects."""
-        return self.member[0].select(tokens, k)
+
+def _options(depths: Depths) -> dict[str, Any]:
+    own: dict[str, Any] = {"attention_depth": depths.attention, "mlp_depth": depths.mlp, "keep_tokens": depths.keep}
+    removed = not depths.update_only
+    return own | {"query_depth": depths.query if removed else None, "attention": ATTENTION[not removed]}

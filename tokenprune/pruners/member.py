@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from tokenprune.budget import Budget
 from tokenprune.errors import ConfigError
 from tokenprune.options import construct
 from tokenprune.pruners.base import PRUNERS, Pruner
+from tokenprune.spec import ModelSpec, Stage
+from tokenprune.types import Positions, Signal, Step, TokenSelection, VisualTokens
 
 Given = str | Mapping[str, Any] | Pruner
 
@@ -39,3 +43,50 @@ def complete(given: Given) -> Given:
     options = {f.name: getattr(pruner, f.name) for f in dataclasses.fields(pruner) if f.init}
     limits = budget.to_mapping() if budget and budget != pruner.budget else {}
     return {"name": given if isinstance(given, str) else given["name"], **options, **limits}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrapper(Pruner):
+    """A pruner that lets another one select.
+
+    Attributes:
+        base: what selects: a name, a mapping of name and options, or in Python a pruner.
+    """
+
+    base: Given = field(default_factory=lambda: {"name": "cdpruner"})
+    positions: Positions = field(default="repacked", init=False)  # no option: the base has its own
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "base", complete(self.base))
+
+    @cached_property
+    def member(self) -> tuple[Pruner, Budget | None]:
+        """The base, made, with its budget if it has one."""
+        return make(self.base)
+
+    @property
+    def requires(self) -> frozenset[Signal]:
+        """What the base needs."""
+        return self.member[0].requires
+
+    @property
+    def budget(self) -> Budget | None:
+        """The base's."""
+        return self.member[1]
+
+    def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
+        """The base's."""
+        return self.member[0].stages(spec)
+
+    def steps(self, spec: ModelSpec) -> tuple[Step, ...]:
+        """The base's."""
+        return self.member[0].steps(spec)
+
+    def counts(self, spec: ModelSpec, keep: int, total: int) -> tuple[int, ...]:
+        """The base's."""
+        return self.member[0].counts(spec, keep, total)
+
+    def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
+        """What the base selects."""
+        return self.member[0].select(tokens, k)

@@ -1,0 +1,72 @@
+"""Run the later layers of a forward again, from where a plan of operations begins to leave something out.
+
+Up to there the layers do what they did without pruning, so their hidden states are those of one unpruned forward. To
+know what many plans do to the same prompts costs that forward and, for each plan, the layers that it changes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenprune.adapters.hooks import InsideLLM
+from tokenprune.adapters.prefill import PromptTokens
+from tokenprune.types import Operations
+
+Arguments = dict[str, Any]
+
+
+class Replay:
+    """An unpruned forward of a batch, with the arguments of each decoder layer.
+
+    Args:
+        model: a multimodal LLM.
+        inputs: its keyword arguments.
+        prompt: the same, as the LLM sees it.
+        last: how many positions at the end of each row are read.
+
+    Attributes:
+        logits: (B, ``last``, vocabulary) of the unpruned model.
+    """
+
+    def __init__(self, model: Any, inputs: Mapping[str, Any], prompt: PromptTokens, last: int) -> None:
+        self.model, self.prompt, self.last = model, prompt, last
+        self._layers: dict[int, Arguments] = {}
+        self._whole: Arguments = {}
+        decoder = model.get_decoder()
+        with ExitStack() as stack, torch.no_grad():
+            hooks = [decoder.register_forward_pre_hook(self._note, with_kwargs=True)]
+            for index, layer in enumerate(decoder.layers):
+                noting = functools.partial(self._note_layer, index)
+                hooks.append(layer.register_forward_pre_hook(noting, with_kwargs=True))
+            for hook in hooks:
+                stack.callback(hook.remove)
+            self.logits: Tensor = model(**inputs, use_cache=False, logits_to_keep=last).logits
+
+    def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
+        self._whole = {"inputs_embeds": kwargs["inputs_embeds"], "attention_mask": kwargs.get("attention_mask")}
+
+    def _note_layer(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
+        self._layers[index] = {"hidden_states": args[0], **kwargs} if args else dict(kwargs)
+
+    @torch.no_grad()
+    def under(self, operations: Operations) -> Tensor:
+        """(B, ``last``, vocabulary) logits under a plan; only layers from the first that it changes on are run."""
+        partial = (~operations.active.all(2).all(1)).nonzero().flatten().tolist()
+        if not partial:
+            return self.logits
+        decoder, inside = self.model.get_decoder(), InsideLLM(self.model, (), self.prompt, operations.active)
+        with inside.running(self._whole):
+            hidden = self._layers[partial[0]]["hidden_states"]
+            for index in range(partial[0], len(decoder.layers)):
+                arguments = {**self._layers[index], "hidden_states": hidden}
+                output = decoder.layers[index](arguments.pop("hidden_states"), **arguments)
+                hidden = output[0] if isinstance(output, tuple) else output
+        logits: Tensor = self.model.get_output_embeddings()(decoder.norm(hidden[:, -self.last :]))
+        cap = getattr(decoder.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
