@@ -90,8 +90,9 @@ class Block:
         """
         shown = run.arguments["input_ids"].shape[1]
         model = self.adapter.model
+        options = _lengths(model, run.arguments, caller.shape[1] - shown)
         with run.inside or nullcontext():
-            output = original(**{**run.arguments, **_lengths(model, run.arguments, caller.shape[1] - shown)})
+            output = original(**{**run.arguments, **options, **({"disable_compile": True} if run.inside else {})})
         sequences = getattr(output, "sequences", output)
         copies = len(sequences) // len(caller)
         cache = getattr(output, "past_key_values", run.arguments.get("past_key_values"))

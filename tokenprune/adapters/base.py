@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -245,8 +246,11 @@ class ModelAdapter(ABC):
         arguments, inside = prompts.unpack(inputs)
         if "mm_encoder_outputs" in arguments and generation.get("use_cache") is False:
             raise ModelError("generate with use_cache=False cannot take pruned inputs; leave the cache on")
-        with inside:
-            output = self.model.generate(**prompts.fresh(arguments), **{"do_sample": False, **generation})
+        options = {"do_sample": False, **generation}
+        if inside:
+            options["disable_compile"] = True  # hooks are Python; on a GPU a static cache would compile the model
+        with inside or nullcontext():
+            output = self.model.generate(**prompts.fresh(arguments), **options)
         new = getattr(output, "sequences", output)[:, arguments["input_ids"].shape[1] :]
         return [text.strip() for text in self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
@@ -254,7 +258,7 @@ class ModelAdapter(ABC):
     def prefill(self, inputs: Mapping[str, Any] | PrunedInputs) -> Any:
         """Run the LLM on pruned inputs: ``logits`` (B, 1, vocabulary) of the last position, and ``past_key_values``."""
         arguments, inside = prompts.unpack(inputs)
-        with inside:
+        with inside or nullcontext():
             return self.model(**prompts.fresh(arguments), use_cache=True, logits_to_keep=1)
 
 

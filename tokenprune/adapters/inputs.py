@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -77,11 +76,9 @@ class PrunedInputs:
     inside: InsideLLM | None = None
 
 
-def unpack(inputs: Mapping[str, Any] | PrunedInputs) -> tuple[Mapping[str, Any], AbstractContextManager[Any]]:
-    """Keyword arguments of the model, and what to enter while it runs on them."""
-    if isinstance(inputs, PrunedInputs):
-        return inputs.inputs, inputs.inside or nullcontext()
-    return inputs, nullcontext()
+def unpack(inputs: Mapping[str, Any] | PrunedInputs) -> tuple[Mapping[str, Any], InsideLLM | None]:
+    """Keyword arguments of the model, and what prunes inside the LLM while it runs on them."""
+    return (inputs.inputs, inputs.inside) if isinstance(inputs, PrunedInputs) else (inputs, None)
 
 
 # Earlier versions lose the images, pruned or not, when the prompt goes through the LLM in chunks.
