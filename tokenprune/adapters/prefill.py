@@ -153,11 +153,13 @@ class Prefill:
         return {**arguments, **self._aligned(alive, arguments)}
 
     def finish(self, output: Any) -> None:
-        """Give the last hidden states the prompt's columns back."""
+        """Give the last hidden states the prompt's columns back, and let go of masks and position embeddings."""
         if self.alive is not self.whole:
             output.last_hidden_state = self.alive.spread(output.last_hidden_state, self.embeds.shape[1])
             if output.get("hidden_states"):
                 output.hidden_states = (*output.hidden_states[:-1], output.last_hidden_state)
+        for alive in (*self.stages, *self.layers.values()):
+            alive.memo.clear()
 
     def _aligned(self, alive: Alive, arguments: Arguments) -> Arguments:
         """The arguments of a layer that are aligned with the tokens; none if all tokens are alive."""
@@ -241,7 +243,7 @@ class Prefill:
         chosen = []
         for (left, k, _, _), members in groups.items():
             rows = torch.tensor(members, device=hidden.device)
-            visual = (alive.visual & alive.valid)[rows].nonzero()[:, 1].view(len(members), left)
+            visual = alive.visual[rows].nonzero()[:, 1].view(len(members), left)
             signals = stage_signals(view, selector.requires, rows, visual, selector.text_rows)
             tokens = VisualTokens(
                 take(view.hidden[rows], visual), signals, row_ids=self.prompt.ids.to(hidden.device)[rows]
