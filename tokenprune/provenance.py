@@ -18,7 +18,7 @@ from tokenprune.types import Sample
 from tokenprune.version import __version__
 
 PACKAGE = Path(__file__).parent
-SHOWING = ("cli.py", "report.py", "plots.py", "overlay.py", "tracking.py")
+SHOWING = ("cli.py", "draw.py", "report.py", "plots.py", "overlay.py", "tracking.py")
 SHARED = ("base.py", "member.py")  # of pruners and tasks
 SAMPLED = 64  # weights of each tensor that enter the fingerprint
 

@@ -66,7 +66,7 @@ class Curve:
         if len(measured) > 1:
             knots = np.array(list(measured))
             heights = np.maximum(list(measured.values()), 0.0)
-            falling = np.maximum(isotonic_regression(heights, increasing=False).x, 0.0)
+            falling = isotonic_regression(heights, increasing=False).x
             inside = np.arange(knots[0], self.full + 1)
             with np.errstate(over="ignore"):  # of the inverse of a slope that is next to nothing
                 between = PchipInterpolator(knots, falling)(inside)

@@ -14,6 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Column, Table
 
+from tokenprune.errors import DataError
 from tokenprune.search.curves import Curve
 from tokenprune.search.depths import Depths
 from tokenprune.search.policy import Policy
@@ -75,6 +76,7 @@ def draw_policy(policy: Policy, layers: int, path: Path) -> None:
 
     Raises:
         ConfigError: if the LLM has fewer layers than the policy speaks of.
+        DataError: if the file cannot be written.
     """
     policy.depths.check(layers, policy.curves.visual_tokens)
     figure = Figure(figsize=(7.2, 5.2), layout="constrained")
@@ -92,7 +94,10 @@ def draw_policy(policy: Policy, layers: int, path: Path) -> None:
     for name, curve in policy.curves.to_mapping().items():
         _curve(panels["tokens" if name == "tokens" else "depth"], name, curve, chosen[name])
     _scales(panels["depth"], panels["tokens"], policy)
-    figure.savefig(path, dpi=160)
+    try:
+        figure.savefig(path, dpi=160, format="png")
+    except OSError as error:
+        raise DataError(f"picture {str(path)!r} cannot be written: {error.strerror}") from None
 
 
 def _plan(axes: Axes, depths: Depths, layers: int) -> None:
