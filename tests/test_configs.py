@@ -7,15 +7,18 @@ import pytest
 import yaml
 
 from tokenprune.adapters.base import ADAPTERS
-from tokenprune.build import build, build_task
+from tokenprune.build import build, build_base, build_task
 from tokenprune.config import EMBEDDED, ModelConfig, Part, load_config, parse_config
+from tokenprune.fit import grid
+from tokenprune.fit_config import load_fit_config
 from tokenprune.options import construct
 from tokenprune.pruners.base import PRUNERS
 from tokenprune.tasks.base import TASKS
 from tokenprune.tracking import TRACKERS
 
 ROOT = Path(__file__).parent.parent
-RUNS = sorted({*(ROOT / "configs").glob("*.yaml"), *(ROOT / "experiments").rglob("*.yaml")})
+FITS = {ROOT / "configs/fit_policy.yaml", *(ROOT / "experiments").rglob("fit*.yaml")}
+RUNS = sorted({*(ROOT / "configs").glob("*.yaml"), *(ROOT / "experiments").rglob("*.yaml")} - FITS)
 REGISTRIES = {"pruner": PRUNERS, "task": TASKS, "tracking": TRACKERS}
 PARTS = [(kind, path) for kind in REGISTRIES for path in sorted((ROOT / "configs" / kind).glob("*.yaml"))]
 
@@ -23,6 +26,14 @@ PARTS = [(kind, path) for kind in REGISTRIES for path in sorted((ROOT / "configs
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_runs(path):
     assert build(load_config(path)).cells
+
+
+@pytest.mark.parametrize("path", sorted(FITS), ids=lambda path: str(path.relative_to(ROOT)))
+def test_fits(path):
+    config = load_fit_config(path)
+    checkpoint, _, _ = build_base(config.model, config.pruner)
+    assert grid(checkpoint.spec, config)
+    assert build_task(config.task)
 
 
 def test_the_quickstart_is_the_documented_grid():

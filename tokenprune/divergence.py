@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import PrunedInputs, fresh
 from tokenprune.adapters.pruned import prompt_tokens
 from tokenprune.adapters.replay import Replay
+from tokenprune.adapters.stopwatch import now
 from tokenprune.budget import Budget
 from tokenprune.functional.divergence import kl
 from tokenprune.pruners.base import Pruner
@@ -47,13 +47,11 @@ class Measured:
 
     Attributes:
         divergence: of each policy, nats, summed over the questions.
-        text_tokens: of the prompts, summed over the questions.
         seconds: that all policies took together, with the unpruned forward.
         forward_seconds: of one unpruned forward.
     """
 
     divergence: dict[Varied, float]
-    text_tokens: int
     seconds: float
     forward_seconds: float
 
@@ -79,10 +77,9 @@ class Batch:
         everything = Operations(torch.ones(adapter.spec.llm.layers, 3, 1, dtype=torch.bool))
         visual = adapter.placeholders(self.whole.inputs["input_ids"])
         prompt = prompt_tokens((), visual, self.encoded, None, everything)
-        start = time.perf_counter()
+        start = now(adapter.model.device)
         self.replay = Replay(adapter.model, self._extended(self.whole), prompt, self.counts.shape[1])
-        self.forward_seconds = time.perf_counter() - start
-        self.text_tokens = int(self.whole.inputs["attention_mask"].sum()) - int(visual.sum())
+        self.forward_seconds = now(adapter.model.device) - start
 
     def depths(self, varied: Varied) -> Tensor:
         """(B,) divergence if one depth is varied alone."""
@@ -147,14 +144,14 @@ def measure(
         points: ``("attention", 8)``, ``("query", 4)``, ``("mlp", 6)`` or ``("tokens", 64)`` and so on.
     """
     batch = Batch(adapter, samples, objective, early_signals(adapter, base))
-    start, divergence = time.perf_counter(), {}
+    start, divergence = now(adapter.model.device), {}
     for name, value in points:
         if name == "tokens":
             divergence[name, value] = float(batch.pruned(base, Budget(keep_tokens=value)).sum())
         else:
             divergence[name, value] = float(batch.depths((name, value)).sum())
-    seconds = time.perf_counter() - start + batch.forward_seconds
-    return Measured(divergence, batch.text_tokens, seconds, batch.forward_seconds)
+    seconds = now(adapter.model.device) - start + batch.forward_seconds
+    return Measured(divergence, seconds, batch.forward_seconds)
 
 
 def early_signals(adapter: ModelAdapter, pruner: Pruner) -> frozenset[Signal]:

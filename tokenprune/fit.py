@@ -1,29 +1,23 @@
-"""Fit depth-wise policies: measure curves, minimise their sum under each budget, measure the best few jointly.
-
-The measurements are in a journal, batch after batch, so that a fit that was stopped goes on where it was.
-"""
+"""Fit depth-wise policies: measure curves, minimise their sum under each budget, measure the best few jointly."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tokenprune import provenance
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.budget import Budget
 from tokenprune.build import build_base, build_task
-from tokenprune.divergence import Batch, Objective, Varied, early_signals, measure
-from tokenprune.errors import DataError
+from tokenprune.divergence import Measured, Objective, Varied
+from tokenprune.errors import ConfigError, DataError
 from tokenprune.fit_config import FitConfig
-from tokenprune.layer_timing import time_layers
+from tokenprune.measurements import Measurements
 from tokenprune.pruners.base import Pruner
 from tokenprune.pruners.dop import DOP
 from tokenprune.record import Journal
@@ -32,7 +26,7 @@ from tokenprune.search import policy, policy_file
 from tokenprune.search.curves import Curves
 from tokenprune.search.latency import LatencyModel
 from tokenprune.search.solve import Candidate, solve
-from tokenprune.types import ModelSpec, Sample
+from tokenprune.types import PRE_LLM, ModelSpec, Sample
 
 
 @dataclass(frozen=True)
@@ -61,152 +55,133 @@ def fit(config: FitConfig, console: Console | None = None) -> Fitted:
 
     Raises:
         TokenPruneError: if something is wrong with configuration, data, results folder or checkpoint, or a budget
-            cannot be met.
+            cannot be met; as far as that can be known then, before any weights load, and at least before anything is
+            measured.
     """
     checkpoint, base_part, base = build_base(config.model, config.pruner)
+    spec = checkpoint.spec
+    _check_base(base, config.pruner.name, spec)
     samples = build_task(config.task).samples()[: config.samples]
+    points = grid(spec, config)
+    if config.kind != "milliseconds":
+        _check_budgets(config, spec, points, _cost(config, spec, 0, None))  # a prompt without text costs least
+    journal = _journal(config)
+    measurements = _measurements(config, checkpoint.load(), samples, base, journal, console)
+    text = measurements.text_tokens()
+    latency = measurements.latency(text) if config.kind == "milliseconds" else None
+    cost = _cost(config, spec, text, latency)
+    _check_budgets(config, spec, points, cost)
+    measured = measurements.curves(points)
+    curves = _curves(config, spec, _means(measured, len(samples)))
+    found = solve(curves, cost, config.values, top=config.top)
+    joint = measurements.jointly(one.depths for candidates in found for one in candidates)
+    shared: dict[str, Any] = {"origin": measurements.origin, "base": base_part, "curves": curves}
+    policies = []
+    for value, candidates in zip(config.values, found, strict=True):
+        known = tuple(replace(one, measured=joint[one.depths]) for one in candidates)
+        limit = policy.Limit(kind=config.kind, value=value, text_tokens=text, latency=latency)
+        fitted = policy.Policy(
+            **shared, objective=_objective(config, len(samples)), budget=limit, chosen=_best(known), candidates=known
+        )
+        path = journal.path.with_name(f"{config.kind}_{value:.15g}.yaml")
+        policy_file.save(fitted, path)
+        policies.append((path, fitted))
+    seconds, forward = sum(one.seconds for one in measured), sum(one.forward_seconds for one in measured)
+    return Fitted(policies, len(points), seconds, forward)
+
+
+def naive_ratio(fitted: Fitted) -> float:
+    """Time of the curves' runs over that of as many full prefills, measured in the same fit."""
+    return fitted.seconds / (fitted.runs * fitted.forward_seconds)
+
+
+def grid(spec: ModelSpec, config: FitConfig) -> list[Varied]:
+    """What is measured: depths at equal steps, and numbers of visual tokens at equal ratios from an eighteenth on."""
+    layers, total, update_only = spec.llm.layers, spec.visual_tokens, config.attention == "update_only"
+    ends = {"attention": (1 - update_only, layers - 1 - update_only), "mlp": (0, layers - 2)}
+    if config.query:
+        ends["query"] = (0, layers - 2)
+    depths = [
+        (name, value)
+        for name, (first, last) in ends.items()
+        for value in sorted({int(x) for x in np.linspace(first, last, config.points).round()})
+    ]
+    sizes = np.geomspace(max(1, total / 18), 0.85 * total, config.points)
+    return [*depths, *(("tokens", value) for value in sorted({int(x) for x in sizes.round()}))]
+
+
+def _check_base(base: Pruner, name: str, spec: ModelSpec) -> None:
+    if [step.stage for step in base.steps(spec)] != [PRE_LLM] or base.operations(spec) is not None:
+        raise ConfigError(f"pruner {name!r}: a policy can be fitted only over one that selects before the LLM alone")
+
+
+def _check_budgets(config: FitConfig, spec: ModelSpec, points: Sequence[Varied], cost: costs.Cost) -> None:
+    """BudgetError if no policy that can be found meets one of them."""
+    solve(_curves(config, spec, dict.fromkeys(points, 0.0)), cost, config.values, top=1)
+
+
+def _journal(config: FitConfig) -> Journal:
+    """That of all fits which differ in their budgets alone, ready to append to."""
+    mapping = config.to_mapping()
+    relevant = {key: value for key, value in mapping.items() if key not in ("output", "budget", "top")}
+    folder = Path(config.output) / provenance.digest(json.dumps(relevant, sort_keys=True))
+    journal = Journal(folder / "measurements.jsonl")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        journal.open()
+    except OSError as error:
+        raise DataError(f"folder {str(folder)!r} cannot be written: {error.strerror}") from None
+    return journal
+
+
+def _measurements(
+    config: FitConfig,
+    adapter: ModelAdapter,
+    samples: Sequence[Sample],
+    base: Pruner,
+    journal: Journal,
+    console: Console | None,
+) -> Measurements:
     objective = Objective(
         teacher_forced=config.positions == "teacher_forced",
         reverse=config.direction == "reverse",
         update_only=config.attention == "update_only",
         max_new_tokens=config.max_new_tokens,
     )
-    points = grid(checkpoint.spec, config.points, query=config.query, update_only=objective.update_only)
-    folder = _folder(config)
-    adapter = checkpoint.load()
+    classes = {type(base), *(type(step.selector) for step in base.steps(adapter.spec))}
     origin = policy.Origin(
         model=config.model.name,
         path=config.model.path,
         weights=provenance.model_hash(adapter.model),
         data=provenance.data_hash(samples),
-        code=provenance.code_hash(DOP, *_classes(base, adapter.spec)),
+        code=provenance.code_hash(DOP, *classes),
     )
-    lines = _measure_all(adapter, samples, objective, base, points, origin, config, folder, console)
-    curves = _curves(adapter.spec, points, lines, len(samples), update_only=objective.update_only)
-    text = round(sum(line["text_tokens"] for line in lines) / len(samples))
-    latency = time_layers(adapter, text) if config.kind == "milliseconds" else None
-    found = solve(curves, _cost(config, adapter.spec, text, latency), config.values, top=config.top)
-    measured = _jointly(adapter, samples, objective, base, found, config, console)
-    policies = []
-    for value, candidates in zip(config.values, measured, strict=True):
-        fitted = policy.Policy(
-            origin=origin,
-            base=base_part,
-            objective=policy.Objective(
-                samples=len(samples), positions=config.positions, direction=config.direction, attention=config.attention
-            ),
-            curves=curves,
-            budget=policy.Limit(kind=config.kind, value=float(value), text_tokens=text, latency=latency),
-            chosen=min(candidates, key=lambda candidate: candidate.measured or 0.0),
-            candidates=tuple(candidates),
-        )
-        path = folder / f"{config.kind}_{value:g}.yaml"
-        policy_file.save(fitted, path)
-        policies.append((path, fitted))
-    seconds, forward = (sum(line[name] for line in lines) for name in ("seconds", "forward_seconds"))
-    return Fitted(policies, len(points), seconds, forward)
+    return Measurements(adapter, samples, config.batch_size, objective, base, journal, origin, console)
 
 
-def grid(spec: ModelSpec, points: int, *, query: bool, update_only: bool) -> list[Varied]:
-    """What is measured: depths at equal steps, and numbers of visual tokens at equal ratios from an eighteenth on."""
-    layers, total = spec.llm.layers, spec.visual_tokens
-    ends = {"attention": (1 - update_only, layers - 1 - update_only), "mlp": (0, layers - 2)}
-    if query:
-        ends["query"] = (0, layers - 2)
-    depths = [
-        (name, value)
-        for name, (first, last) in ends.items()
-        for value in sorted({int(x) for x in np.linspace(first, last, points).round()})
-    ]
-    sizes = np.geomspace(max(1, total / 18), 0.85 * total, points)
-    return [*depths, *(("tokens", value) for value in sorted({int(x) for x in sizes.round()}))]
+def _objective(config: FitConfig, samples: int) -> policy.Objective:
+    return policy.Objective(
+        samples=samples, positions=config.positions, direction=config.direction, attention=config.attention
+    )
 
 
-def _folder(config: FitConfig) -> Path:
-    mapping = config.to_mapping()
-    relevant = {key: value for key, value in mapping.items() if key not in ("output", "budget", "top")}
-    folder = Path(config.output) / provenance.digest(json.dumps(relevant, sort_keys=True))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"folder {str(folder)!r} cannot be made: {error.strerror}") from None
-    return folder
+def _means(measured: Sequence[Measured], samples: int) -> dict[Varied, float]:
+    """Divergence at each point, mean over the questions."""
+    return {point: sum(batch.divergence[point] for batch in measured) / samples for point in measured[0].divergence}
 
 
-def _measure_all(
-    adapter: ModelAdapter,
-    samples: Sequence[Sample],
-    objective: Objective,
-    base: Pruner,
-    points: Sequence[Varied],
-    origin: policy.Origin,
-    config: FitConfig,
-    folder: Path,
-    console: Console | None,
-) -> list[dict[str, Any]]:
-    """One line for each batch, from the journal or measured now."""
-    journal, key = Journal(folder / "measurements.jsonl"), [origin.weights, origin.data, origin.code]
-    journal.open()
-    known = {line["batch"]: line for line in journal.read() if line.get("origin") == key}
-    starts = range(0, len(samples), config.batch_size)
-    with _progress(console) as progress:
-        bar = progress.add_task("measuring curves", total=len(starts), completed=len(known))
-        for start in starts:
-            if start in known:
-                continue
-            result = measure(adapter, samples[start : start + config.batch_size], objective, base, points)
-            line = dataclasses.asdict(result)
-            line["divergence"] = [[name, value, kl] for (name, value), kl in result.divergence.items()]
-            known[start] = {"batch": start, "origin": key, **line}
-            journal.append(known[start])
-            progress.advance(bar)
-    return [known[start] for start in starts]
-
-
-def _jointly(
-    adapter: ModelAdapter,
-    samples: Sequence[Sample],
-    objective: Objective,
-    base: Pruner,
-    found: Sequence[Sequence[Candidate]],
-    config: FitConfig,
-    console: Console | None,
-) -> list[list[Candidate]]:
-    """The candidates with their true divergence."""
-    depths = {candidate.depths for candidates in found for candidate in candidates}
-    totals = dict.fromkeys(depths, 0.0)
-    early = early_signals(adapter, base)
-    with _progress(console) as progress:
-        starts = range(0, len(samples), config.batch_size)
-        bar = progress.add_task("measuring the best jointly", total=len(starts))
-        for start in starts:
-            batch = Batch(adapter, samples[start : start + config.batch_size], objective, early)
-            for one in depths:
-                pruner = DOP.of(base, one)
-                totals[one] += float(batch.pruned(pruner, Budget(keep_tokens=one.keep)).sum())
-            progress.advance(bar)
-    return [
-        [dataclasses.replace(one, measured=totals[one.depths] / len(samples)) for one in candidates]
-        for candidates in found
-    ]
-
-
-def _curves(
-    spec: ModelSpec, points: Sequence[Varied], lines: Sequence[dict[str, Any]], samples: int, *, update_only: bool
-) -> Curves:
-    totals: dict[str, dict[int, float]] = {}
-    for line in lines:
-        for name, value, divergence in line["divergence"]:
-            values = totals.setdefault(name, {})
-            values[value] = values.get(value, 0.0) + divergence / samples
+def _curves(config: FitConfig, spec: ModelSpec, divergence: dict[Varied, float]) -> Curves:
+    named: dict[str, dict[int, float]] = {}
+    for (name, value), kl in divergence.items():
+        named.setdefault(name, {})[value] = kl
     return Curves.of(
         spec.llm.layers,
         spec.visual_tokens,
-        attention=totals["attention"],
-        mlp=totals["mlp"],
-        tokens=totals["tokens"],
-        query=totals.get("query"),
-        update_only=update_only,
+        attention=named["attention"],
+        mlp=named["mlp"],
+        tokens=named["tokens"],
+        query=named.get("query"),
+        update_only=config.attention == "update_only",
     )
 
 
@@ -216,15 +191,6 @@ def _cost(config: FitConfig, spec: ModelSpec, text: int, latency: LatencyModel |
     return costs.average_tokens() if latency is None else costs.milliseconds(latency, text)
 
 
-def _classes(base: Pruner, spec: ModelSpec) -> set[type]:
-    return {type(base), *(type(step.selector) for step in base.steps(spec))}
-
-
-def _progress(console: Console | None) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=console or Console(quiet=True))
-
-
-def naive_ratio(fitted: Fitted) -> float:
-    """Time of the curves' runs over that of as many full prefills, measured in the same fit."""
-    return fitted.seconds / (fitted.runs * fitted.forward_seconds)
+def _best(candidates: Sequence[Candidate]) -> Candidate:
+    """That which was measured to diverge least; of equal ones the first."""
+    return min(candidates, key=lambda one: one.measured or 0.0)

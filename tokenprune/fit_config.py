@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ class FitConfig:
         kinds = get_args(CostKind)
         if len(self.budget) != 1 or not set(self.budget) <= set(kinds):
             raise BudgetError(f"budget: give exactly one of {', '.join(kinds)}, got {', '.join(self.budget) or 'none'}")
-        if not all(isinstance(value, int | float) and value > 0 for value in self.values):
+        if not self.values or not all(_positive(value) for value in self.values):
             raise BudgetError(f"budget: {self.kind} must be positive numbers, got {list(self.values)}")
         if self.query and self.attention == "update_only":
             raise ConfigError(
@@ -90,6 +91,10 @@ def load_fit_config(path: Path | str, overrides: Sequence[str] = ()) -> FitConfi
     }
     given = {k: parsers[k](v, k) if k in parsers else v for k, v in load_mapping(path, overrides).items()}
     return construct(FitConfig, given, "config")
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value) and value > 0
 
 
 def _budget(value: Any, where: str) -> dict[str, tuple[Any, ...]]:

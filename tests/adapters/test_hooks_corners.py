@@ -1,17 +1,19 @@
-"""Corners of pruning inside the LLM: padding between turns, caches and masks of one's own, clocks, layers by hand."""
+"""Corners of pruning inside the LLM: odd batches, turns, masks and caches, and decoders that it cannot serve."""
 
 import dataclasses
 
 import pytest
 import torch
 from masked_layers import masked_layers_logits
-from tiny import ask, shared_llava
+from tiny import ask, shared_llava, tiny_llava, tiny_processor
 from tiny_inside import Within
+from torch import nn
 from transformers import DynamicCache
 
 import tokenprune as tp
 from tokenprune.adapters.base import adapter_for
 from tokenprune.adapters.hooks import InsideLLM
+from tokenprune.adapters.inputs import fresh
 from tokenprune.adapters.prefill import PromptTokens
 from tokenprune.budget import Budget
 from tokenprune.errors import ModelError
@@ -70,7 +72,7 @@ def test_a_cache_that_holds_something_else_is_refused(llava):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_one_mask_for_all_rows(attention):
     """A mask of one's own, of whatever structure: here the last token does not see the first five."""
-    model, processor = shared_llava(attention)
+    model, _ = shared_llava(attention)
     decoder, length, pruner = model.get_decoder(), 40, Within(layers=(1, 2))
     embeds = torch.randn(2, length, 64, generator=torch.Generator().manual_seed(0))
     visual = torch.zeros(2, length, dtype=torch.bool)
@@ -104,13 +106,145 @@ def test_seconds_of_all_selections_add_up(llava, monkeypatch):
 
 
 def test_layers_that_are_called_by_hand_are_left_alone(llava):
+    """Between forwards in a block, and after one that failed."""
     model, processor = llava
     adapter, decoder = adapter_for(model, processor), model.get_decoder()
     hidden = torch.randn(1, 6, 64, generator=torch.Generator().manual_seed(0))
     rotation = decoder.rotary_emb(hidden, torch.arange(6)[None])
     pruned = adapter.prune_inputs(ask(processor, 1), Within(), Budget(keep_tokens=7))
     with torch.no_grad():
-        plain = decoder.layers[3](hidden, position_embeddings=rotation)
+        plain = decoder.layers[2](hidden, position_embeddings=rotation)
         with pruned.inside:
-            model(**pruned.inputs)
-            assert torch.equal(decoder.layers[3](hidden, position_embeddings=rotation), plain)
+            model(**fresh(pruned.inputs))
+            assert torch.equal(decoder.layers[2](hidden, position_embeddings=rotation), plain)
+            handle = decoder.layers[3].register_forward_pre_hook(lambda *args: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                model(**fresh(pruned.inputs))
+            handle.remove()
+            assert torch.equal(decoder.layers[2](hidden, position_embeddings=rotation), plain)
+
+
+def test_the_outer_one_applies_again_after_the_inner_one(llava):
+    model, processor = llava
+    adapter, inputs = adapter_for(model, processor), ask(processor, 1, 2)
+    outer, inner = (adapter.prune_inputs(inputs, Within(), Budget(keep_tokens=k)) for k in (7, 3))
+    with torch.no_grad():
+        wanted = adapter.prefill(outer).logits
+        with outer.inside:
+            with inner.inside:
+                model(**fresh(inner.inputs))
+            again = model(**fresh(outer.inputs), logits_to_keep=1).logits
+    assert torch.equal(again, wanted)
+    assert [alive.counts for alive in (*outer.inside.stages, *inner.inside.stages)] == [[7, 14], [3, 6]]
+
+
+def test_hooks_that_are_called_without_keyword_arguments_do_nothing(llava):
+    """As torch calls them while another thread removes them."""
+    model, processor = llava
+    inside = adapter_for(model, processor).prune_inputs(ask(processor, 1), Within(), Budget(keep_tokens=7)).inside
+    with inside:
+        assert inside._begin(inside.decoder, ()) is None
+        assert inside._before_layer(2, inside.decoder.layers[2], (torch.zeros(1, 3, 64),)) is None
+
+
+@pytest.mark.parametrize("pruner", [Within(), Within(layers=(1, 3), own=True)], ids=["one", "two"])
+def test_rows_of_equal_length_with_different_numbers_of_images(llava, pruner):
+    """No row is padded, so that transformers passes no mask; from the first stage on one is."""
+    model, processor = llava
+    image, words = [model.config.image_token_id] * 25, processor.tokenizer("is there a star ?").input_ids[1:]
+    ids = torch.tensor([[*image, *image, *words], [*words * 5, *image, *words]])
+    inputs = {"input_ids": ids, "pixel_values": ask(processor, 3)["pixel_values"]}
+    with tp.prune(model, processor, pruner, keep_tokens=7) as trace:
+        out = model.generate(**inputs, max_new_tokens=8, **DETAILS)
+    tokens = out.sequences[:, ids.shape[1] :]
+    wanted = masked_layers_logits(model, inputs, trace.stages, ["original"] * len(trace.stages), tokens)
+    torch.testing.assert_close(torch.stack(out.logits, 1), wanted, atol=1e-4, rtol=0)
+    assert trace.counts == [(50, 14), (25, 7)]
+
+
+def test_the_last_hidden_states_are_among_the_hidden_states(llava):
+    model, processor = llava
+    inputs = ask(processor, 1, 2)
+    with torch.no_grad(), tp.prune(model, processor, Within(), keep_tokens=7):
+        out = model(**inputs, output_hidden_states=True)
+    lengths = [hidden.shape[1] for hidden in out.hidden_states]
+    text, whole = int((inputs["attention_mask"][1] == 1).sum()) - 50, inputs["input_ids"].shape[1]
+    assert lengths == [whole, whole, whole, text + 14, whole]  # the third is what entered the layer of the stage
+    assert torch.equal(model.lm_head(out.hidden_states[-1]), out.logits)
+
+
+@pytest.mark.parametrize("positions", ["original", "repacked"])
+def test_position_ids_have_no_gaps(llava, positions):
+    """Flash attention would take a gap for the end of one sequence and the beginning of another."""
+    model, processor = llava
+    seen, attention = [], model.get_decoder().layers[3].self_attn
+    handle = attention.register_forward_pre_hook(lambda m, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    with tp.prune(model, processor, Within(positions=positions), keep_tokens=7):
+        model.generate(**ask(processor, 1, 2), max_new_tokens=3)
+    handle.remove()
+    assert [kwargs["hidden_states"].shape[1] for kwargs in seen[1:]] == [1, 1]
+    for kwargs in seen:
+        assert kwargs["position_ids"].tolist() == [list(range(kwargs["hidden_states"].shape[1]))]
+
+
+def test_the_needed_queries_alone_are_projected(llava):
+    model, processor = llava
+    inputs, seen = ask(processor, 1, 2), []
+    handles = [
+        model.get_decoder()
+        .layers[2]
+        .self_attn.get_submodule(name)
+        .register_forward_hook(lambda m, args, out, name=name: seen.append((name, out.shape[1])))
+        for name in ("q_proj", "k_proj", "v_proj")
+    ]
+    with torch.no_grad(), tp.prune(model, processor, Within(own=True), keep_tokens=7):
+        model(**inputs)
+    for handle in handles:
+        handle.remove()
+    whole = inputs["input_ids"].shape[1]
+    assert seen[:3] == [("q_proj", 1), ("k_proj", whole), ("v_proj", 1)]
+
+
+def test_beams_draw_what_their_row_draws(llava):
+    model, processor = llava
+    inputs, pruner = ask(processor, 1, 1), tp.create_pruner("random", layer=1)
+    with tp.prune(model, processor, pruner, keep_tokens=7) as trace:
+        model.generate(**inputs, max_new_tokens=2)
+        alone = trace.stages[0].keep
+        model.generate(**inputs, max_new_tokens=2, num_beams=2)
+    assert trace.stages[0].keep == alone
+    assert alone[0] != alone[1]
+
+
+@pytest.mark.parametrize("part", ["norm", "rotary_emb", "self_attn"])
+def test_decoders_of_another_build(part):
+    model, processor = tiny_llava(), tiny_processor()
+    delattr(model.get_decoder().layers[1] if part == "self_attn" else model.get_decoder(), part)
+    with pytest.raises(ModelError, match=f"has no {part}"):
+        adapter_for(model, processor).prune_inputs(ask(processor, 1), Within(), Budget(keep_tokens=7))
+
+
+def test_layers_of_another_type():
+    model, processor = tiny_llava(), tiny_processor()
+    model.get_decoder().config.layer_types = ["full_attention", "linear_attention"] * 2
+    with pytest.raises(ModelError, match="layers of type linear_attention"):
+        adapter_for(model, processor).prune_inputs(ask(processor, 1), Within(), Budget(keep_tokens=7))
+
+
+class Hidden(nn.Module):
+    """Attention that does not look up its kernel by its own config."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.config = inner, inner.config
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+def test_attention_that_cannot_be_read():
+    model, processor = tiny_llava(), tiny_processor()
+    layer = model.get_decoder().layers[1]
+    layer.self_attn = Hidden(layer.self_attn)
+    with pytest.raises(ModelError, match="cannot be read"), tp.prune(model, processor, Within(), keep_tokens=7):
+        model.generate(**ask(processor, 1), max_new_tokens=1)

@@ -1,12 +1,12 @@
 """Operation pruning: any plan is what the model gives if the skipped work is computed and thrown away."""
 
-import dataclasses
 import functools
 
 import pytest
 import torch
 from masked_operations import masked_operations_logits
-from tiny import Project, ask, shared_llava, tiny_llava, tiny_processor
+from tiny import ask, shared_llava, tiny_llava, tiny_processor
+from tiny_plans import LAYERS, Planned, depthwise, random_plan
 from tiny_qwen import IMAGE, embeds_of, positions_of, tiny_qwen
 from tiny_qwen import ask as ask_qwen
 
@@ -16,32 +16,7 @@ from tokenprune.adapters.prefill import PromptTokens
 from tokenprune.errors import ModelError, SelectionError
 from tokenprune.types import Operation, Operations
 
-LAYERS, STEPS = 4, 9
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Planned(Project):
-    """Keeps what ``Project`` keeps, and runs a given plan for it."""
-
-    given: Operations = None
-    positions: str = "original"
-
-    def operations(self, spec):
-        return self.given
-
-
-def random_plan(seed, groups=1):
-    generator = torch.Generator().manual_seed(seed)
-    active = torch.rand(LAYERS, 3, groups, generator=generator) < 0.6
-    active[0, Operation.ATTENTION_SOURCE] = True
-    return Operations(active, (1 / groups,) * groups)
-
-
-def depthwise(sources, receivers, mlp):
-    active = torch.zeros(LAYERS, 3, 1, dtype=torch.bool)
-    for operation, depth in enumerate((sources, receivers, mlp)):
-        active[:depth, operation] = True
-    return Operations(active)
+STEPS = 9
 
 
 def generated(model, inputs, steps=STEPS, **how):

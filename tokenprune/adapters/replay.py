@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tokenprune.adapters.hooks import InsideLLM
 from tokenprune.adapters.prefill import PromptTokens
+from tokenprune.errors import ModelError
 from tokenprune.types import Operations
 
 Arguments = dict[str, Any]
@@ -32,6 +33,9 @@ class Replay:
 
     Attributes:
         logits: (B, ``last``, vocabulary) of the unpruned model.
+
+    Raises:
+        ModelError: if more lies between the last layer and the logits than is known.
     """
 
     def __init__(self, model: Any, inputs: Mapping[str, Any], prompt: PromptTokens, last: int) -> None:
@@ -41,18 +45,37 @@ class Replay:
         decoder = model.get_decoder()
         with ExitStack() as stack, torch.no_grad():
             hooks = [decoder.register_forward_pre_hook(self._note, with_kwargs=True)]
+            hooks.append(decoder.register_forward_hook(self._note_end))
             for index, layer in enumerate(decoder.layers):
                 noting = functools.partial(self._note_layer, index)
                 hooks.append(layer.register_forward_pre_hook(noting, with_kwargs=True))
             for hook in hooks:
                 stack.callback(hook.remove)
             self.logits: Tensor = model(**inputs, use_cache=False, logits_to_keep=last).logits
+            self._cap = self._find_cap()
 
     def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
         self._whole = {"inputs_embeds": kwargs["inputs_embeds"], "attention_mask": kwargs.get("attention_mask")}
 
     def _note_layer(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
         self._layers[index] = {"hidden_states": args[0], **kwargs} if args else dict(kwargs)
+
+    def _note_end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._normed: Tensor = output.last_hidden_state[:, -self.last :]
+
+    def _find_cap(self) -> float | None:
+        """Whether the model caps its logits, which its config does not say: multimodal models may leave it out."""
+        for cap in (None, getattr(self.model.get_decoder().config, "final_logit_softcapping", None)):
+            if torch.allclose(self._logits(self._normed, cap), self.logits, rtol=1e-3, atol=1e-3):
+                return cap
+        name = type(self.model).__name__
+        raise ModelError(
+            f"{name} makes its logits in a way of its own, so its layers cannot be run again by themselves"
+        )
+
+    def _logits(self, normed: Tensor, cap: float | None) -> Tensor:
+        logits: Tensor = self.model.get_output_embeddings()(normed)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     @torch.no_grad()
     def under(self, operations: Operations) -> Tensor:
@@ -67,6 +90,4 @@ class Replay:
                 arguments = {**self._layers[index], "hidden_states": hidden}
                 output = decoder.layers[index](arguments.pop("hidden_states"), **arguments)
                 hidden = output[0] if isinstance(output, tuple) else output
-        logits: Tensor = self.model.get_output_embeddings()(decoder.norm(hidden[:, -self.last :]))
-        cap = getattr(decoder.config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return self._logits(decoder.norm(hidden[:, -self.last :]), self._cap)

@@ -25,7 +25,7 @@ import torch
 from tokenprune.budget import Budget
 from tokenprune.errors import ConfigError
 from tokenprune.pruners.base import check_choice, register_pruner
-from tokenprune.pruners.member import Given, Wrapper
+from tokenprune.pruners.member import Given, Wrapper, complete
 from tokenprune.search.depths import Depths
 from tokenprune.search.policy_file import load
 from tokenprune.spec import PRE_LLM, ModelSpec, OperationPlan, Operations
@@ -49,7 +49,7 @@ class DOP(Wrapper):
         shares: of several groups of visual tokens in the order in which ``base`` picked them; each depth is then a
             list, or one number for all.
         keep_tokens: visual tokens that enter the LLM; None leaves it to the budget.
-        policy: file that ``tokenprune fit-policy`` wrote; it says all of the above.
+        policy: file that ``tokenprune fit-policy`` wrote; it says all of the above but ``shares``.
     """
 
     attention_depth: Depth = None
@@ -62,8 +62,11 @@ class DOP(Wrapper):
 
     def __post_init__(self) -> None:
         if self.policy is not None:
-            fitted = load(self.policy)
-            for name, value in {"base": fitted.base, **_options(fitted.depths)}.items():
+            fitted, default = load(self.policy), DOP()
+            for name, value in {"base": complete(fitted.base), **_options(fitted.depths)}.items():
+                given = complete(self.base) if name == "base" else getattr(self, name)
+                if given not in (value, getattr(default, name)):
+                    raise ConfigError(f"option {name!r} is {given!r}, but policy {self.policy!r} says {value!r}")
                 object.__setattr__(self, name, value)
         super().__post_init__()
         check_choice("attention", self.attention, get_args(Attention))
