@@ -1,13 +1,25 @@
 """DOP: the unit tests that its specification asks for, and what its options mean."""
 
+import dataclasses
+import json
+
 import pytest
 import torch
 from tiny import Project, ask, shared_llava
 
 import tokenprune as tp
 from tokenprune import Budget, create_pruner
-from tokenprune.errors import ConfigError
+from tokenprune.build import build
+from tokenprune.config import parse_config
+from tokenprune.errors import BudgetError, ConfigError, DataError
 from tokenprune.metrics.flops import llm_prefill_flops
+from tokenprune.pruners.dop import DOP
+from tokenprune.record import run_id
+from tokenprune.search import policy_file
+from tokenprune.search.curves import Curves
+from tokenprune.search.depths import Depths
+from tokenprune.search.policy import Limit, Objective, Origin, Policy
+from tokenprune.search.solve import Candidate
 from tokenprune.types import ModelSpec, Operation, TransformerSpec
 
 LLM = TransformerSpec(layers=4, width=64, mlp_width=128, heads=4, kv_heads=2, head_dim=16, mlp_matrices=3)
@@ -141,3 +153,133 @@ def test_a_base_that_reads_pruned_attention_is_refused():
         create_pruner("dop", base=base, attention_depth=2).steps(SPEC)
     with pytest.raises(ConfigError, match="before the LLM alone"):
         create_pruner("dop", base=base, shares=(0.5, 0.5)).steps(SPEC)
+
+
+def test_keep_tokens_is_a_budget():
+    pruner = dop(attention_depth=3, keep_tokens=7)
+    assert pruner.budget == Budget(keep_tokens=7)
+    assert dop().budget is None
+    model, processor = shared_llava("sdpa")
+    with tp.prune(model, processor, pruner) as trace:  # no budget is given
+        model.generate(**ask(processor, 1, 2), max_new_tokens=1)
+    assert {len(row) for row in trace.last.selection.keep.tolist()} == {7}
+    own, given = logits(pruner, keep=None)[0], logits(dop(attention_depth=3), keep=7)[0]
+    assert torch.equal(own, given)
+
+
+def test_keep_tokens_comes_before_the_base_s_own_budget():
+    base = {"name": "random", "keep_tokens": 9}
+    assert create_pruner("dop", base=base).budget == Budget(keep_tokens=9)
+    assert create_pruner("dop", base=base, keep_tokens=3).budget == Budget(keep_tokens=3)
+
+
+def test_keep_tokens_that_cannot_be():
+    with pytest.raises(BudgetError, match="pruner 'dop': keep_tokens must be an integer of at least 1, got 0"):
+        dop(keep_tokens=0)
+    pruner = dop(keep_tokens=26)
+    with pytest.raises(BudgetError, match="keep_tokens=26 exceeds the 25"):
+        pruner.schedule(SPEC, pruner.budget, 25)
+
+
+BASE = {"name": "random", "positions": "original", "seed": 4, "layer": None}
+
+
+def save_policy(path, depths, base=BASE):
+    """A file as a fit on the embedded model would write it."""
+    update_only = depths.update_only
+    points = {"attention": {2: 0.5}, "mlp": {1: 0.4}, "tokens": {5: 0.7}}
+    policy = Policy(
+        origin=Origin(model="embedded", weights="a", data="b", code="c"),
+        base=base,
+        objective=Objective(samples=9, attention="update_only" if update_only else "remove"),
+        curves=Curves.of(6, 144, **points, update_only=update_only),
+        budget=Limit(kind="average_tokens", value=40.0),
+        chosen=Candidate(depths, 0.1, 39.0, 0.2),
+    )
+    policy_file.save(policy, path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("depths", "expected", "reads"),
+    [
+        (Depths(attention=4, mlp=1, query=2, keep=9), [4, 2, 1], "remove"),
+        (Depths(attention=3, mlp=2, query=2, keep=9), [3, 2, 2], "remove"),
+        (Depths(attention=2, mlp=3, keep=9, update_only=True), [6, 2, 3], "update_only"),
+    ],
+    ids=["three depths", "two depths", "update_only"],
+)
+def test_a_policy_says_everything(tmp_path, depths, expected, reads):
+    pruner = create_pruner("dop", policy=save_policy(tmp_path / "p.yaml", depths))
+    spec = dataclasses.replace(SPEC, llm=dataclasses.replace(LLM, layers=6), visual_tokens=144)
+    assert [int(n) for n in pruner.operations(spec).active[:, :, 0].sum(0)] == expected
+    assert pruner.attention == reads
+    assert pruner.budget == Budget(keep_tokens=9)
+    assert pruner.member[0] == create_pruner("random", seed=4, positions="original")
+    by_hand = DOP.of(BASE, depths)
+    assert torch.equal(pruner.operations(spec).active, by_hand.operations(spec).active)
+    assert dataclasses.replace(pruner, policy=None) == by_hand
+
+
+def test_its_options_with_the_file_make_the_same_again(tmp_path):
+    path = save_policy(tmp_path / "p.yaml", Depths(attention=4, mlp=1, query=2, keep=9))
+    pruner = create_pruner("dop", policy=path)
+    options = json.loads(json.dumps(dataclasses.asdict(pruner) | {"base": dict(pruner.base)}))
+    options = {f.name: options[f.name] for f in dataclasses.fields(pruner) if f.init}
+    assert create_pruner("dop", **options) == pruner
+    assert create_pruner("dop", **{key: value for key, value in options.items() if key != "policy"}) != pruner
+
+
+def test_the_resolved_configuration_is_the_same_run(tmp_path):
+    path = save_policy(tmp_path / "p.yaml", Depths(attention=4, mlp=1, query=2, keep=9))
+    run = {"task": "scenes", "pruner": {"name": "dop", "policy": path}, "budget": {"keep_tokens": [30, 20]}}
+    built = build(parse_config(run))
+    cells = [(cell.label, cell.budget) for cell in built.cells if cell.label.startswith("dop")]
+    assert cells == [(f"dop policy={path}", Budget(keep_tokens=9))]  # once: the budget is the policy's
+    resolved = json.loads(json.dumps(built.config.to_mapping()))
+    assert resolved["pruner"]["base"] == BASE
+    assert resolved["pruner"]["attention_depth"] == 4
+    again = build(parse_config(resolved))
+    assert run_id(again.config) == run_id(built.config)
+    assert [(cell.label, cell.part, cell.budget) for cell in again.cells] == [
+        (cell.label, cell.part, cell.budget) for cell in built.cells
+    ]
+    save_policy(tmp_path / "p.yaml", Depths(attention=5, mlp=1, query=2, keep=9))  # fitted anew: another run
+    assert run_id(build(parse_config(run)).config) != run_id(built.config)
+    with pytest.raises(ConfigError, match=r"option 'attention_depth' is 4, but policy '.*p.yaml' says 5"):
+        build(parse_config(resolved))
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"mlp_depth": 3}, "mlp_depth"),
+        ({"keep_tokens": 8}, "keep_tokens"),
+        ({"attention": "update_only"}, "attention"),
+        ({"base": {"name": "random", "seed": 5}}, "base"),
+    ],
+    ids=str,
+)
+def test_nothing_beside_a_policy_is_ignored(tmp_path, options, name):
+    path = save_policy(tmp_path / "p.yaml", Depths(attention=4, mlp=1, query=2, keep=9))
+    with pytest.raises(ConfigError, match=f"option '{name}' is .*, but policy '.*' says"):
+        create_pruner("dop", policy=path, **options)
+    same = {"mlp_depth": 1, "keep_tokens": 9, "base": {"name": "random", "seed": 4, "positions": "original"}}
+    assert create_pruner("dop", policy=path, **same) == create_pruner("dop", policy=path)
+
+
+def test_policies_that_cannot_be_used(tmp_path):
+    with pytest.raises(DataError, match=r"policy '.*none.yaml' cannot be read"):
+        create_pruner("dop", policy=str(tmp_path / "none.yaml"))
+    (tmp_path / "bad.yaml").write_text("a: 1")
+    with pytest.raises(ConfigError, match=r"policy '.*bad.yaml' has format None"):
+        create_pruner("dop", policy=str(tmp_path / "bad.yaml"))
+    path = save_policy(tmp_path / "p.yaml", Depths(attention=6, mlp=1, keep=30))
+    with pytest.raises(ConfigError, match="6 layers deep, but the LLM has 4"):
+        create_pruner("dop", policy=path).steps(SPEC)
+    shallow = create_pruner("dop", policy=save_policy(tmp_path / "p.yaml", Depths(attention=3, mlp=1, keep=30)))
+    with pytest.raises(BudgetError, match="30 exceeds the 25"):
+        shallow.schedule(SPEC, shallow.budget, 25)
+    path = save_policy(tmp_path / "p.yaml", Depths(attention=3, mlp=1, keep=30), {"name": "randm"})
+    with pytest.raises(tp.TokenPruneError, match="did you mean 'random'"):
+        create_pruner("dop", policy=path)

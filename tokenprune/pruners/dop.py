@@ -70,6 +70,8 @@ class DOP(Wrapper):
                 object.__setattr__(self, name, value)
         super().__post_init__()
         check_choice("attention", self.attention, get_args(Attention))
+        if self.keep_tokens is not None:
+            Budget(keep_tokens=self.keep_tokens)  # refuses impossible numbers
         Operations(torch.ones(1, 3, len(self.shares), dtype=torch.bool), self.shares)  # refuses impossible shares
         for option in ("attention_depth", "mlp_depth", "query_depth"):
             value, least = getattr(self, option), int(option == "attention_depth" and self.attention == "remove")

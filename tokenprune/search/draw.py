@@ -22,6 +22,7 @@ from tokenprune.search.solve import Candidate
 
 RUNS, SKIPPED = "#0072B2", "#E6E6E6"  # dark and light: told apart in grey too
 SPAN = 1e4  # largest over smallest divergence that the scale tells apart
+UNITS = {"flops": "FLOPs", "average_tokens": "average\ntokens", "milliseconds": "ms"}
 OPERATIONS = ("K/V", "Q/O", "MLP")
 # Okabe and Ito's palette: told apart with any colour vision; markers and lines do so in black and white too.
 LINES = {
@@ -42,7 +43,7 @@ def policy_table(policy: Policy) -> Table:
     headers = ("K/V\nlayers", "Q/O\nlayers", "MLP\nlayers", "visual\ntokens", "predicted\nKL", "measured\nKL")
     table = Table(
         "",
-        *(Column(header, justify="right") for header in (*headers, budget.kind.replace("_", "\n"))),
+        *(Column(header, justify="right") for header in (*headers, UNITS[budget.kind])),
         title=escape(f"{policy.origin.model}, {policy.base['name']}, at most {budget.value:.4g} {budget.kind}"),
         caption=escape(
             f"of {policy.curves.layers} layers and {policy.curves.visual_tokens} visual tokens; KL in nats, "
