@@ -276,7 +276,7 @@ def test_order_conflicts_name_the_members(members, message):
             "either all pruners of a composition have a budget or none has; CDPruner has none",
         ),
         (["cdpruner", {"name": "compose"}], ConfigError, "a composition cannot be a part of another"),
-        ([{"layer": 3}], ConfigError, "each pruner of a composition needs a name, got None"),
+        ([{"layer": 3}], ConfigError, "a pruner inside another needs a name, got None"),
         ([3], ConfigError, "pruners must be a list, each item text or a mapping or Pruner, got [3]"),
     ],
 )
