@@ -32,10 +32,13 @@ def one_row(inputs, row, images, stages):
 @pytest.mark.parametrize(
     "pruner", [Within(), Within(layers=(1, 3), positions="repacked")], ids=["original", "repacked"]
 )
-def test_a_padded_second_turn(attention, pruner):
+@pytest.mark.parametrize("images", [(1, 2), (1, 1)], ids=str)
+def test_a_padded_second_turn(attention, pruner, images):
     """Questions of different lengths are padded between what the cache holds and what they are."""
     model, processor = shared_llava(attention)
-    inputs = ask(processor, 1, 2)
+    inputs = ask(processor, *images)
+    if images == (1, 1):  # and nothing else is padded
+        inputs["input_ids"], inputs["attention_mask"] = inputs["input_ids"][[1, 1]], inputs["attention_mask"][[1, 1]]
     pad, tokenize = processor.tokenizer.pad_token_id, processor.tokenizer
     asked = [tokenize(text).input_ids[1:] for text in ("USER: is there a star ? ASSISTANT:", "what color ? ASSISTANT:")]
     short = len(asked[0]) - len(asked[1])
@@ -51,7 +54,7 @@ def test_a_padded_second_turn(attention, pruner):
         out = model.generate(**second, past_key_values=first.past_key_values, max_new_tokens=5, **DETAILS)
     answers = out.sequences[:, second["input_ids"].shape[1] :]
     for row, gap in enumerate((0, short)):
-        alone, stages = one_row(inputs, row, (1, 2), trace.stages)
+        alone, stages = one_row(inputs, row, images, trace.stages)
         rest = torch.cat([said[row], more[row, gap:], answers[row]])[None]
         wanted = masked_layers_logits(model, alone, stages, [pruner.positions] * len(stages), rest)
         torch.testing.assert_close(torch.stack(out.logits, 1)[row], wanted[0, -5:], atol=1e-4, rtol=0)
