@@ -28,6 +28,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from tokenprune import Budget, Pruner, create_pruner
+from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.hooks import InsideLLM
 from tokenprune.adapters.prefill import PromptTokens
 from tokenprune.adapters.spec import decoder_spec
@@ -94,7 +95,7 @@ class Run:
     def native(self) -> DynamicCache:
         """The model's own forward; returns its cache."""
         output = self.model(inputs_embeds=self.embeds, use_cache=True, logits_to_keep=1)
-        return output.past_key_values
+        return cache_of(output)
 
     def ours(self) -> DynamicCache:
         """The same while pruning inside."""
@@ -115,7 +116,7 @@ class Run:
                 attention_mask=None,
                 position_embeddings=(cos, sin),
                 position_ids=positions[:, :length],
-                past_key_values=cache,
+                **{CACHE: cache},
                 use_cache=True,
             )
         self.model.lm_head(self.decoder.norm(hidden)[:, -1:])
@@ -127,7 +128,7 @@ class Run:
         def steps() -> None:
             for step in range(STEPS):
                 position = torch.full((1, 1), self.embeds.shape[1] + step)
-                self.model(input_ids=self.next, past_key_values=cache, position_ids=position, use_cache=True)
+                self.model(input_ids=self.next, **{CACHE: cache}, position_ids=position, use_cache=True)
 
         if pruned and self.inside is not None:
             with self.inside:

@@ -8,6 +8,7 @@ import torch
 from tiny import save_llava
 
 from tokenprune import runner
+from tokenprune.adapters.cache_argument import cache_of
 from tokenprune.build import build
 from tokenprune.config import parse_config
 from tokenprune.metrics.flops import llm_prefill_flops
@@ -77,7 +78,7 @@ def weigh(adapter, cell, metrics, samples):
         prepared = adapter.prepare([sample])
         text.append(int((prepared.inputs["input_ids"] != adapter.model.config.image_token_id).sum()))
         pruned = adapter.prune_inputs(prepared.inputs, cell.pruner, cell.budget, prepared.questions)
-        layers = adapter.prefill(pruned).past_key_values.layers
+        layers = cache_of(adapter.prefill(pruned)).layers
         visual.append([layer.keys.shape[2] - text[-1] for layer in layers])
         by_layer.append([4 * (layer.keys.numel() + layer.values.numel()) for layer in layers])
     return Weighed(cell, metrics, adapter.spec, visual, text, by_layer[0])

@@ -12,6 +12,7 @@ from tiny import IMAGE_SIZE, Project, Relevance, ask, picture, shared_llava, tin
 from transformers import DynamicCache, GenerationConfig
 
 import tokenprune as tp
+from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.inputs import CHUNKS_WORK
 from tokenprune.errors import BudgetError, ConfigError, ModelError, RegistryError, TokenPruneError
 from tokenprune.types import Stage
@@ -50,7 +51,7 @@ def extended(inputs, sequences, text, processor, images=0):
         {"use_cache": False},
         {"cache_implementation": "static"},
         pytest.param({"prefill_chunk_size": 6}, marks=pytest.mark.skipif(not CHUNKS_WORK, reason="older transformers")),
-        {"past_key_values": DynamicCache},
+        {CACHE: DynamicCache},
         {"logits_to_keep": 3},
     ],
     ids=lambda how: next(iter(how)),
@@ -232,7 +233,7 @@ def test_second_turn(llava, rows, positions, pixels):
         first = model.generate(**inputs, max_new_tokens=5, **DETAILS)
         second = extended(inputs, first.sequences, "USER: is there a star ? ASSISTANT:", processor)
         images = {"pixel_values": inputs["pixel_values"]}
-        cache = {"past_key_values": first.past_key_values}
+        cache = {CACHE: cache_of(first)}
         out = model.generate(**second, **(images if pixels else {}), **cache, max_new_tokens=8, **DETAILS)
     wanted = masked_logits(model, {**second, **images}, trace.keep, positions, answers(out, second))
     torch.testing.assert_close(torch.stack(out.logits, 1), wanted, atol=5e-5, rtol=0)
@@ -254,13 +255,13 @@ def test_later_turns_that_bring_images(llava, everything, positions):
         out = model.generate(
             **second,
             pixel_values=together if everything else more,
-            past_key_values=first.past_key_values,
+            **{CACHE: cache_of(first)},
             max_new_tokens=5,
             **DETAILS,
         )
         third = extended(second, out.sequences, "USER: where is the star ? ASSISTANT:", processor)
         images = {"pixel_values": together} if everything else {}
-        last = model.generate(**third, **images, past_key_values=out.past_key_values, max_new_tokens=5, **DETAILS)
+        last = model.generate(**third, **images, **{CACHE: cache_of(out)}, max_new_tokens=5, **DETAILS)
     a, b = (call.selection.keep for call in trace.calls)
     assert trace.counts == [(25, KEEP), (25, KEEP)]
     keep = torch.stack([a[0], b[0], a[1], a[2], b[1]])
@@ -281,12 +282,12 @@ def test_decoding_by_hand(llava, rows, positions):
         for _ in range(3):
             mask = torch.cat([mask, torch.ones_like(tokens[-1])], 1)
             with_mask = {"attention_mask": mask} if len(rows) > 1 else {}
-            out = model(input_ids=tokens[-1], past_key_values=out.past_key_values, **with_mask)
+            out = model(input_ids=tokens[-1], **{CACHE: cache_of(out)}, **with_mask)
             tokens.append(out.logits[:, -1:].argmax(-1))
         new = torch.full((len(rows), 2), 9)
         mask = torch.cat([mask, torch.ones(len(rows), 3, dtype=torch.long)], 1)
         chunk = torch.cat([tokens[-1], new], 1)
-        result = model.generate(chunk, attention_mask=mask, past_key_values=out.past_key_values, max_new_tokens=4)
+        result = model.generate(chunk, attention_mask=mask, **{CACHE: cache_of(out)}, max_new_tokens=4)
     sequence = torch.cat([*tokens, new, result[:, 3:]], 1)
     wanted = masked_logits(model, inputs, trace.keep, positions, sequence).argmax(-1)
     assert torch.equal(wanted[:, :4], sequence[:, :4])
@@ -298,7 +299,7 @@ def test_caches_do_not_live_longer(llava):
     model, processor = llava
     with prune(model, processor):
         out = model.generate(**ask(processor, 1), max_new_tokens=2, return_dict_in_generate=True)
-        cache = weakref.ref(out.past_key_values)
+        cache = weakref.ref(cache_of(out))
         del out
         gc.collect()
         assert cache() is None
@@ -309,7 +310,7 @@ def test_what_does_not_continue_a_cache(llava):
     inputs = ask(processor, 1)
     with prune(model, processor):
         first = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
-        cache = {"past_key_values": first.past_key_values, "max_new_tokens": 2}
+        cache = {CACHE: cache_of(first), "max_new_tokens": 2}
         second = extended(inputs, first.sequences, "is there a star ?", processor)
         other = second["input_ids"].clone()
         other[:, 1] = 8
@@ -330,7 +331,7 @@ def test_what_does_not_continue_a_cache(llava):
     with prune(model, processor):  # beams are not the rows of the caller
         beams = model.generate(**inputs, num_beams=2, max_new_tokens=3, return_dict_in_generate=True)
         with pytest.raises(ModelError, match="not filled in this block"):
-            model.generate(**second, past_key_values=beams.past_key_values, max_new_tokens=2)
+            model.generate(**second, **{CACHE: cache_of(beams)}, max_new_tokens=2)
 
 
 # Nothing stays

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.cache_argument import CACHE, renamed
 from tokenprune.adapters.hooks import InsideLLM
 from tokenprune.adapters.inputs import CHUNKS_WORK, PrunedInputs
 from tokenprune.adapters.turns import COLUMNS, Turn, new_images, split_at_cache
@@ -95,7 +96,7 @@ class Block:
             output = original(**{**run.arguments, **options, **({"disable_compile": True} if run.inside else {})})
         sequences = getattr(output, "sequences", output)
         copies = len(sequences) // len(caller)
-        cache = getattr(output, "past_key_values", run.arguments.get("past_key_values"))
+        cache = getattr(output, CACHE, run.arguments.get(CACHE))
         alike = copies == 1 and _setting(model, run.arguments, "num_beams") <= 1  # else its rows are not the caller's
         run.finish(cache if alike else None)
         prompt = caller.repeat_interleave(copies, 0).to(sequences.device)
@@ -107,7 +108,8 @@ class Block:
 
     def rewrite(self, arguments: Mapping[str, Any], *, generating: bool) -> Run | None:
         """Prune the images in the arguments of a call; None if it has none and continues no pruned prompt."""
-        cache, ids = arguments.get("past_key_values"), arguments.get("input_ids")
+        arguments = renamed(arguments)
+        cache, ids = arguments.get(CACHE), arguments.get("input_ids")
         turn = self.turns.get(cache) if cache is not None else None
         if turn is not None:
             return self._continue(turn, arguments, generating=generating)
@@ -117,9 +119,7 @@ class Block:
         if "mm_encoder_outputs" in arguments:
             raise ModelError("the images are encoded already, so that they cannot be pruned; give pixel_values")
         if cache is not None and int(cache.get_seq_length()):
-            raise ModelError(
-                "past_key_values was not filled in this block; prune all turns of a conversation in one block"
-            )
+            raise ModelError(f"{CACHE} was not filled in this block; prune all turns of a conversation in one block")
         if ids is not None and generating:
             self._check_generation(ids, arguments)
         elif ids is not None:  # a forward numbers the columns, padding included
@@ -147,7 +147,7 @@ class Block:
 
     def _continue(self, turn: Turn, arguments: Mapping[str, Any], *, generating: bool) -> Run:
         """Translate a later turn to what the cache holds, and prune the images that are new in it."""
-        known, fresh = split_at_cache(turn, arguments, int(arguments["past_key_values"].get_seq_length()))
+        known, fresh = split_at_cache(turn, arguments, int(arguments[CACHE].get_seq_length()))
         whole = known["input_ids"].shape == known["attention_mask"].shape
         added = self.adapter.placeholders(fresh["input_ids"]).sum(1) // self.adapter.spec.visual_tokens
         pixels = new_images(turn, arguments.get("pixel_values"), added)

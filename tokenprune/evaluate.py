@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.cache_argument import cache_of
 from tokenprune.adapters.inputs import PrunedInputs
 from tokenprune.build import Cell
 from tokenprune.metrics import flops
@@ -79,7 +80,7 @@ class Evaluator:
             batch: questions; more than ``TIMING_BATCH`` are cut off.
             repeats: timed pairs; with 0 no time is measured.
         """
-        alone = kv_cache_bytes_by_layer(self.adapter.prefill(self._prune(cell, batch[:1])).past_key_values)
+        alone = kv_cache_bytes_by_layer(cache_of(self.adapter.prefill(self._prune(cell, batch[:1]))))
         batch = batch[:TIMING_BATCH]
         measured: dict[str, Any] = {"kv_cache_bytes": sum(alone), "kv_cache_bytes_by_layer": alone}
         if repeats:

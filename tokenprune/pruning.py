@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from tokenprune.adapters.base import adapter_for
+from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.stopwatch import now
 from tokenprune.block import Block, Run
 from tokenprune.budget import Budget
@@ -169,7 +170,7 @@ def _before(
         run.token, args, kwargs = _RUN.set(run), (), run.arguments
         if run.inside is not None:
             run.inside.__enter__()
-    if all(kwargs.get(name) is None for name in ("attention_mask", "past_key_values")):
+    if all(kwargs.get(name) is None for name in ("attention_mask", CACHE)):
         # Without a mask and a cache, transformers takes gaps in the position ids for packed prompts.
         kwargs = {**kwargs, "attention_mask": torch.ones_like(kwargs["input_ids"])}
     if run.waiting > 0:
@@ -189,7 +190,7 @@ def _after(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: An
             run.inside.__exit__()
         _RUN.reset(run.token)
         if output is not None:
-            run.finish(getattr(output, "past_key_values", None))
+            run.finish(cache_of(output))
 
 
 def _named(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from tiny import BUILDERS, Project, ask
 
 import tokenprune as tp
 from tokenprune.adapters.base import ADAPTERS, adapter_for
+from tokenprune.adapters.cache_argument import cache_of
 from tokenprune.budget import Budget
 
 STEPS = 9  # the first is the prefill's
@@ -83,7 +84,7 @@ def test_the_stateless_way_is_the_same(built, positions):
     assert torch.equal(generated(model, pruned.inputs)[1], logits)
     prefill = adapter.prefill(pruned.inputs)
     assert torch.equal(prefill.logits[:, 0], logits[:, 0])
-    assert prefill.past_key_values.get_seq_length() == pruned.inputs["input_ids"].shape[1]
+    assert cache_of(prefill).get_seq_length() == pruned.inputs["input_ids"].shape[1]
     assert adapter.generate(pruned.inputs, max_new_tokens=STEPS) == [
         text.strip() for text in processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     ]

@@ -12,6 +12,7 @@ from transformers.cache_utils import StaticSlidingWindowLayer
 
 import tokenprune as tp
 from tokenprune.adapters.base import adapter_for
+from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.budget import Budget
 from tokenprune.errors import ModelError
 
@@ -32,7 +33,7 @@ def llava(request):
 def generated(model, inputs, steps=STEPS, **how):
     """Answer tokens (B, T), their logits (B, T, vocabulary), and the cache."""
     out = model.generate(**inputs, max_new_tokens=steps, **DETAILS, **how)
-    return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, 1), out.past_key_values
+    return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, 1), cache_of(out)
 
 
 def policies(pruner):
@@ -92,7 +93,7 @@ def test_each_layer_holds_what_it_saw(llava, pruner):
     [
         {"use_cache": False},
         {"cache_implementation": "static"},
-        {"past_key_values": DynamicCache},
+        {CACHE: DynamicCache},
         {"logits_to_keep": 3},
     ],
     ids=lambda how: next(iter(how)),
@@ -164,7 +165,7 @@ def test_a_second_turn_on_the_same_cache(llava, rows, pruner):
         ids = torch.cat([first.sequences, more.input_ids[:, 1:]], 1)
         mask = torch.ones_like(ids)
         mask[:, : inputs["attention_mask"].shape[1]] = inputs["attention_mask"]
-        whole = {"input_ids": ids, "attention_mask": mask, "past_key_values": first.past_key_values}
+        whole = {"input_ids": ids, "attention_mask": mask, CACHE: cache_of(first)}
         tokens, logits, _ = generated(model, whole, 6)
     answers = torch.cat([ids[:, inputs["input_ids"].shape[1] :], tokens], 1)
     wanted = masked_layers_logits(model, inputs, trace.stages, policies(pruner), answers)
@@ -178,7 +179,7 @@ def test_a_second_turn_brings_no_images(llava):
         first = model.generate(**inputs, max_new_tokens=2, return_dict_in_generate=True)
         ids = torch.cat([first.sequences, inputs["input_ids"]], 1)
         with pytest.raises(ModelError, match="later turns cannot bring images"):
-            model.generate(ids, pixel_values=inputs["pixel_values"], past_key_values=first.past_key_values)
+            model.generate(ids, pixel_values=inputs["pixel_values"], **{CACHE: cache_of(first)})
 
 
 @pytest.mark.parametrize("pruner", PRUNERS)
@@ -344,7 +345,7 @@ def rolling():
     ("how", "message"),
     [
         ({"prefill_chunk_size": 6}, "whole prompt in one forward"),
-        ({"past_key_values": rolling}, "StaticSlidingWindowLayer"),
+        ({CACHE: rolling}, "StaticSlidingWindowLayer"),
     ],
 )
 def test_what_cannot_be_done_is_said(llava, how, message):

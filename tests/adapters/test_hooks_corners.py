@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 import tokenprune as tp
 from tokenprune.adapters.base import adapter_for
+from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.hooks import InsideLLM
 from tokenprune.adapters.inputs import fresh
 from tokenprune.adapters.prefill import PromptTokens
@@ -51,7 +52,7 @@ def test_a_padded_second_turn(attention, pruner, images):
             "input_ids": torch.cat([first.sequences, more], 1),
             "attention_mask": torch.cat([inputs["attention_mask"], torch.ones_like(said), real], 1),
         }
-        out = model.generate(**second, past_key_values=first.past_key_values, max_new_tokens=5, **DETAILS)
+        out = model.generate(**second, **{CACHE: cache_of(first)}, max_new_tokens=5, **DETAILS)
     answers = out.sequences[:, second["input_ids"].shape[1] :]
     for row, gap in enumerate((0, short)):
         alone, stages = one_row(inputs, row, images, trace.stages)
@@ -223,7 +224,7 @@ def test_windows_over_a_cache_that_holds_everything(rows):
     model, processor = tiny_llava(decoder="qwen2", text=text), tiny_processor()
     inputs = ask(processor, *rows)
     with tp.prune(model, processor, Within(layers=(1,)), keep_tokens=20) as trace:
-        out = model.generate(**inputs, past_key_values=DynamicCache(), max_new_tokens=9, **DETAILS)
+        out = model.generate(**inputs, **{CACHE: DynamicCache()}, max_new_tokens=9, **DETAILS)
     tokens = out.sequences[:, inputs["input_ids"].shape[1] :]
     wanted = masked_layers_logits(model, inputs, trace.stages, ["original"], tokens)
     torch.testing.assert_close(torch.stack(out.logits, 1), wanted, atol=1e-4, rtol=0)

@@ -8,6 +8,7 @@ import torch
 from golden_data import GOLDEN, load
 
 from tokenprune import Budget, create_pruner
+from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.hooks import InsideLLM
 from tokenprune.adapters.prefill import PromptTokens
 from tokenprune.adapters.spec import decoder_spec
@@ -48,9 +49,9 @@ def run(model, case, pruner, start, image, keep):
     prompt = PromptTokens(visual, number, lambda total: quota, torch.zeros(1, dtype=torch.long))
     with torch.no_grad(), InsideLLM(model, pruner.steps(spec), prompt) as inside:
         output = model.model(inputs_embeds=case["inputs_embeds"], use_cache=True)
-        lengths = [layer.keys.shape[2] for layer in output.past_key_values.layers]
+        lengths = [layer.keys.shape[2] for layer in cache_of(output).layers]
         steps = [
-            model.model(inputs_embeds=x[None, None], past_key_values=output.past_key_values).last_hidden_state[0, 0]
+            model.model(inputs_embeds=x[None, None], **{CACHE: cache_of(output)}).last_hidden_state[0, 0]
             for x in case["decode_inputs"]
         ]
     return output.last_hidden_state, torch.stack(steps), lengths, inside

@@ -10,6 +10,7 @@ from tiny import Project, ask, shared_llava
 from tiny_inside import Within
 
 import tokenprune as tp
+from tokenprune.adapters.cache_argument import cache_of
 from tokenprune.budget import Budget
 from tokenprune.pruners.compose import Compose
 from tokenprune.types import PRE_LLM
@@ -96,7 +97,7 @@ def test_any_schedule_on_any_prompt(layout, pruner, how):
     check_counts(trace, layout, pruner)
     check_choice(trace, inputs, pruner)
     if not how:
-        check_cache(trace, inputs, out.past_key_values)
+        check_cache(trace, inputs, cache_of(out))
 
 
 def check_counts(trace, layout, pruner):

@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 import tokenprune as tp
 from tokenprune.adapters.base import adapter_for
+from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.budget import Budget
 from tokenprune.errors import ModelError
 
@@ -18,9 +19,9 @@ def test_a_cache_that_holds_something_else_is_refused(llava):
     adapter, inputs = adapter_for(model, processor), ask(processor, 1)
     pruned, cache = adapter.prune_inputs(inputs, Within(), Budget(keep_tokens=7)), DynamicCache()
     with torch.no_grad():
-        model(input_ids=torch.tensor([[5, 6, 7]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[5, 6, 7]]), **{CACHE: cache})
         with pytest.raises(ModelError, match="no cache but one that was filled in this block"), pruned.inside:
-            model(**pruned.inputs, past_key_values=cache)
+            model(**pruned.inputs, **{CACHE: cache})
 
 
 def test_a_cache_whose_layers_were_cut_apart_is_refused(llava):
@@ -28,10 +29,10 @@ def test_a_cache_whose_layers_were_cut_apart_is_refused(llava):
     inputs = ask(processor, 1)
     with tp.prune(model, processor, Within(), keep_tokens=7):
         first = model.generate(**inputs, max_new_tokens=6, return_dict_in_generate=True)
-        for layer in first.past_key_values.layers[:2]:
+        for layer in cache_of(first).layers[:2]:
             layer.crop(-3)
         with pytest.raises(ModelError, match="cut in a way"):
-            model.generate(first.sequences, past_key_values=first.past_key_values, max_new_tokens=1)
+            model.generate(first.sequences, **{CACHE: cache_of(first)}, max_new_tokens=1)
 
 
 @pytest.mark.parametrize("part", ["norm", "rotary_emb", "self_attn"])

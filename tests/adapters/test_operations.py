@@ -11,6 +11,7 @@ from tiny_qwen import IMAGE, embeds_of, positions_of, tiny_qwen
 from tiny_qwen import ask as ask_qwen
 
 import tokenprune as tp
+from tokenprune.adapters.cache_argument import cache_of
 from tokenprune.adapters.hooks import InsideLLM
 from tokenprune.adapters.prefill import PromptTokens
 from tokenprune.errors import ModelError, SelectionError
@@ -23,7 +24,7 @@ def generated(model, inputs, steps=STEPS, **how):
     torch.manual_seed(0)  # sampled, since some of these models repeat themselves, which would hide errors
     how = {"do_sample": True, "temperature": 9.0, "max_new_tokens": steps, **how}
     out = model.generate(**inputs, return_dict_in_generate=True, output_logits=True, **how)
-    return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, 1), out.past_key_values
+    return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, 1), cache_of(out)
 
 
 def groups_of(trace, operations, images_per_row, total=25):

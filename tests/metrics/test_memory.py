@@ -1,6 +1,7 @@
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from tokenprune.adapters.cache_argument import cache_of
 from tokenprune.metrics.memory import kv_cache_bytes_by_layer
 
 
@@ -14,7 +15,7 @@ def test_bytes_of_a_real_cache():
         num_key_value_heads=2,
     )
     with torch.no_grad():
-        cache = LlamaForCausalLM(config)(torch.zeros(2, 7, dtype=torch.long), use_cache=True).past_key_values
+        cache = cache_of(LlamaForCausalLM(config)(torch.zeros(2, 7, dtype=torch.long), use_cache=True))
     assert isinstance(cache, DynamicCache)
     expected = 2 * (2 * 2 * 7 * 8) * 4  # K and V, rows x heads x tokens x width, float32
     assert kv_cache_bytes_by_layer(cache) == [expected] * 3

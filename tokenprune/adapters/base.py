@@ -256,7 +256,7 @@ class ModelAdapter(ABC):
 
     @torch.no_grad()
     def prefill(self, inputs: Mapping[str, Any] | PrunedInputs) -> Any:
-        """Run the LLM on pruned inputs: ``logits`` (B, 1, vocabulary) of the last position, and ``past_key_values``."""
+        """Run the LLM on pruned inputs: ``logits`` (B, 1, vocabulary) of the last position, and the cache."""
         arguments, inside = prompts.unpack(inputs)
         with inside or nullcontext():
             return self.model(**prompts.fresh(arguments), use_cache=True, logits_to_keep=1)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from tokenprune.adapters.alive import Alive
+from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.decoding import Decoding
 from tokenprune.adapters.masks import mask_kind
 from tokenprune.adapters.operation_hooks import operation_hooks
@@ -127,7 +128,7 @@ class InsideLLM:
     def _begin(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments | None = None) -> None:
         if _ACTIVE.get() is self and kwargs is not None:
             arguments = _named(decoder, args, kwargs)
-            cache = arguments.get("past_key_values")
+            cache = arguments.get(CACHE)
             held = self._caches.get(cache) if cache is not None else None
             _FORWARD.set(self._prefill(arguments, cache) if held is None else self._decode(arguments, cache, held))
 
@@ -161,11 +162,11 @@ class InsideLLM:
         if isinstance(forward, Prefill):
             self.stages = forward.stages
             self.seconds["selection"] += forward.seconds["selection"]
-            if output.past_key_values is not None:
+            if (cache := cache_of(output)) is not None:
                 # What generate added to the prompt is decoded like all that comes later, and may be taken back.
                 added = forward.embeds.shape[1] - self.prompt.columns
                 held = {alive: alive.first(alive.slots.shape[1] - added) for alive in forward.layers.values()}
-                self._caches[output.past_key_values] = {i: held[alive] for i, alive in forward.layers.items()}
+                self._caches[cache] = {i: held[alive] for i, alive in forward.layers.items()}
 
     def _rotated(self, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any = None) -> None:
         if _ACTIVE.get() is self and (forward := _FORWARD.get()):

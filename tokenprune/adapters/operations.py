@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.adapters.alive import Alive
+from tokenprune.adapters.cache_argument import CACHE
 from tokenprune.functional.vectors import take
 from tokenprune.types import Operation
 
@@ -150,7 +151,7 @@ class Running:
         if rows.split:
             asking, held = rows.asking(self.alive), rows.held(self.alive)
             arguments["attention_mask"] = split_mask(self.mask, asking, held, self.kind, hidden.dtype)
-            arguments["past_key_values"] = SourceCache(arguments.get("past_key_values"), rows.sources)
+            arguments[CACHE] = SourceCache(arguments.get(CACHE), rows.sources)
         return arguments
 
 

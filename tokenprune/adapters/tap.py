@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tokenprune.adapters.cache_argument import CACHE
 from tokenprune.functional.vectors import widen
 
 PREFIX = "tokenprune_"
@@ -149,9 +150,9 @@ def attended(
         for name, needed in {"q_proj": row, "v_proj": one}.items():  # values are not read at all
             if needed is not None and hasattr(attention, name):
                 stack.enter_context(_projecting(getattr(attention, name), needed, caller))
-        attention(
-            hidden_states=hidden, position_embeddings=position_embeddings, attention_mask=mask, past_key_values=None
-        )
+        # The cache has no default in some attention modules.
+        options: dict[str, Any] = {"attention_mask": mask, CACHE: None}
+        attention(hidden_states=hidden, position_embeddings=position_embeddings, **options)
     return seen[0]
 
 

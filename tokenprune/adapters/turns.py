@@ -62,7 +62,7 @@ def split_at_cache(turn: Turn, inputs: Mapping[str, Any], cached: int) -> tuple[
         mask = torch.ones(len(ids), length + generated + new, dtype=torch.long, device=ids.device)
     if generated < 0 or "position_ids" in inputs or mask.shape != (len(turn.ids), length + generated + new):
         raise ModelError(
-            "the inputs do not continue the conversation in past_key_values: give input_ids of the whole, beginning "
+            "the inputs do not continue the conversation in the cache: give input_ids of the whole, beginning "
             "with the pruned prompt, or of what is new, with the attention_mask of the whole and without position_ids"
         )
     mask = mask[:, length:]
