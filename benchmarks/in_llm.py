@@ -89,7 +89,7 @@ class Run:
         plan = pruner.plan(spec, pruner.alive(spec, counts, IMAGE), IMAGE)
         self.lengths = [BEFORE + AFTER + plan.tokens(i, Operation.MLP) for i in range(spec.llm.layers)]
         number = (visual.long().cumsum(1) - 1).masked_fill(~visual, -1)
-        prompt = PromptTokens(visual, number, lambda total: counts, torch.zeros(1, dtype=torch.long))
+        prompt = PromptTokens(visual, number, [counts], torch.zeros(1, dtype=torch.long))
         self.inside = InsideLLM(self.model, pruner.steps(spec), prompt)
 
     def native(self) -> DynamicCache:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tokenprune.adapters.base import ADAPTERS
+from tokenprune.adapters.known import ADAPTERS
 from tokenprune.build import build, build_base, build_task
 from tokenprune.config import EMBEDDED, ModelConfig, Part, load_config, parse_config
 from tokenprune.fit import grid

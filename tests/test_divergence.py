@@ -8,7 +8,7 @@ from masked_operations import masked_operations_logits
 from tiny import Project, shared_llava, tiny_llava, tiny_processor
 
 import tokenprune as tp
-from tokenprune.adapters.base import adapter_for
+from tokenprune.adapters.known import adapter_for
 from tokenprune.budget import Budget
 from tokenprune.divergence import Batch, Objective, early_signals, measure
 from tokenprune.pruners.dop import DOP

@@ -7,7 +7,7 @@ import torch
 from tiny import shared_llava, tiny_llava, tiny_processor
 
 from tokenprune import layer_timing
-from tokenprune.adapters.base import adapter_for
+from tokenprune.adapters.known import adapter_for
 from tokenprune.errors import ModelError
 from tokenprune.layer_timing import time_layers
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tokenprune.adapters.base import ADAPTERS
+from tokenprune.adapters.known import ADAPTERS
 from tokenprune.pruners.base import PRUNERS
 
 ROOT = Path(__file__).parent.parent

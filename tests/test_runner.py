@@ -91,7 +91,7 @@ def test_files_of_a_run(config):
     assert [line["sample"] for line in answers[:7]] == [sample.id for sample in outcome.samples]
     assert answers[0].keys() == {
         *("cell", "sample", "kind", "question", "truth", "answer", "correct"),
-        *("text_tokens", "evidence_kept", "stages"),
+        *("visual_tokens", "text_tokens", "grid", "evidence_kept", "stages"),
     }
 
 
@@ -226,7 +226,7 @@ def test_retention_is_relative_to_this_run(config, monkeypatch):
 
     def answer(self, cell, batch):
         return [
-            {"sample": s.id, "kind": s.kind, "correct": right[cell.label], "text_tokens": 9, "evidence_kept": None}
+            {"sample": s.id, "kind": s.kind, "correct": right[cell.label], "text_tokens": 9, "visual_tokens": 25, "grid": [5, 5], "evidence_kept": None}
             | {"stages": [{"stage": "pre_llm", "kept": [0], "tokens": 1}] if cell.pruner else []}
             for s in batch
         ]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tokenprune.version import __version__
 
 if TYPE_CHECKING:
-    from tokenprune.adapters.base import ModelAdapter, register_adapter
+    from tokenprune.adapters.base import ModelAdapter
+    from tokenprune.adapters.known import register_adapter
     from tokenprune.budget import Budget
     from tokenprune.embedded.model import load_embedded
     from tokenprune.errors import TokenPruneError
@@ -33,7 +34,7 @@ _HOMES = {
     "create_pruner": "pruners.base",
     "load_embedded": "embedded.model",
     "prune": "pruning",
-    "register_adapter": "adapters.base",
+    "register_adapter": "adapters.known",
     "register_pruner": "pruners.base",
 }
 

@@ -141,7 +141,7 @@ class Block:
         pruned = self.adapter.prune_inputs(arguments, self.pruner, self.budget, questions)
         inputs = pruned.inputs
         assert ids is not None  # prune_inputs would have refused
-        images = torch.bincount(pruned.rows, minlength=len(ids))
+        images = torch.bincount(torch.tensor(pruned.layout.item_rows), minlength=len(ids)).to(ids.device)
         turn = Turn(ids, {name: inputs[name] for name in COLUMNS}, images, pruned.inside)
         return Run(self, inputs, pruned, images, turn, pruned.inside, waiting=inputs["input_ids"].shape[1])
 
@@ -149,7 +149,7 @@ class Block:
         """Translate a later turn to what the cache holds, and prune the images that are new in it."""
         known, fresh = split_at_cache(turn, arguments, int(arguments[CACHE].get_seq_length()))
         whole = known["input_ids"].shape == known["attention_mask"].shape
-        added = self.adapter.placeholders(fresh["input_ids"]).sum(1) // self.adapter.spec.visual_tokens
+        added = self.adapter.count_images(fresh["input_ids"])
         pixels = new_images(turn, arguments.get("pixel_values"), added)
         rest = {name: value for name, value in arguments.items() if name != "pixel_values"}
         run = Run(self, rest | fresh, inside=turn.inside)
@@ -178,7 +178,7 @@ def _call(pruned: PrunedInputs, images: Tensor) -> PrunedCall:
     inside = pruned.inside.seconds["selection"] if pruned.inside else 0.0
     seconds = {"prefill": 0.0, **pruned.seconds}
     seconds |= {"selection": seconds["selection"] + inside, "prefill": seconds["prefill"] - inside}
-    before = [n * pruned.num_tokens for n in images.tolist()]
+    before = pruned.layout.free_tokens()
     return PrunedCall(pruned.selection, stages, list(zip(before, stages[-1].counts, strict=True)), seconds)
 
 

@@ -69,6 +69,11 @@ class Budget:
             )
         return keep
 
+    def at_most(self, num_tokens: int) -> Budget:
+        """The budget for a row that may have fewer visual tokens than it allows: then all stay."""
+        wanted = self.keep_tokens or self.average_tokens
+        return Budget(keep_ratio=1.0) if wanted is not None and wanted > num_tokens else self
+
     def then(self, following: Budget) -> Budget:
         """The budget that leaves what a ``following`` one leaves of what this one leaves.
 

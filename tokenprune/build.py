@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from tokenprune.adapters.base import ADAPTERS
+from tokenprune.adapters.known import ADAPTERS
 from tokenprune.adapters.load import Checkpoint, find_checkpoint
 from tokenprune.adapters.signals import check_steps
 from tokenprune.budget import Budget
@@ -155,6 +155,7 @@ def _checkpoint(config: ModelConfig) -> Checkpoint:
         device=config.device,
         attention=config.attention,
         text_tower=config.text_tower,
+        scope=config.scope,
     )
     if config.name != EMBEDDED and found.adapter is not ADAPTERS.get(config.name):
         raise ModelError(f"model {config.path!r} is not one that the adapter {config.name!r} serves; change model.name")

@@ -17,7 +17,7 @@ from tokenprune.registry import Entry, Registry
 
 REGISTRIES = {
     "pruners": ("tokenprune.pruners.base", "PRUNERS"),
-    "adapters": ("tokenprune.adapters.base", "ADAPTERS"),
+    "adapters": ("tokenprune.adapters.known", "ADAPTERS"),
     "tasks": ("tokenprune.tasks.base", "TASKS"),
     "kernels": ("tokenprune.functional.kernels", "KERNELS"),
     "conditioning": ("tokenprune.conditioning.base", "CONDITIONINGS"),

@@ -69,6 +69,7 @@ class ModelConfig:
         attention: attention implementation.
         text_tower: hub id or folder of the CLIP model that pairs with the vision tower, or
             ``open_clip:<model>[@<tag>]``; None lets the adapter find it.
+        scope: what a row is that a pruner chooses among, see ``ModelAdapter.scopes``; None is the adapter's default.
     """
 
     name: str = EMBEDDED
@@ -77,6 +78,7 @@ class ModelConfig:
     device: str = "cpu"
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
     text_tower: str | None = None
+    scope: str | None = None
 
     def __post_init__(self) -> None:
         if (self.name == EMBEDDED) != (self.path is None):

@@ -76,7 +76,7 @@ class Batch:
         self.answers, self.counts = self._answers()
         everything = Operations(torch.ones(adapter.spec.llm.layers, 3, 1, dtype=torch.bool))
         visual = adapter.placeholders(self.whole.inputs["input_ids"])
-        prompt = prompt_tokens((), visual, self.encoded, None, everything)
+        prompt = prompt_tokens((), visual, self.encoded.layout, self.whole.kept, operations=everything)
         start = now(adapter.model.device)
         self.replay = Replay(adapter.model, self._extended(self.whole), prompt, self.counts.shape[1])
         self.forward_seconds = now(adapter.model.device) - start

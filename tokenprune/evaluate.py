@@ -49,13 +49,13 @@ class Evaluator:
         """
         pruned = self._prune(cell, batch)
         answers = self.adapter.generate(pruned, max_new_tokens=self.max_new_tokens)
-        traces, total, grid = stage_traces(pruned, len(batch)), pruned.num_tokens, self.adapter.grid()
-        lengths = pruned.inputs["attention_mask"].sum(1).tolist()
-        entered = total if pruned.selection is None else pruned.selection.keep.shape[1]
+        traces, totals = stage_traces(pruned, len(batch)), pruned.layout.free_tokens()
+        lengths, grids = pruned.inputs["attention_mask"].sum(1).tolist(), pruned.layout.row_grids()
+        entered = pruned.entered
         lines = []
         for row, (sample, answer) in enumerate(zip(batch, answers, strict=True)):
             stages = [{"stage": str(t.stage), "kept": t.keep[row], "tokens": t.counts[row]} for t in traces]
-            kept = traces[-1].keep[row] if traces else list(range(total))
+            kept, grid = traces[-1].keep[row] if traces else list(range(totals[row])), grids[row]
             evidence = evidence_tokens(sample.boxes, sample.image.size, grid) if grid else []
             lines.append(
                 {
@@ -65,7 +65,9 @@ class Evaluator:
                     "truth": sample.answer,
                     "answer": answer,
                     "correct": self.task.score(sample, answer),
-                    "text_tokens": lengths[row] - entered,
+                    "visual_tokens": totals[row],
+                    "text_tokens": lengths[row] - entered[row],
+                    "grid": grid and list(grid),
                     "evidence_kept": evidence_kept(kept, evidence),
                     "stages": stages,
                 }
@@ -108,18 +110,25 @@ def summarise(cell: Cell, lines: Sequence[Line], spec: ModelSpec) -> dict[str, A
     kinds = sorted({line["kind"] for line in lines})
     by_kind = {kind: fmean(line["correct"] for line in lines if line["kind"] == kind) for kind in kinds}
     evidence = [line["evidence_kept"] for line in lines if line["evidence_kept"] is not None]
-    plans = Counter((tuple(stage["tokens"] for stage in line["stages"]), line["text_tokens"]) for line in lines)
-    weighed = [(_plan(cell, spec, alive), text, n) for (alive, text), n in plans.items()]
+    grids = {tuple(line["grid"] or ()) for line in lines}
+    plans = Counter(
+        (tuple(stage["tokens"] for stage in line["stages"]), line["visual_tokens"], line["text_tokens"])
+        for line in lines
+    )
+    weighed = [(_plan(cell, spec, alive, total), text, n) for (alive, total, text), n in plans.items()]
     return {
         "questions": len(lines),
         "accuracy": accuracy,
         "accuracy_standard_error": standard_error(accuracy, len(lines)),
         "accuracy_by_kind": by_kind if kinds != [""] else {},
-        "visual_tokens": spec.visual_tokens,
-        "kept_tokens": fmean(line["stages"][-1]["tokens"] if line["stages"] else spec.visual_tokens for line in lines),
+        "visual_tokens": fmean(line["visual_tokens"] for line in lines),
+        "kept_tokens": fmean(
+            line["stages"][-1]["tokens"] if line["stages"] else line["visual_tokens"] for line in lines
+        ),
         "average_tokens": sum(plan.mean_tokens * n for plan, _, n in weighed) / len(lines),
         "text_tokens": fmean(line["text_tokens"] for line in lines),
         "evidence_kept": fmean(evidence) if evidence else None,
+        "grid": list(grids.pop()) or None if len(grids) == 1 else None,
         "llm_prefill_flops": sum(flops.llm_prefill_flops(spec, plan, text) * n for plan, text, n in weighed)
         / len(lines),
         "lm_head_flops": flops.lm_head_flops(spec),
@@ -128,8 +137,8 @@ def summarise(cell: Cell, lines: Sequence[Line], spec: ModelSpec) -> dict[str, A
     }
 
 
-def _plan(cell: Cell, spec: ModelSpec, alive: Sequence[int]) -> OperationPlan:
+def _plan(cell: Cell, spec: ModelSpec, alive: Sequence[int], total: int) -> OperationPlan:
     """What ran for a question, from the visual tokens that really went on from each stage."""
     if cell.pruner is None:
-        return OperationPlan.drop_at(spec, (), (), spec.visual_tokens)
-    return cell.pruner.plan(spec, alive, spec.visual_tokens)
+        return OperationPlan.drop_at(spec, (), (), total)
+    return cell.pruner.plan(spec, alive, total)

@@ -17,8 +17,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from tokenprune.adapters.base import adapter_for
 from tokenprune.adapters.cache_argument import CACHE, cache_of
+from tokenprune.adapters.known import adapter_for
 from tokenprune.adapters.stopwatch import now
 from tokenprune.block import Block, Run
 from tokenprune.budget import Budget
@@ -39,6 +39,7 @@ def prune(
     keep_ratio: float | None = None,
     average_tokens: float | None = None,
     text_tower: str | None = None,
+    scope: str | None = None,
     question: str | Sequence[str] | None = None,
     **options: Any,
 ) -> Iterator[Trace]:
@@ -56,6 +57,7 @@ def prune(
         average_tokens: visual tokens in a layer of the LLM, mean over its layers. None of the three if the pruner's
             options fix its budget.
         text_tower: see ``ModelAdapter``.
+        scope: likewise.
         question: what relevance is measured against, one for all rows or one a row; None to read it off the prompts.
         **options: of the pruner, if it is given by name.
 
@@ -78,7 +80,7 @@ def prune(
         raise ConfigError(
             f"the pruner's options fix its budget ({budget}); leave out keep_tokens, keep_ratio and average_tokens"
         )
-    adapter = adapter_for(model, processor, text_tower=text_tower)
+    adapter = adapter_for(model, processor, text_tower=text_tower, scope=scope)
     adapter.check_pruner(chosen)
     chosen.schedule(adapter.spec, budget, adapter.spec.visual_tokens)
     block = Block(adapter, chosen, budget, question)

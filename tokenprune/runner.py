@@ -161,5 +161,4 @@ class _Worker:
             advance(len(batch))
         costs = self.evaluator.measure(cell, self.samples, self.config.timing_repeats)
         quality = summarise(cell, list(lines.values()), self.adapter.spec)
-        grid = self.adapter.grid()
-        return {**quality, **costs, "grid": grid and list(grid)}
+        return {**quality, **costs}

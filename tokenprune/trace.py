@@ -31,7 +31,7 @@ class PrunedCall:
     """One call of the model whose images were pruned.
 
     Attributes:
-        selection: what stayed before the LLM, one row an image; None if everything did.
+        selection: what stayed before the LLM, one row an image; None if everything did, or the images are unequal.
         stages: all stages in order, the one before the LLM included.
         counts: visual tokens (before the first stage, after the last) of each batch row.
         seconds: of ``vision`` (tower and projector), ``selection`` (signals and pruner, at all stages) and ``prefill``
@@ -52,13 +52,12 @@ def stage_traces(pruned: PrunedInputs, batch: int) -> list[StageTrace]:
         batch: B, rows of its prompts; a batch that ``generate`` repeated for beams counts once.
     """
     traces = []
-    if pruned.selection is not None:
+    if pruned.chosen:
+        layout = pruned.layout
         keep: list[list[int]] = [[] for _ in range(batch)]
-        images = [0] * batch
-        for row, kept in zip(pruned.rows.tolist(), pruned.selection.keep.tolist(), strict=True):
-            keep[row] += [images[row] * pruned.num_tokens + index for index in kept]
-            images[row] += 1
-        traces.append(StageTrace(PRE_LLM, keep, [len(row) for row in keep]))
+        for row, tokens in zip(layout.rows.tolist(), layout.units, strict=True):
+            keep[row] += layout.numbers[tokens[pruned.kept[tokens]]].tolist()
+        traces.append(StageTrace(PRE_LLM, [sorted(row) for row in keep], [len(row) for row in keep]))
     if pruned.inside is not None:
         for step, alive in zip(pruned.inside.steps, pruned.inside.stages, strict=False):
             copies = len(alive.counts) // batch
@@ -92,10 +91,12 @@ class Trace:
         """(I, K) long: indices of the visual tokens that entered the LLM in the last call, one row an image.
 
         Raises:
-            TokenPruneError: if there was no call, or it pruned inside the LLM alone.
+            TokenPruneError: if there was no call, it pruned inside the LLM alone, or the images have different numbers
+                of tokens.
         """
         if self.last.selection is None:
-            raise TokenPruneError("nothing was pruned before the LLM; see stages for what was alive at each layer")
+            what = "nothing was pruned before the LLM" if self.last.stages[0].stage != PRE_LLM else "images are unequal"
+            raise TokenPruneError(f"{what}; see stages for what was alive at each layer")
         return self.last.selection.keep
 
     @property

@@ -4,8 +4,8 @@ from tiny import Project, Relevance, ask, shared_llava, tiny_clip
 from transformers import CLIPModel, CLIPTextModelWithProjection
 
 import tokenprune as tp
-from tokenprune.adapters.base import adapter_for
 from tokenprune.adapters.clip_tower import ClipTower, load
+from tokenprune.adapters.known import adapter_for
 from tokenprune.errors import ModelError
 from tokenprune.types import Signal
 

@@ -6,8 +6,8 @@ from masked import masked_logits
 from tiny import BUILDERS, Project, ask
 
 import tokenprune as tp
-from tokenprune.adapters.base import ADAPTERS, adapter_for
 from tokenprune.adapters.cache_argument import cache_of
+from tokenprune.adapters.known import ADAPTERS, adapter_for
 from tokenprune.budget import Budget
 
 STEPS = 9  # the first is the prefill's
@@ -80,7 +80,7 @@ def test_the_stateless_way_is_the_same(built, positions):
         tokens, logits = generated(model, inputs)
     pruned = adapter.prune_inputs(inputs, pruner, Budget(keep_tokens=7))
     assert torch.equal(pruned.selection.keep, trace.keep)
-    assert pruned.rows.tolist() == [0, 1, 1]
+    assert pruned.layout.rows.tolist() == [0, 1, 1]
     assert torch.equal(generated(model, pruned.inputs)[1], logits)
     prefill = adapter.prefill(pruned.inputs)
     assert torch.equal(prefill.logits[:, 0], logits[:, 0])

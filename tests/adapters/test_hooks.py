@@ -11,8 +11,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import StaticSlidingWindowLayer
 
 import tokenprune as tp
-from tokenprune.adapters.base import adapter_for
 from tokenprune.adapters.cache_argument import CACHE, cache_of
+from tokenprune.adapters.known import adapter_for
 from tokenprune.budget import Budget
 from tokenprune.errors import ModelError
 

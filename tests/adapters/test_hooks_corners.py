@@ -10,10 +10,10 @@ from tiny_inside import Within
 from transformers import DynamicCache
 
 import tokenprune as tp
-from tokenprune.adapters.base import adapter_for
 from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.hooks import InsideLLM
 from tokenprune.adapters.inputs import fresh
+from tokenprune.adapters.known import adapter_for
 from tokenprune.adapters.prefill import PromptTokens
 from tokenprune.budget import Budget
 from tokenprune.types import Step
@@ -70,7 +70,13 @@ def test_one_mask_for_all_rows(attention):
     visual = torch.zeros(2, length, dtype=torch.bool)
     visual[:, 3:28] = True
     number = (visual.long().cumsum(1) - 1).masked_fill(~visual, -1)
-    prompt = PromptTokens(visual, number, lambda total: pruner.counts(None, 7, total), torch.zeros(2, dtype=torch.long))
+    quota = [pruner.counts(None, 7, total) for total in visual.sum(1).tolist()]
+    prompt = PromptTokens(
+        visual,
+        number,
+        quota,
+        torch.zeros(2, dtype=torch.long),
+    )
     mask = torch.ones(length, length, dtype=torch.bool).tril()
     mask[-1, :5] = False
     results = []

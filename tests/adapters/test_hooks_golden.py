@@ -46,7 +46,7 @@ def run(model, case, pruner, start, image, keep):
     number = (visual.long().cumsum(1) - 1).masked_fill(~visual, -1)
     spec = ModelSpec(decoder_spec(model.config), model.config.vocab_size, image)
     quota = pruner.schedule(spec, Budget(keep_tokens=keep), image)
-    prompt = PromptTokens(visual, number, lambda total: quota, torch.zeros(1, dtype=torch.long))
+    prompt = PromptTokens(visual, number, [quota], torch.zeros(1, dtype=torch.long))
     with torch.no_grad(), InsideLLM(model, pruner.steps(spec), prompt) as inside:
         output = model.model(inputs_embeds=case["inputs_embeds"], use_cache=True)
         lengths = [layer.keys.shape[2] for layer in cache_of(output).layers]

@@ -20,7 +20,7 @@ def inside(model, inputs, pruner, ratio):
     prompt = PromptTokens(
         visual,
         number,
-        lambda total: pruner.counts(None, max(1, round(ratio * total)), total),
+        [pruner.counts(None, max(1, round(ratio * total)), total) for total in visual.sum(1).tolist()],
         torch.arange(len(visual)),
     )
     return InsideLLM(model, [Step(stage, pruner) for stage in stages], prompt)

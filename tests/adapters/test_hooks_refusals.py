@@ -8,8 +8,8 @@ from torch import nn
 from transformers import DynamicCache
 
 import tokenprune as tp
-from tokenprune.adapters.base import adapter_for
 from tokenprune.adapters.cache_argument import CACHE, cache_of
+from tokenprune.adapters.known import adapter_for
 from tokenprune.budget import Budget
 from tokenprune.errors import ModelError
 

@@ -10,7 +10,7 @@ from tiny_inside import Within
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import tokenprune as tp
-from tokenprune.adapters.base import adapter_for
+from tokenprune.adapters.known import adapter_for
 from tokenprune.budget import Budget
 from tokenprune.errors import ModelError
 from tokenprune.types import LLM_SIGNALS, Signal

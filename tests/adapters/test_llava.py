@@ -4,7 +4,7 @@ from tiny import Project, ask, shared_llava, tiny_llava, tiny_processor, tiny_vi
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SiglipVisionConfig
 
 import tokenprune as tp
-from tokenprune.adapters.base import adapter_for
+from tokenprune.adapters.known import adapter_for
 from tokenprune.adapters.llava import LlavaAdapter
 from tokenprune.errors import ModelError
 from tokenprune.types import ModelSpec, Sample, Signal, TransformerSpec
@@ -156,7 +156,7 @@ def test_prepare(llava):
     assert prepared.questions == ["is there a star ?", "where ?"]
     assert prepared.inputs["pixel_values"].shape == (2, 3, 40, 40)
     assert prepared.inputs["attention_mask"][1, 0] == 0  # on the left
-    assert adapter._questions(prepared.inputs, None) == prepared.questions
+    assert adapter.questions(prepared.inputs) == prepared.questions
     assert len(adapter.generate(prepared.inputs, max_new_tokens=2)) == 2
     bare = tiny_processor()
     bare.chat_template = None

@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer
 
 import tokenprune as tp
 from tokenprune.adapters import clip_tower, open_clip_tower
-from tokenprune.adapters.base import adapter_for
+from tokenprune.adapters.known import adapter_for
 from tokenprune.errors import ModelError
 from tokenprune.types import Signal
 

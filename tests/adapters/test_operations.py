@@ -96,7 +96,7 @@ def test_positions_with_three_axes(attention, seed):
     model, inputs, plan = tiny_qwen(attention), ask_qwen(1, 2), random_plan(seed)
     visual = inputs["input_ids"] == IMAGE
     number = (visual.long().cumsum(1) - 1).masked_fill(~visual, -1)
-    prompt = PromptTokens(visual, number, lambda total: (), torch.arange(2), torch.zeros_like(number))
+    prompt = PromptTokens(visual, number, [()] * 2, torch.arange(2), torch.zeros_like(number))
     with InsideLLM(model, (), prompt, plan.active):
         tokens, logits, _ = generated(model, inputs)
     groups = [[0] * int(row.sum()) for row in visual]

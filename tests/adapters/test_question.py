@@ -49,7 +49,7 @@ def test_common_chat_formats(prompt):
 
 
 def test_the_adapter_reads_each_row(llava):
-    from tokenprune.adapters.base import adapter_for
+    from tokenprune.adapters.known import adapter_for
 
     questions = adapter_for(*llava)._questions(ask(llava[1], 1, 2), None)
     assert questions == ["what color is the circle ?", "how many red things are there ?"]

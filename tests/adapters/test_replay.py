@@ -9,9 +9,9 @@ from tiny import ask, shared_llava, tiny_llava, tiny_processor
 from tiny_plans import LAYERS, Planned, depthwise, random_plan
 
 import tokenprune as tp
-from tokenprune.adapters.base import adapter_for
 from tokenprune.adapters.hooks import _ACTIVE, _FORWARD, InsideLLM
 from tokenprune.adapters.inputs import fresh
+from tokenprune.adapters.known import adapter_for
 from tokenprune.adapters.pruned import prompt_tokens
 from tokenprune.adapters.replay import Replay
 from tokenprune.budget import Budget
@@ -38,7 +38,13 @@ def encoded(attention, rows):
 
 def replayed(attention, rows, last=1, plan=EVERYTHING):
     adapter, _, images, whole = encoded(attention, rows)
-    prompt = prompt_tokens((), adapter.placeholders(whole["input_ids"]), images, None, plan)
+    prompt = prompt_tokens(
+        (),
+        adapter.placeholders(whole["input_ids"]),
+        images.layout,
+        torch.ones_like(images.layout.free),
+        operations=plan,
+    )
     return Replay(adapter.model, fresh(whole), prompt, last), prompt
 
 
@@ -174,7 +180,13 @@ def test_logits_are_capped_if_the_model_caps_them(capped):
     adapter, inputs, plan = adapter_for(model, tiny_processor()), ask(tiny_processor(), 1, 2), depthwise(4, 3, 1)
     images = adapter.encode(inputs)
     whole = adapter.prune_inputs(inputs, None, encoded=images).inputs
-    prompt = prompt_tokens((), adapter.placeholders(whole["input_ids"]), images, None, plan)
+    prompt = prompt_tokens(
+        (),
+        adapter.placeholders(whole["input_ids"]),
+        images.layout,
+        torch.ones_like(images.layout.free),
+        operations=plan,
+    )
     pruned = adapter.prune_inputs(inputs, Planned(given=plan), Budget(keep_tokens=TOTAL), encoded=images)
     replay = Replay(model, fresh(whole), prompt, 1)
     assert (replay.logits.abs().max() <= 2) == capped

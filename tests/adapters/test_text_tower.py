@@ -108,7 +108,7 @@ def test_known_open_clip_towers_exist():
 
 def test_loaded_once_for_a_model(tmp_path, monkeypatch):
     from tokenprune.adapters import clip_tower
-    from tokenprune.adapters.base import adapter_for
+    from tokenprune.adapters.known import adapter_for
 
     for part in tiny_clip():
         part.save_pretrained(tmp_path)

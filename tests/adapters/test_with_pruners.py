@@ -6,7 +6,7 @@ from masked_layers import masked_layers_logits
 from tiny import BUILDERS, ask, tiny_clip
 
 import tokenprune as tp
-from tokenprune.adapters.base import ADAPTERS, adapter_for
+from tokenprune.adapters.known import ADAPTERS, adapter_for
 from tokenprune.budget import Budget
 from tokenprune.conditioning.base import CONDITIONINGS
 from tokenprune.pruners.base import PRUNERS, create_pruner

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
 from transformers.models.clip.modeling_clip import CLIPVisionConfig, CLIPVisionModel
 
-from tokenprune.adapters.base import adapter_for
+from tokenprune.adapters.known import adapter_for
 from tokenprune.adapters.llava import LlavaAdapter
 from tokenprune.budget import Budget
 from tokenprune.embedded.model import llava_config

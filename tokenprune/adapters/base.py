@@ -1,4 +1,4 @@
-"""The base class of model adapters, their registry, and how one is found for a model.
+"""The base class of model adapters.
 
 An adapter holds all that is known of one model family. Most of the work, here and in ``inputs``, is the same for all
 families; a new one states its sizes, where the signals of its vision tower are, and what its inputs must look like.
@@ -7,25 +7,25 @@ families; a new one states its sizes, where the signals of its vision tower are,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tokenprune.adapters import inputs as prompts
-from tokenprune.adapters.inputs import Encoded, Prepared, PrunedInputs
+from tokenprune.adapters.encoded import Encoded, encode
+from tokenprune.adapters.inputs import PIXELS, Prepared, PrunedInputs
+from tokenprune.adapters.layout import Grid, Item, Unit
 from tokenprune.adapters.pruned import prune_inputs
 from tokenprune.adapters.question import ROLES, last_question
-from tokenprune.adapters.signals import PAIRED, TEXTUAL, check_offered, check_steps, gather_signals
+from tokenprune.adapters.signals import check_steps, make_signals, rows_of
 from tokenprune.adapters.text_tower import TextTower, load_text_tower
 from tokenprune.budget import Budget
-from tokenprune.errors import ModelError
-from tokenprune.registry import Registry
-from tokenprune.types import ModelSpec, Sample, Selector, Signal, Step, TokenSelection, VisualTokens
-
-ADAPTERS: Registry[ModelAdapter]
+from tokenprune.errors import ModelError, hint
+from tokenprune.types import ModelSpec, Sample, Selector, Signal, Step, VisualTokens
 
 
 class ModelAdapter(ABC):
@@ -37,6 +37,8 @@ class ModelAdapter(ABC):
         example: hub id of a checkpoint.
         prompt: of a question, for processors without a chat template.
         roles: regular expressions of what begins a turn of the user and of the assistant.
+        scopes: what a row that a pruner chooses among can be; the first is the default. Budgets are of an image or a
+            video, whatever the scope.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -44,8 +46,9 @@ class ModelAdapter(ABC):
     example: ClassVar[str]
     prompt: ClassVar[str] = "USER: <image>\n{question} ASSISTANT:"
     roles: ClassVar[tuple[str, str]] = ROLES
+    scopes: ClassVar[tuple[str, ...]] = ("image",)
 
-    def __init__(self, model: Any, processor: Any, *, text_tower: str | None = None) -> None:
+    def __init__(self, model: Any, processor: Any, *, text_tower: str | None = None, scope: str | None = None) -> None:
         """Wrap a loaded model.
 
         Args:
@@ -53,18 +56,26 @@ class ModelAdapter(ABC):
             processor: that belongs to it.
             text_tower: hub id or folder of the CLIPModel that its vision tower comes from, or
                 ``open_clip:<model>@<weights>``; None to find it. It is loaded when a pruner first needs it.
+            scope: one of ``scopes``.
 
         Raises:
-            ModelError: if the model has unknown parts or the processor is not the model's.
+            ModelError: if the model has unknown parts, there is no such scope, or the processor is not the model's.
         """
+        self.check_scope(scope)
         self.model, self.processor, self.text_tower = model, processor, text_tower
-        self.spec = self.spec_from_config(model.config)
+        self.scope, self.spec = scope or self.scopes[0], self.spec_from_config(model.config)
         ours, theirs = model.config.image_token_id, getattr(processor, "image_token_id", None)
         if ours != theirs or not hasattr(processor, "image_processor"):
             name = type(processor).__name__
             raise ModelError(
                 f"{name} is not this model's processor: images are token {theirs} there, token {ours} here"
             )
+
+    @classmethod
+    def check_scope(cls, scope: str | None) -> None:
+        """Raise ModelError unless there is such a scope."""
+        if scope is not None and scope not in cls.scopes:
+            raise ModelError(f"scope {scope!r} is not one of {cls.__name__}; {hint(scope, cls.scopes)}")
 
     @classmethod
     @abstractmethod
@@ -77,20 +88,54 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def vision_signals(self, output: Any, requires: frozenset[Signal]) -> dict[Signal, Tensor]:
-        """CLS_ATTENTION, KEYS and VISION_HIDDEN as far as required, from the output of ``get_image_features``."""
+        """CLS_ATTENTION (T, H), KEYS and VISION_HIDDEN (T, C), as far as required, from the output of an encoder."""
 
-    def grid(self) -> tuple[int, int] | None:
-        """(height, width) of an image's visual tokens if they are in raster order."""
+    def grid(self) -> Grid | None:
+        """(height, width) of an image's visual tokens if they are in raster order and all images have the same."""
         return None
+
+    def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
+        """The images or videos of a batch and the rows that pruners choose among; here each image is a row.
+
+        Args:
+            modality: ``image`` or ``video``.
+            output: of the modality's encoder.
+            inputs: of the model.
+        """
+        pairs = zip(output.pooler_output, inputs[PIXELS[modality]], strict=True)
+        return [Item(x, [Unit(torch.arange(len(x)), self.grid())], pixels) for x, pixels in pairs]
+
+    def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
+        """What the model takes for the output of its encoder.
+
+        Args:
+            output: of the encoder.
+            parts: (k, D) for each image or video, the visual tokens that stay.
+            kept: (n,) bool for each, which these are.
+        """
+        return BaseModelOutputWithPooling(pooler_output=parts)
+
+    def count_images(self, ids: Tensor) -> Tensor:
+        """(B,) long, how many images a later turn brings.
+
+        Raises:
+            ModelError: if it cannot be told from the prompt.
+        """
+        numbers = self.placeholders(ids).sum(1)
+        if bool((numbers % self.spec.visual_tokens).any()):
+            raise ModelError("a later turn cannot bring images whose number of tokens varies; give them all at first")
+        return numbers // self.spec.visual_tokens
 
     def positions(self, inputs: Mapping[str, Any]) -> Tensor:
         """(B, L) position ids of the unpruned prompt, as ``generate`` numbers them."""
         return prompts.text_positions(prompts.real_tokens(inputs))
 
-    def placeholders(self, ids: Tensor) -> Tensor:
-        """(B, L) bool, where the visual tokens go."""
-        found: Tensor = ids == self.model.config.image_token_id
-        return found
+    def placeholders(self, ids: Tensor, modality: str | None = None) -> Tensor:
+        """(B, L) bool, where the visual tokens go: of one modality, or of all."""
+        names = PIXELS if modality is None else (modality,)
+        tokens = [getattr(self.model.config, f"{name}_token_id", None) for name in names]
+        found = [ids == token for token in tokens if token is not None]
+        return torch.stack(found).any(0)
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
         """Refuse what cannot be pruned.
@@ -115,9 +160,8 @@ class ModelAdapter(ABC):
 
     def prepare(self, samples: Sequence[Sample]) -> Prepared:
         """Samples as inputs, padded on the left."""
-        questions = [sample.question for sample in samples]
+        questions, images = [sample.question for sample in samples], [sample.image for sample in samples]
         texts = [self._prompt(question) for question in questions]
-        images = [sample.image for sample in samples]
         batch = self.processor(images=images, text=texts, padding=True, padding_side="left", return_tensors="pt")
         return Prepared(dict(batch.to(self.model.device)), questions)
 
@@ -129,26 +173,16 @@ class ModelAdapter(ABC):
         return text
 
     def encode(self, inputs: Mapping[str, Any], requires: frozenset[Signal] = frozenset()) -> Encoded:
-        """Run the vision tower and the projector. Gradients flow only if the model is in training mode.
+        """Run the vision tower and the projector on pixels; pruners may ask for the signals in ``requires`` then.
 
-        Args:
-            inputs: with ``input_ids`` and pixels.
-            requires: signals that pruners will ask for.
+        Gradients flow only if the model is in training mode.
 
         Raises:
             ModelError: if prompts and images do not fit each other.
         """
         self.check_inputs(inputs)
-        # Transformers keeps only the hidden state that the projector reads, unless asked for all.
-        inner = {"output_hidden_states": True} if requires & {Signal.CLS_ATTENTION, Signal.KEYS} else {}
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.model.training):
-            output = prompts.encode_images(self.model, inputs, **inner)
-        features = torch.stack(list(output.pooler_output))
-        sizes = [features.shape[1]] * len(features)
-        rows = prompts.rows_of_images(self.placeholders(inputs["input_ids"]), sizes)
-        return Encoded(output, features, rows, prompts.content_ids(inputs["pixel_values"]))
+        return encode(self, inputs, requires)
 
-    @torch.no_grad()
     def visual_tokens(
         self,
         inputs: Mapping[str, Any],
@@ -158,7 +192,7 @@ class ModelAdapter(ABC):
         encoded: Encoded | None = None,
         tower: TextTower | None = None,
     ) -> VisualTokens:
-        """What a pruner sees: one row an image, in the order of the placeholders.
+        """What a pruner sees: one row an image, or a part of one; in the order of the placeholders.
 
         Args:
             inputs: with ``input_ids`` and pixels.
@@ -170,21 +204,14 @@ class ModelAdapter(ABC):
         Raises:
             ModelError: if a signal is not on offer, or prompts and images do not fit each other.
         """
-        check_offered(self.offers, requires, type(self).__name__)
         encoded = encoded or self.encode(inputs, requires)
-        tower = tower or (self.load_text_tower() if requires & PAIRED else None)
-        asked = self._questions(inputs, questions) if requires & TEXTUAL or questions is not None else []
-        signals = gather_signals(self, encoded, requires, asked, tower)
-        return VisualTokens(encoded.features.detach(), signals, grid=self.grid(), row_ids=encoded.ids)
+        signals = make_signals(self, inputs, encoded, requires, questions, tower)
+        return rows_of(encoded, signals, range(len(encoded.layout.units)))
 
-    def _questions(self, inputs: Mapping[str, Any], questions: Sequence[str] | None) -> Sequence[str]:
-        ids = inputs["input_ids"]
-        if questions is None:
-            tokenizer = self.processor.tokenizer
-            return [last_question(tokenizer, row, self.placeholders(row), self.roles) for row in ids]
-        if len(questions) != len(ids):
-            raise ModelError(f"there are {len(questions)} questions for {len(ids)} prompts")
-        return questions
+    def questions(self, inputs: Mapping[str, Any]) -> list[str]:
+        """What each prompt asks."""
+        tokenizer = self.processor.tokenizer
+        return [last_question(tokenizer, row, self.placeholders(row), self.roles) for row in inputs["input_ids"]]
 
     def load_text_tower(self, kind: str | None = None) -> TextTower:
         """The text tower that pairs with the vision tower; loaded once for a model.
@@ -223,12 +250,6 @@ class ModelAdapter(ABC):
         """
         return prune_inputs(self, inputs, pruner, budget, questions, encoded)
 
-    def shorten(self, inputs: Mapping[str, Any], selection: TokenSelection | None, *, repack: bool) -> dict[str, Any]:
-        """Inputs without pixels and without the placeholders of dropped visual tokens; see ``inputs.prune_prompt``."""
-        whole = {"position_ids": self.positions(inputs), **inputs}
-        placeholder, pad = self.placeholders(inputs["input_ids"]), self.processor.tokenizer.pad_token_id or 0
-        return prompts.prune_prompt(self.model, whole, placeholder, selection, repack=repack, pad_token_id=pad)
-
     @torch.no_grad()
     def generate(self, inputs: Mapping[str, Any] | PrunedInputs, **generation: Any) -> list[str]:
         """Answer.
@@ -260,34 +281,3 @@ class ModelAdapter(ABC):
         arguments, inside = prompts.unpack(inputs)
         with inside or nullcontext():
             return self.model(**prompts.fresh(arguments), use_cache=True, logits_to_keep=1)
-
-
-ADAPTERS = Registry("adapter", package="tokenprune.adapters", group="tokenprune.adapters")
-
-
-def register_adapter(name: str, *, paper: str | None = None) -> Callable[[type[ModelAdapter]], type[ModelAdapter]]:
-    """Class decorator that makes an adapter known to the CLI, YAML files, the contract tests and the docs.
-
-    Args:
-        name: public name; also that of its file and YAML file.
-        paper: URL of the paper that introduced the family.
-
-    Raises:
-        RegistryError: if the name is malformed or taken.
-    """
-    return ADAPTERS.register(name, paper=paper)
-
-
-def adapter_class(model_type: str | None) -> type[ModelAdapter]:
-    """The adapter that serves a ``config.model_type``; ModelError if there is none."""
-    served = {kind: ADAPTERS.get(name) for name in ADAPTERS.names() for kind in ADAPTERS.get(name).model_types}
-    if model_type not in served:
-        known = ", ".join(sorted(served))
-        raise ModelError(f"no adapter knows models of type {model_type!r}; known: {known}; see docs/add_an_adapter.md")
-    return served[model_type]
-
-
-def adapter_for(model: Any, processor: Any, *, text_tower: str | None = None) -> ModelAdapter:
-    """The adapter of a loaded model, with the arguments and errors of ``ModelAdapter``; ModelError if none knows it."""
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    return adapter_class(model_type)(model, processor, text_tower=text_tower)

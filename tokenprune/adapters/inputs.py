@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from tokenprune.adapters.layout import Choice, Layout
 from tokenprune.errors import ModelError
 from tokenprune.types import TokenSelection
 
@@ -39,41 +39,39 @@ class Prepared:
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
-    """Images after the vision tower and the projector; can be pruned many times.
-
-    Attributes:
-        output: of ``get_image_features``.
-        features: (I, N, D) visual tokens.
-        rows: (I,) long, the batch row of each image.
-        ids: (I,) long, a hash of each image's pixels.
-    """
-
-    output: Any
-    features: Tensor
-    rows: Tensor
-    ids: Tensor
-
-
-@dataclass(frozen=True, eq=False)
 class PrunedInputs:
     """Inputs whose images are encoded and pruned; an adapter's ``generate`` and ``prefill`` and the model take them.
 
     Attributes:
         inputs: keyword arguments of the model.
-        selection: one row an image; None if nothing was pruned.
-        rows: (I,) long, the batch row of each image.
-        num_tokens: N, visual tokens of an image before pruning.
+        chosen: what stayed before the LLM; empty if nothing was pruned there.
+        kept: (T,) bool, which visual tokens of the batch entered the LLM.
+        layout: of the visual tokens.
         seconds: of ``vision`` (tower and projector) and ``selection`` (signals, text tower and pruner) before the LLM.
         inside: prunes inside the LLM while the model runs on these inputs; None if that is all done.
     """
 
     inputs: dict[str, Any]
-    selection: TokenSelection | None
-    rows: Tensor
-    num_tokens: int
+    chosen: tuple[Choice, ...]
+    kept: Tensor
+    layout: Layout
     seconds: dict[str, float]
     inside: InsideLLM | None = None
+
+    @property
+    def selection(self) -> TokenSelection | None:
+        """What stayed before the LLM, a row for each unit; None if nothing was pruned or the units are unequal."""
+        return self.chosen[0].selection if len(self.chosen) == 1 else None
+
+    @property
+    def entered(self) -> list[int]:
+        """Of each batch row, how many of the visual tokens that a pruner may choose among entered the LLM."""
+        layout = self.layout
+        per_unit = [int(self.kept[unit].sum()) for unit in layout.units]
+        totals = [0] * layout.batch
+        for row, number in zip(layout.rows.tolist(), per_unit, strict=True):
+            totals[row] += number
+        return totals
 
 
 def unpack(inputs: Mapping[str, Any] | PrunedInputs) -> tuple[Mapping[str, Any], InsideLLM | None]:
@@ -83,6 +81,7 @@ def unpack(inputs: Mapping[str, Any] | PrunedInputs) -> tuple[Mapping[str, Any],
 
 # Earlier versions lose the images, pruned or not, when the prompt goes through the LLM in chunks.
 CHUNKS_WORK = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23)
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 FILL = {"attention_mask": 0, "token_type_ids": 0, "mm_token_type_ids": 0, "position_ids": 0, "labels": -100}
 
 
@@ -102,7 +101,7 @@ def real_tokens(inputs: Mapping[str, Any]) -> Tensor:
 
 
 def check(inputs: Mapping[str, Any], placeholder: Tensor) -> None:
-    """Refuse prompts and images that cannot belong together; ``rows_of_images`` counts them later.
+    """Refuse prompts and images that cannot belong together; ``layout.place_items`` counts them later.
 
     Args:
         inputs: with ``input_ids``.
@@ -112,7 +111,7 @@ def check(inputs: Mapping[str, Any], placeholder: Tensor) -> None:
         ModelError: says why.
     """
     marked = bool(placeholder.any())
-    if inputs.get("pixel_values") is None:
+    if all(inputs.get(name) is None for name in PIXELS.values()):
         prompt = "the prompt has image placeholders" if marked else "the prompt is text alone"
         raise ModelError(f"{prompt}, and no image is given")
     if not marked:
@@ -126,45 +125,27 @@ def text_positions(real: Tensor) -> Tensor:
     return (real.long().cumsum(1) - 1).masked_fill(~real, 0)
 
 
-def encode_images(model: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
+def encode_items(model: Any, modality: str, inputs: Mapping[str, Any], **options: Any) -> Any:
     """Run vision tower and projector as ``generate`` does; ``pooler_output`` of the result holds the visual tokens."""
-    arguments = {name: inputs[name] for name in _pixel_names(model, inputs)}
-    return model.base_model.get_image_features(**arguments, return_dict=True, **options)
+    arguments = {name: inputs[name] for name in _names(model, modality, inputs)}
+    return _encoder(model, modality)(**arguments, return_dict=True, **options)
 
 
-def _pixel_names(model: Any, inputs: Mapping[str, Any]) -> list[str]:
-    return [name for name in inspect.signature(model.base_model.get_image_features).parameters if name in inputs]
+def _encoder(model: Any, modality: str) -> Any:
+    return getattr(model.base_model, f"get_{modality}_features", None)
 
 
-def rows_of_images(placeholder: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Which batch row each image belongs to.
-
-    Args:
-        placeholder: (B, L) bool, where the placeholders are.
-        sizes: visual tokens of each image, in the order of the placeholders.
-
-    Returns:
-        (I,) long.
-
-    Raises:
-        ModelError: if the placeholders of a row are not those of a whole number of images.
-    """
-    per_row = placeholder.sum(1).cpu()
-    ends = torch.tensor(sizes).cumsum(0)
-    rows = torch.searchsorted(per_row.cumsum(0), ends).clamp(max=len(per_row) - 1)
-    if not torch.equal(torch.zeros_like(per_row).index_add_(0, rows, torch.tensor(sizes)), per_row):
-        raise ModelError(
-            f"the prompts hold {per_row.tolist()} image placeholders (row by row), but the {len(sizes)} given images "
-            f"have {list(sizes)} visual tokens; make prompts and images with one call of the model's own processor"
-        )
-    return rows.to(placeholder.device)
+def _names(model: Any, modality: str, inputs: Mapping[str, Any]) -> list[str]:
+    """The inputs that the encoder of a modality takes."""
+    encoder = _encoder(model, modality)
+    return [] if encoder is None else [name for name in inspect.signature(encoder).parameters if name in inputs]
 
 
 def prune_prompt(
     model: Any,
     inputs: Mapping[str, Any],
     placeholder: Tensor,
-    selection: TokenSelection | None,
+    kept: Tensor,
     *,
     repack: bool,
     pad_token_id: int,
@@ -175,20 +156,17 @@ def prune_prompt(
         model: tells which inputs are pixels.
         inputs: with ``position_ids`` of the whole prompt.
         placeholder: (B, L) bool, where the visual tokens go.
-        selection: of all images; None keeps everything.
+        kept: (T,) bool, which of them stay.
         repack: close the gaps that dropped tokens leave in the position ids.
         pad_token_id: for rows that become shorter than others.
     """
-    pixels = _pixel_names(model, inputs)
+    pixels = {name for modality in PIXELS for name in _names(model, modality, inputs)}
     real = real_tokens(inputs)
     rest = {name: value for name, value in inputs.items() if name not in pixels}
     rest["attention_mask"] = inputs.get("attention_mask", real.long())
     rest["position_ids"] = inputs["position_ids"].expand(*inputs["position_ids"].shape[:-2], *real.shape)
-    if selection is None:
-        return rest
-    kept = torch.zeros(len(selection.keep), selection.num_tokens, dtype=torch.bool, device=real.device)
     stay = real.clone()
-    stay[placeholder] &= kept.scatter_(1, selection.keep.to(real.device), True).flatten()
+    stay[placeholder] &= kept.to(real.device)
     if repack:
         rest["position_ids"] = rest["position_ids"] - (real & ~stay).long().cumsum(-1)
     return shorten(rest, stay, pad_token_id)
@@ -222,38 +200,7 @@ def shorten(inputs: Mapping[str, Any], stay: Tensor, pad_token_id: int) -> dict[
     return {name: take(value, fill[name]) if name in fill else value for name, value in inputs.items()}
 
 
-def encoder_outputs(features: Tensor, selection: TokenSelection | None) -> dict[str, Any]:
-    """The argument by which a model takes visual tokens instead of pixels.
-
-    Args:
-        features: (I, N, D).
-        selection: which of them stay, or what the pruner merged into those that stay; None for all.
-
-    Raises:
-        ModelError: if the pruner appends tokens: the prompt has no placeholders for them.
-    """
-    if selection is not None and selection.merged is not None:
-        if selection.merged.shape[1] != selection.keep.shape[1]:
-            raise ModelError("tokens can be appended inside the LLM only")
-        features = selection.merged.to(features.device, features.dtype)
-    elif selection is not None:
-        keep = selection.keep.to(features.device)
-        features = features.gather(1, keep[..., None].expand(-1, -1, features.shape[-1]))
-    return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=list(features))}}
-
-
 def fresh(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """A copy for one call: beam search replaces the visual tokens inside the encoder outputs that it is given."""
     copied = {kind: copy.copy(output) for kind, output in inputs.get("mm_encoder_outputs", {}).items()}
     return {**inputs, **({"mm_encoder_outputs": copied} if copied else {})}
-
-
-def content_ids(pixels: Tensor) -> Tensor:
-    """(I,) long: a 63-bit hash of each image's pixels, the same in whatever batch the image is.
-
-    A weighted sum of the float32 bit patterns modulo 2**64: exact, hence the same on each device, without a copy to the
-    host.
-    """
-    bits = pixels.detach().float().flatten(1).contiguous().view(torch.int32).long()
-    weights = (2 * torch.arange(bits.shape[1], device=bits.device) + 1) * 0x9E3779B97F4A7C1
-    return (bits * weights).sum(1) & 0x7FFF_FFFF_FFFF_FFFF

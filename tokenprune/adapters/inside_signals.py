@@ -54,8 +54,9 @@ class StageView:
         """
         alive = self.alive
         slots, visual = alive.slots[batch], alive.visual[batch]
-        last = torch.where(visual, slots, -1).amax(1, keepdim=True)
-        is_text = alive.valid[batch] & ~visual & (slots > last) & (slots < self.columns)
+        image = visual | (alive.number[batch] >= 0)
+        last = torch.where(image, slots, -1).amax(1, keepdim=True)
+        is_text = alive.valid[batch] & ~image & (slots > last) & (slots < self.columns)
         if not bool(is_text.any(1).all()):
             raise ModelError(
                 "the prompt ends with its image; a pruner that reads the text after it has nothing to read"

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenprune.adapters.base import ModelAdapter, register_adapter
+from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.known import register_adapter
 from tokenprune.adapters.spec import decoder_spec, vision_spec
 from tokenprune.errors import ModelError
 from tokenprune.types import ModelSpec, Signal
@@ -82,13 +83,13 @@ class LlavaAdapter(ModelAdapter):
             raise ModelError(f"the projector reads several layers, {list(layer)}, so {names} could be any of theirs")
         signals = {}
         if Signal.VISION_HIDDEN in wanted:
-            signals[Signal.VISION_HIDDEN] = output.hidden_states[layer][:, first:]
+            signals[Signal.VISION_HIDDEN] = output.hidden_states[layer][:, first:].flatten(0, 1)
         if wanted & {Signal.CLS_ATTENTION, Signal.KEYS}:
             x, attention = self._attention_input(output.hidden_states, layer)
             keys = attention.k_proj(x)
-            signals[Signal.KEYS] = keys[:, first:]
+            signals[Signal.KEYS] = keys[:, first:].flatten(0, 1)
             if Signal.CLS_ATTENTION in wanted:
-                signals[Signal.CLS_ATTENTION] = self._cls_attention(x, keys, attention)[..., first:]
+                signals[Signal.CLS_ATTENTION] = self._cls_attention(x, keys, attention)[..., first:].mT.flatten(0, 1)
         return signals
 
     def _attention_input(self, hidden_states: tuple[Tensor, ...], layer: int) -> tuple[Tensor, Any]:

@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from tokenprune.adapters.base import ModelAdapter, adapter_class
+from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.known import adapter_class
 from tokenprune.errors import ConfigError, ModelError, hint
 from tokenprune.types import ModelSpec
 
@@ -28,7 +29,7 @@ class Checkpoint:
         spec: sizes of the model.
         device: where the weights will be.
         options: of the model's ``from_pretrained``.
-        text_tower: see ``ModelAdapter``.
+        text_tower, scope: see ``ModelAdapter``.
     """
 
     path: str
@@ -37,6 +38,7 @@ class Checkpoint:
     device: torch.device
     options: Mapping[str, Any]
     text_tower: str | None
+    scope: str | None
 
     def load(self) -> ModelAdapter:
         """Load processor and weights, and wrap them.
@@ -46,7 +48,7 @@ class Checkpoint:
         """
         processor = _load(AutoProcessor, self.path)
         model = _load(AutoModelForImageTextToText, self.path, **self.options)
-        return self.adapter(model.eval().to(self.device), processor, text_tower=self.text_tower)
+        return self.adapter(model.eval().to(self.device), processor, text_tower=self.text_tower, scope=self.scope)
 
 
 def find_checkpoint(
@@ -56,6 +58,7 @@ def find_checkpoint(
     device: str = "cpu",
     attention: str = "sdpa",
     text_tower: str | None = None,
+    scope: str | None = None,
 ) -> Checkpoint:
     """Read the config of a checkpoint, and check that it can run as wanted.
 
@@ -65,10 +68,11 @@ def find_checkpoint(
         device: where to, such as ``cpu`` or ``cuda:1``.
         attention: implementation of attention in the LLM and the vision tower.
         text_tower: see ``ModelAdapter``.
+        scope: likewise.
 
     Raises:
         ConfigError: if dtype, device or attention are unknown, or do not go together.
-        ModelError: if there is no such checkpoint, or no adapter knows it.
+        ModelError: if there is no such checkpoint, no adapter knows it, or its adapter has no such scope.
     """
     place = _device(device)
     if attention not in ATTENTION:
@@ -79,7 +83,8 @@ def find_checkpoint(
     options = {"dtype": _dtype(dtype, place), "attn_implementation": attention}
     config = _load(AutoConfig, path)
     adapter = adapter_class(config.model_type)
-    return Checkpoint(path, adapter, adapter.spec_from_config(config), place, options, text_tower)
+    adapter.check_scope(scope)
+    return Checkpoint(path, adapter, adapter.spec_from_config(config), place, options, text_tower, scope)
 
 
 def load_adapter(path: str, **options: Any) -> ModelAdapter:

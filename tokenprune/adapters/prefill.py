@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,17 +32,17 @@ class PromptTokens:
     """The prompts of a call, as the LLM sees them.
 
     Attributes:
-        visual: (B, L) bool, where visual tokens are.
-        number: (B, L) long, which of its row's visual tokens each is, counting those that left before the LLM; -1 for
-            text.
-        quota: from the visual tokens of a row at the LLM's input to how many each stage selects.
+        visual: (B, L) bool, where visual tokens are that may leave.
+        number: (B, L) long, which of its row's visual tokens each is, counting those that left before the LLM and those
+            that may not leave; -1 for text.
+        quota: of each row, how many visual tokens each stage selects.
         ids: (B,) long, see ``VisualTokens.row_ids``.
         group: (B, L) long, each visual token's group of ``Operations``; None if there are none.
     """
 
     visual: Tensor
     number: Tensor
-    quota: Callable[[int], Sequence[int]]
+    quota: Sequence[Sequence[int]]
     ids: Tensor
     group: Tensor | None = None
 
@@ -60,7 +60,8 @@ class PromptTokens:
 
         ids = self.ids.repeat_interleave(copies).to(embeds.device)
         group = None if self.group is None else fit(self.group, 0)
-        return PromptTokens(fit(self.visual, False), fit(self.number, -1), self.quota, ids, group)
+        quota = [each for each in self.quota for _ in range(copies)]
+        return PromptTokens(fit(self.visual, False), fit(self.number, -1), quota, ids, group)
 
 
 class Prefill:
@@ -98,7 +99,6 @@ class Prefill:
         self.rotations = Rotations(decoder.rotary_emb)
         self.whole = Alive.prompt(valid, prompt.visual, prompt.number)
         self.alive = self.whole
-        self.quotas = [prompt.quota(total) for total in self.whole.counts]
         self.layers: dict[int, Alive] = {}
         self.stages: list[Alive] = []
         self.seconds = {"selection": 0.0}
@@ -228,7 +228,7 @@ class Prefill:
         groups = defaultdict(list)
         for row, (left, total) in enumerate(zip(alive.counts, self.whole.counts, strict=True)):
             if left:
-                k = min(self.quotas[row][number], left)
+                k = min(self.prompt.quota[row][number], left)
                 groups[left, k, total, row if selector.adaptive else None].append(row)
         view = StageView(
             alive=alive,

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from tokenprune.adapters.encoded import Encoded
 from tokenprune.adapters.hooks import InsideLLM
-from tokenprune.adapters.inputs import Encoded, PrunedInputs, encoder_outputs
+from tokenprune.adapters.inputs import PrunedInputs, prune_prompt
+from tokenprune.adapters.layout import Choice, Layout, kept_tokens
 from tokenprune.adapters.prefill import PromptTokens
-from tokenprune.adapters.signals import PAIRED
+from tokenprune.adapters.signals import PAIRED, Signals, make_signals, rows_of
 from tokenprune.adapters.stopwatch import stopwatch
 from tokenprune.budget import Budget
-from tokenprune.errors import BudgetError
-from tokenprune.types import PRE_LLM, Operations, Selector, TokenSelection
+from tokenprune.errors import BudgetError, ModelError
+from tokenprune.types import PRE_LLM, Operations, Selector
 
 if TYPE_CHECKING:
     from tokenprune.adapters.base import ModelAdapter
@@ -41,54 +44,149 @@ def prune_inputs(
     if encoded is None:
         with stopwatch(seconds, "vision", device):
             encoded = adapter.encode(inputs, requires)
-    total = encoded.features.shape[1]
-    counts = pruner.schedule(adapter.spec, budget, total) if pruner and budget else ()
-    selection = None
+    layout, left = encoded.layout, Left.all(encoded)
+    chosen: tuple[Choice, ...] = ()
+    counts = layout.counts(pruner, adapter.spec, budget) if pruner and budget else []
     if before:
+        quotas = layout.divided([each[0] for each in counts])
         with stopwatch(seconds, "selection", device):
-            tokens = adapter.visual_tokens(inputs, requires, questions, encoded=encoded, tower=tower)
-            selection = before.select(tokens, counts[0])
-    shorter = adapter.shorten(inputs, selection, repack=bool(before and before.positions == "repacked"))
-    shorter |= encoder_outputs(encoded.features, selection)
+            signals = make_signals(adapter, inputs, encoded, requires, questions, tower)
+            chosen = choose(before, encoded, signals, quotas)
+            left = Left.of(encoded, chosen, [unit for unit, quota in enumerate(quotas) if not quota])
+    shorter = _shorter(adapter, inputs, left.kept, repack=bool(before and before.positions == "repacked"))
+    shorter |= left.encoder_outputs(adapter)
     within = steps[1:] if before else steps
     operations, inside = pruner.operations(adapter.spec) if pruner else None, None
     if within or operations:
         visual = adapter.placeholders(shorter["input_ids"])
-        prompt = prompt_tokens(counts[len(steps) - len(within) :], visual, encoded, selection, operations)
+        later = [each[len(steps) - len(within) :] for each in counts]
+        prompt = prompt_tokens(later, visual, layout, left.kept, chosen, operations)
         inside = InsideLLM(adapter.model, within, prompt, operations.active if operations else None)
-    return PrunedInputs(shorter, selection, encoded.rows, total, seconds, inside)
+    return PrunedInputs(shorter, chosen, left.kept, layout, seconds, inside)
+
+
+def _shorter(adapter: ModelAdapter, inputs: Mapping[str, Any], kept: Tensor, *, repack: bool) -> dict[str, Any]:
+    whole = {"position_ids": adapter.positions(inputs), **inputs}
+    placeholder, pad = adapter.placeholders(inputs["input_ids"]), adapter.processor.tokenizer.pad_token_id or 0
+    return prune_prompt(adapter.model, whole, placeholder, kept, repack=repack, pad_token_id=pad)
+
+
+def choose(selector: Selector, encoded: Encoded, signals: Signals, quotas: Sequence[int]) -> tuple[Choice, ...]:
+    """Let a pruner select, units of equal numbers at once.
+
+    Args:
+        selector: the pruner.
+        encoded: the images.
+        signals: what it asks for.
+        quotas: how many tokens of each unit stay; units with 0 are left out.
+    """
+    groups: dict[Any, list[int]] = {}
+    for unit, (tokens, quota) in enumerate(zip(encoded.layout.units, quotas, strict=True)):
+        key = (len(tokens), quota, encoded.layout.grids[unit], unit if selector.adaptive else None)
+        groups.setdefault(key, []).append(unit)
+    return tuple(
+        Choice(tuple(units), selector.select(rows_of(encoded, signals, units), key[1]))
+        for key, units in groups.items()
+        if key[1]
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Left:
+    """What goes on to the LLM.
+
+    Attributes:
+        encoded: the images.
+        kept: (T,) bool, which visual tokens do.
+        features: (T, D), with what the pruner merged into them.
+    """
+
+    encoded: Encoded
+    kept: Tensor
+    features: Tensor
+
+    @classmethod
+    def all(cls, encoded: Encoded) -> Left:
+        """Everything."""
+        return cls(encoded, torch.ones_like(encoded.layout.free), encoded.features)
+
+    @classmethod
+    def of(cls, encoded: Encoded, chosen: Sequence[Choice], dropped: Sequence[int]) -> Left:
+        """What a pruner chose.
+
+        Raises:
+            ModelError: if it appends tokens: the prompt has no placeholders for them.
+        """
+        layout, features = encoded.layout, encoded.features
+        for choice in chosen:
+            selection = choice.selection
+            if selection.merged is None:
+                continue
+            if selection.merged.shape[1] != selection.keep.shape[1]:
+                raise ModelError("tokens can be appended inside the LLM only")
+            tokens = torch.stack([layout.units[unit] for unit in choice.units])
+            places = tokens.gather(1, selection.keep.to(tokens.device)).flatten()
+            features = features.index_put((places,), selection.merged.flatten(0, 1).to(features))
+        return cls(encoded, kept_tokens(layout, chosen, dropped), features)
+
+    def encoder_outputs(self, adapter: ModelAdapter) -> dict[str, Any]:
+        """The argument by which a model takes visual tokens instead of pixels."""
+        outputs = {}
+        for modality, output in self.encoded.outputs.items():
+            tokens = [self.encoded.tokens[item] for item in self.encoded.members[modality]]
+            kept = [self.kept[each] for each in tokens]
+            parts = [self.features[each[stay]] for each, stay in zip(tokens, kept, strict=True)]
+            outputs[modality] = adapter.shortened(output, parts, kept)
+        return {"mm_encoder_outputs": outputs}
 
 
 def prompt_tokens(
-    counts: Sequence[int],
+    counts: Sequence[Sequence[int]],
     visual: Tensor,
-    encoded: Encoded,
-    selection: TokenSelection | None,
-    operations: Operations | None,
+    layout: Layout,
+    kept: Tensor,
+    chosen: Sequence[Choice] = (),
+    operations: Operations | None = None,
 ) -> PromptTokens:
     """The prompts that enter the LLM.
 
     Args:
-        counts: what the stages inside select of one image; a row selects among the tokens of all its images.
+        counts: what the stages inside select of each item; a row selects among the tokens of all its items.
         visual: (B, L) bool, where visual tokens are.
-        encoded: the images.
-        selection: before the LLM; None if everything enters it.
+        layout: of the visual tokens, before any left.
+        kept: (T,) bool, which entered the LLM.
+        chosen: what stayed before the LLM.
         operations: tell the groups of the visual tokens; None if there are none.
     """
-    images, total = encoded.features.shape[:2]
-    keep = torch.arange(total).expand(images, -1) if selection is None else selection.keep
-    rows, unit = encoded.rows, keep.shape[1]
-    place = torch.arange(images, device=rows.device) - torch.searchsorted(rows, rows)  # of an image in its row
     number = torch.full(visual.shape, -1, device=visual.device)
-    number[visual] = (keep.to(rows.device) + place[:, None] * total).flatten()
-    ids = torch.zeros(len(visual), dtype=torch.long, device=rows.device)
-    ids.index_add_(0, rows, encoded.ids.to(rows.device) * (2 * place + 1))
+    number[visual] = layout.numbers[kept].to(visual.device)
+    free = visual.clone()
+    free[visual] = layout.free[kept].to(visual.device)
+    quota = [[0] * len(next(iter(counts), ())) for _ in range(layout.batch)]
+    for row, each in zip(layout.item_rows, counts, strict=False):
+        quota[row] = [total + count for total, count in zip(quota[row], each, strict=True)]
+    units = torch.arange(len(layout.rows), device=layout.rows.device)
+    place = units - torch.searchsorted(layout.rows, layout.rows)  # of a unit in its row
+    ids = torch.zeros(layout.batch, dtype=torch.long, device=layout.rows.device)
+    ids.index_add_(0, layout.rows, layout.ids * (2 * place + 1))
     group = None
     if operations is not None:
-        sizes = torch.tensor(operations.sizes(unit))
-        ranked = torch.arange(len(sizes)).repeat_interleave(sizes).expand(images, -1)
-        order = keep if selection is None or selection.order is None else selection.order
-        picked = order.cpu().argsort(dim=1)  # when each kept token was picked; kept tokens are ascending
         group = torch.zeros_like(number)
-        group[visual] = ranked.gather(1, picked).flatten().to(group.device)
-    return PromptTokens(visual, number, lambda tokens: [count * (tokens // unit) for count in counts], ids, group)
+        group[visual] = _groups(operations, layout, chosen)[kept].to(visual.device)
+    return PromptTokens(free, number, quota, ids, group)
+
+
+def _groups(operations: Operations, layout: Layout, chosen: Sequence[Choice]) -> Tensor:
+    """(T,) long: each token's group, by when it was picked, or by its place if all tokens entered the LLM."""
+    group = torch.zeros_like(layout.numbers)
+    picked = {unit: order for choice in chosen for unit, order in zip(choice.units, _order(choice), strict=True)}
+    for unit, tokens in enumerate(layout.units):
+        order = tokens[picked[unit].to(tokens.device)] if unit in picked else tokens
+        sizes = torch.tensor(operations.sizes(len(order)), device=tokens.device)
+        group[order] = torch.arange(len(sizes), device=tokens.device).repeat_interleave(sizes)
+    return group
+
+
+def _order(choice: Choice) -> Tensor:
+    selection = choice.selection
+    return selection.keep if selection.order is None else selection.order

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from tokenprune.adapters.inputs import Encoded
+from tokenprune.adapters.encoded import Encoded
 from tokenprune.adapters.text_tower import TextTower
 from tokenprune.errors import ModelError
-from tokenprune.types import LLM_SIGNALS, PRE_LLM, Signal, Step
+from tokenprune.types import LLM_SIGNALS, PRE_LLM, Signal, Step, VisualTokens
 
 if TYPE_CHECKING:
     from tokenprune.adapters.base import ModelAdapter
@@ -36,34 +38,85 @@ def check_steps(steps: Sequence[Step], offers: frozenset[Signal], who: str) -> N
             check_offered(LLM_SIGNALS, step.selector.requires, f"a stage inside the LLM ({step.stage})")
 
 
-def gather_signals(
+@dataclass(frozen=True, eq=False)
+class Signals:
+    """Computed signals.
+
+    Attributes:
+        of_tokens: (T, ...) each, in the order of the placeholders.
+        of_prompts: (B, ...) each.
+    """
+
+    of_tokens: Mapping[Signal, Tensor]
+    of_prompts: Mapping[Signal, Tensor]
+
+
+@torch.no_grad()
+def make_signals(
+    adapter: ModelAdapter,
+    inputs: Mapping[str, Any],
+    encoded: Encoded,
+    requires: frozenset[Signal],
+    questions: Sequence[str] | None,
+    tower: TextTower | None,
+) -> Signals:
+    """See ``ModelAdapter.visual_tokens``."""
+    check_offered(adapter.offers, requires, type(adapter).__name__)
+    tower = tower or (adapter.load_text_tower() if requires & PAIRED else None)
+    if questions is not None and len(questions) != len(inputs["input_ids"]):
+        raise ModelError(f"there are {len(questions)} questions for {len(inputs['input_ids'])} prompts")
+    if questions is None and requires & TEXTUAL:
+        questions = adapter.questions(inputs)
+    return _make(adapter, encoded, requires, questions or (), tower)
+
+
+def _make(
     adapter: ModelAdapter,
     encoded: Encoded,
     requires: frozenset[Signal],
     questions: Sequence[str],
     tower: TextTower | None,
-) -> dict[str, Tensor]:
-    """Compute the required signals, one row an image.
-
-    Args:
-        adapter: of the model.
-        encoded: the images.
-        requires: signals to compute; nothing else is.
-        questions: of each batch row; not read if no signal depends on the text.
-        tower: the paired text tower; not read if no signal is in its space.
-    """
+) -> Signals:
     hidden = {Signal.VISION_HIDDEN} if Signal.CLIP_IMAGE_EMBEDS in requires else set()
-    of_images = adapter.vision_signals(encoded.output, requires | hidden)
+    parts = {name: adapter.vision_signals(output, requires | hidden) for name, output in encoded.outputs.items()}
+    first = next(iter(parts.values()))
+    of_tokens = {signal: encoded.in_order({name: part[signal] for name, part in parts.items()}) for signal in first}
     of_prompts: dict[Signal, Tensor] = {}
     if tower and hidden:
-        of_images[Signal.CLIP_IMAGE_EMBEDS] = tower.project(of_images[Signal.VISION_HIDDEN])
+        of_tokens[Signal.CLIP_IMAGE_EMBEDS] = tower.project(of_tokens[Signal.VISION_HIDDEN])
     if tower and Signal.CLIP_TEXT_EMBEDS in requires:
         of_prompts[Signal.CLIP_TEXT_EMBEDS] = tower.embed_text(questions)
     if requires & PROMPT:
         embeds, mask = _embed(adapter.model, adapter.processor.tokenizer, questions)
         of_prompts |= {Signal.PROMPT_EMBEDS: embeds, Signal.PROMPT_MASK: mask}
-    signals = of_images | {name: signal[encoded.rows.to(signal.device)] for name, signal in of_prompts.items()}
-    return {name: signals[name].to(encoded.features.device) for name in requires}
+    return Signals(*({name: x for name, x in found.items() if name in requires} for found in (of_tokens, of_prompts)))
+
+
+def rows_of(encoded: Encoded, signals: Signals, units: Sequence[int]) -> VisualTokens:
+    """What a pruner sees of some units; shorter ones are padded at the end.
+
+    Args:
+        encoded: the images.
+        signals: computed for them.
+        units: which, in the order of the rows.
+    """
+    layout, features = encoded.layout, encoded.features.detach()
+    lengths = [len(layout.units[unit]) for unit in units]
+    index = torch.nn.utils.rnn.pad_sequence([layout.units[unit] for unit in units], batch_first=True)
+    valid = torch.arange(index.shape[1], device=index.device) < torch.tensor(lengths, device=index.device)[:, None]
+    which = torch.tensor(units, device=index.device)
+    rows, grids = layout.rows[which], {layout.grids[unit] for unit in units}
+
+    def take(x: Tensor) -> Tensor:
+        return x[index.to(x.device)].to(features.device)
+
+    found: dict[str, Tensor] = {name: take(x) for name, x in signals.of_tokens.items()}
+    if Signal.CLS_ATTENTION in found:
+        found[Signal.CLS_ATTENTION] = found[Signal.CLS_ATTENTION].mT
+    found |= {name: x[rows.to(x.device)].to(features.device) for name, x in signals.of_prompts.items()}
+    grid = grids.pop() if len(grids) == 1 else None
+    padded = None if len(set(lengths)) == 1 else valid
+    return VisualTokens(take(features), found, grid=grid, valid=padded, row_ids=layout.ids[which])
 
 
 def _embed(model: Any, tokenizer: Any, questions: Sequence[str]) -> tuple[Tensor, Tensor]:

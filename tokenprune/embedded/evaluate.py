@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from tokenprune.adapters.base import ModelAdapter, adapter_for
+from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.known import adapter_for
 from tokenprune.budget import Budget
 from tokenprune.embedded.model import WEIGHTS, load_embedded
 from tokenprune.embedded.scenes import GRID, IMAGE_SIZE
