@@ -16,6 +16,11 @@ from tokenprune.pruners.base import PRUNERS, ScorePruner, create_pruner
 from tokenprune.pruners.random import Random
 from tokenprune.record import run_id
 from tokenprune.registry import Entry
+from tokenprune.search import policy_file
+from tokenprune.search.curves import Curves
+from tokenprune.search.depths import Depths
+from tokenprune.search.policy import Limit, Objective, Origin, Policy
+from tokenprune.search.solve import Candidate
 from tokenprune.tasks.scenes import Scenes
 from tokenprune.tracking import NoTracker
 from tokenprune.types import Signal, Stage
@@ -136,6 +141,55 @@ def test_labels_name_what_differs_from_the_defaults():
         (("version", "plus"), ("positions", "repacked")): "sparsevlm positions=repacked version=plus",
     }.items():
         assert build(config(pruner={"name": "sparsevlm", **dict(pruner)})).cells[-1].label == label
+
+
+def test_a_pruner_inside_another_is_named_like_one():
+    for base, label in {
+        "divprune": "divprune",
+        "cdpruner": None,  # the default
+        "random": "random",
+        ("random", "seed", 2): "(random seed=2)",
+        ("cdpruner", "keep_tokens", 9): "(cdpruner keep_tokens=9)",
+    }.items():
+        given = base if isinstance(base, str) else {"name": base[0], base[1]: base[2]}
+        cells = build(config(pruner={"name": "dop", "attention_depth": 3, "base": given})).cells
+        assert cells[-1].label == " ".join(["dop", *([f"base={label}"] if label else []), "attention_depth=3"])
+
+
+def save_policy(path, *, depth=2):
+    """A file as fit-policy writes it, for the embedded model."""
+    curves = Curves.of(6, 144, attention={depth: 0.1}, mlp={1: 0.1}, tokens={20: 0.1})
+    policy_file.save(
+        Policy(
+            origin=Origin(model="embedded", weights="w", data="d", code="c"),
+            base={"name": "cdpruner", "kernel": "rbf"},
+            objective=Objective(samples=1),
+            curves=curves,
+            budget=Limit(kind="average_tokens", value=20.0),
+            chosen=Candidate(Depths(attention=depth, mlp=1, query=1, keep=20), 0.3, 10.0),
+        ),
+        path,
+    )
+    return {"name": "dop", "policy": str(path)}
+
+
+def test_a_policy_is_named_by_its_base_and_its_file(tmp_path):
+    experiment = build(config(pruner=save_policy(tmp_path / "some/where/half.yaml")))
+    assert experiment.cells[-1].label == "dop base=(cdpruner kernel=rbf) policy=half"
+    assert experiment.cells[-1].budget == Budget(keep_tokens=20)
+    assert build(experiment.config).cells == experiment.cells
+
+
+def test_two_policies_of_one_name_are_two_cells(tmp_path):
+    paths = [tmp_path / folder / "half.yaml" for folder in "ab"]
+    parts = [save_policy(path, depth=depth) for path, depth in zip(paths, (2, 3), strict=True)]
+    alone = save_policy(tmp_path / "quarter.yaml")
+    cells = build(config(pruner=alone, baselines=[*parts, parts[0]])).cells
+    assert [cell.label for cell in cells if cell.part.name == "dop"] == [
+        *(f"dop policy={path}" for path in paths),
+        "dop base=(cdpruner kernel=rbf) policy=quarter",
+    ]
+    assert [cell.part.options["attention_depth"] for cell in cells if cell.part.name == "dop"] == [2, 3, 2]
 
 
 def test_the_same_method_twice_is_one():

@@ -175,16 +175,23 @@ def _check(cell: Cell, checkpoint: Checkpoint) -> None:
 
 
 def _cells(pruners: Sequence[tuple[Part, Pruner | None]], budgets: Sequence[Budget]) -> tuple[Cell, ...]:
-    cells = {}
-    for part, pruner in pruners:
-        label = _label(part)
+    cells, labels = {}, _labels([part for part, _ in pruners])
+    for label, (part, pruner) in zip(labels, pruners, strict=True):
         own = pruner.budget if pruner else None
         for budget in budgets if pruner and own is None else (own,):
             cells[label, budget] = Cell(label, part, pruner, budget)
     return tuple(cells.values())
 
 
-def _label(part: Part) -> str:
+def _labels(parts: Sequence[Part]) -> list[str]:
+    """Of each part; in full where two that differ would be called the same."""
+    brief = [_label(part) for part in parts]
+    named: dict[str, Part] = {}
+    shared = {label for label, part in zip(brief, parts, strict=True) if named.setdefault(label, part) != part}
+    return [_label(part, full=True) if label in shared else label for label, part in zip(brief, parts, strict=True)]
+
+
+def _label(part: Part, *, full: bool = False) -> str:
     """The name, and the options without which it would be another pruner; a composition has those of its pruners."""
     if part.name == "none":
         return part.name
@@ -198,5 +205,14 @@ def _label(part: Part) -> str:
         rest = {name: value for name, value in needed.items() if name != key}
         with contextlib.suppress(TokenPruneError):
             needed = rest if construct(target, rest, part.name) == made else needed
-    shown = {key: value for key, value in part.options.items() if key in needed or key not in fields}
-    return " ".join([part.name, *(f"{key}={value}" for key, value in shown.items())])
+    shown: Mapping[str, Any] = {k: v for k, v in part.options.items() if k in needed or k not in fields}
+    shown = shown if full else made.shown(shown)
+    return " ".join([part.name, *(f"{key}={_short(value)}" for key, value in shown.items())])
+
+
+def _short(value: Any) -> str:
+    """An option's value; a pruner inside another is called as it would be alone."""
+    if not (isinstance(value, Mapping) and value.get("name") in PRUNERS):
+        return str(value)
+    label = _label(Part.of(value, "pruner"))
+    return f"({label})" if " " in label else label

@@ -67,9 +67,14 @@ def options(target: Any) -> list[tuple[str, str, str, str]]:
     rows = []
     for field in dataclasses.fields(target):
         if field.init:
-            default = "required" if field.default is dataclasses.MISSING else _yaml(field.default)
-            rows.append((field.name, describe(target, field.name), default, meaning.get(field.name, "")))
+            rows.append((field.name, describe(target, field.name), _default(field), meaning.get(field.name, "")))
     return rows
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return _yaml(field.default_factory())
+    return "required" if field.default is dataclasses.MISSING else _yaml(field.default)
 
 
 def _yaml(value: Any) -> str:

@@ -91,6 +91,27 @@ def report_command(folder: Annotated[Path, typer.Argument(help="Folder of a run,
     console.print(f"report: {path}", soft_wrap=True)
 
 
+@app.command("compare")
+def compare_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, such as runs/0123456789ab.")],
+    within: Annotated[float, typer.Option(help="Largest difference of cost, of the larger of the two.")] = 0.02,
+    by: Annotated[str, typer.Option(help="What cost is: flops or average_tokens.")] = "flops",
+    only: Annotated[str, typer.Option(help="Regular expression that both labels contain.")] = "",
+    against: Annotated[str, typer.Option(help="Regular expression that B's label contains.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Markdown file; comparison.md in the folder if not given.")] = None,
+) -> None:
+    """Test which of two pruners of equal cost answers better, for all such pairs of a run, on the same questions."""
+    from tokenprune import comparison
+    from tokenprune.record import RunFolder
+
+    choice = comparison.Choice(within=within, by=by, only=only, against=against)
+    pairs, path = comparison.compare(RunFolder(folder), choice), out or folder / "comparison.md"
+    comparison.write(pairs, choice, path)
+    console = Console()
+    console.print(comparison.comparison_table(pairs))
+    console.print(f"comparison: {path}", soft_wrap=True)
+
+
 @app.command("fit-policy")
 def fit_command(
     config: Annotated[Path, typer.Argument(help="YAML file, such as configs/fit_policy.yaml.")],
@@ -127,6 +148,51 @@ def show_policy_command(
     console.print(policy_table(policy))
     draw_policy(policy, policy.curves.layers, picture)
     console.print(f"picture: {picture}", soft_wrap=True)
+
+
+@app.command("study-policies")
+def study_command(
+    config: Annotated[Path, typer.Argument(help="YAML file, such as experiments/dop_additivity/study.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="test.num_samples=120 ...")] = None,
+) -> None:
+    """Measure whole grids of policies as they are, to judge what fit-policy estimates. Finished batches are skipped."""
+    from tokenprune.study.config import load_study_config
+    from tokenprune.study.run import study
+
+    results = study(load_study_config(config, overrides or ()), console=Console(stderr=True))
+    Console().print(f"results: {results}", soft_wrap=True)
+    study_report_command(results)
+
+
+@app.command("study-report")
+def study_report_command(
+    results: Annotated[Path, typer.Argument(help="File that study-policies wrote.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; that of the file if not given.")] = None,
+) -> None:
+    """Make the report of a study again, from its results alone."""
+    from tokenprune.study_report.report import write
+
+    Console().print(f"report: {write(results, out or results.parent)}", soft_wrap=True)
+
+
+@app.command("flops")
+def flops_command(
+    overrides: Annotated[list[str] | None, typer.Argument(help="pruner.layer=3 budget.average_tokens=320 ...")] = None,
+    model: Annotated[str | None, typer.Option(help="A model card, such as llava-next-7b.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Instead: config.json of a checkpoint, or its folder.")] = None,
+    pruner: Annotated[str | None, typer.Option(help="A pruner's name; none leaves the model unpruned.")] = None,
+    keep_tokens: Annotated[int | None, typer.Option(help="Visual tokens that stay; budget.*= for others.")] = None,
+    text_tokens: Annotated[int, typer.Option(help="Of the prompt, besides the visual tokens.")] = 40,
+) -> None:
+    """Print the FLOPs of a model in all published conventions, unpruned and pruned, from its sizes alone."""
+    from tokenprune.flops_request import request
+    from tokenprune.flops_table import console_table, lines
+
+    short = {"pruner.name": pruner, "budget.keep_tokens": keep_tokens}
+    given = [f"{key}={value}" for key, value in short.items() if value is not None]
+    asked = request(model, config, [*given, *(overrides or ())], text_tokens)
+    rows = lines(asked.spec, asked.cases, text_tokens)
+    Console().print(console_table(asked.title, asked.note, rows, asked.cases))
 
 
 @app.command("list")

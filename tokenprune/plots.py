@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,10 +18,15 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STYLES = ("-", "--", ":")  # for a second and third round of colours
 FITS_INSIDE = 6  # lines whose legend finds room between the axes
+SHORT = 40  # characters of a label
+LAST_NUMBER = re.compile(r"\d+(?=\D*$)")
 
 
 def pareto(records: Sequence[RunRecord], path: Path) -> None:
     """Draw accuracy over the LLM's prefill FLOPs, with standard errors.
+
+    A pruner at several budgets is one line, and so are pruners of one record each that differ in the last number of
+    their labels, as policies for several budgets do.
 
     Args:
         records: finished ones of a run.
@@ -27,9 +34,7 @@ def pareto(records: Sequence[RunRecord], path: Path) -> None:
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    lines: dict[str, list[RunRecord]] = {}
-    for record in records:
-        lines.setdefault(record.label, []).append(record)
+    lines = _lines(records)
     unpruned = lines.pop("none", [])
     for record in unpruned:
         axes.axhline(record.metrics["accuracy"], color="0.6", linewidth=1, linestyle="--", zorder=0)
@@ -46,12 +51,24 @@ def pareto(records: Sequence[RunRecord], path: Path) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(lines) <= FITS_INSIDE:
+    if len(lines) <= FITS_INSIDE and max(map(len, lines), default=0) <= SHORT:
         axes.legend(frameon=False, fontsize=9, loc="best")
     else:
         figure.set_size_inches(10, 4.6)
         figure.legend(frameon=False, fontsize=8, loc="outside right center")
     figure.savefig(path, dpi=160)
+
+
+def _lines(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Records by the label of their line."""
+    labels = Counter(record.label for record in records)
+    shared = Counter(LAST_NUMBER.sub("…", label) for label, number in labels.items() if number == 1)
+    lines: dict[str, list[RunRecord]] = {}
+    for record in records:
+        family = LAST_NUMBER.sub("…", record.label)
+        alone = labels[record.label] == 1 and shared[family] > 1
+        lines.setdefault(family if alone else record.label, []).append(record)
+    return lines
 
 
 def _line(axes: Axes, points: Sequence[RunRecord], label: str, colour: str, marker: str, style: str = "-") -> None:

@@ -142,7 +142,7 @@ def _sections(
     model = config["model"]["path"] or config["model"]["name"]
     sections = [
         f"# {config['pruner']['name']} on {model}, task {config['task']['name']}",
-        _markdown(["pruner", *(header for header, _, _ in COLUMNS)], _rows(records)),
+        markdown(["pruner", *(header for header, _, _ in COLUMNS)], _rows(records)),
         "\n".join(f"- **{header}**: {meaning}." for header, meaning, _ in COLUMNS),
         *(f"![{Path(name).stem}]({name})" for name in pictures[:1]),
     ]
@@ -156,7 +156,7 @@ def _sections(
             ]
             for r in done
         ]
-        sections += ["## Accuracy by kind of question, in %", _markdown(["pruner", "visual tokens", *kinds], rows)]
+        sections += ["## Accuracy by kind of question, in %", markdown(["pruner", "visual tokens", *kinds], rows)]
     if pictures[1:]:
         sections += [
             "## Kept tokens",
@@ -189,6 +189,7 @@ def _reproduction(folder: RunFolder, records: Sequence[RunRecord], origin: Prove
     return sections
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, all columns but the first aligned to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, cast, get_args
 
@@ -54,6 +54,14 @@ class Pruner(ABC):
         """The budget that the options fix, of published presets and the like; None leaves it to the user."""
         return None
 
+    def shown(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a table says of the pruner after its name.
+
+        Args:
+            options: those without which it would be another pruner.
+        """
+        return options
+
     @property
     def adaptive(self) -> bool:
         """Whether the content of a row decides how many of its tokens stay; the budget is then the most."""
@@ -96,10 +104,11 @@ class Pruner(ABC):
             BudgetError: if the budget cannot be met.
         """
 
-        def mean(keep: int) -> float:
-            return self.plan(spec, self.alive(spec, self.counts(spec, keep, total), total), total).mean_tokens
+        def spent(keep: int) -> float:
+            plan = self.plan(spec, self.alive(spec, self.counts(spec, keep, total), total), total)
+            return plan.mean_tokens if budget.flops is None else plan.prefill_flops(spec.llm, budget.text_tokens)
 
-        return self.counts(spec, budget.resolve(total, mean), total)
+        return self.counts(spec, budget.resolve(total, spent), total)
 
     def alive(self, spec: ModelSpec, counts: Sequence[int], total: int) -> tuple[int, ...]:
         """Visual tokens that go on from each stage if so many are selected; those that are appended count."""

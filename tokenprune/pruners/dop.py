@@ -16,8 +16,9 @@ Differs: the paper's body was not available. These choices are inferred from its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -83,6 +84,10 @@ class DOP(Wrapper):
     def of(cls, base: Given, depths: Depths) -> DOP:
         """The pruner with given depths and number of tokens."""
         return cls(base=base, **_options(depths))
+
+    def shown(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Of a policy its base and the name of its file, without folders."""
+        return options if self.policy is None else {"base": self.base, **options, "policy": Path(self.policy).stem}
 
     @property
     def budget(self) -> Budget | None:

@@ -4,7 +4,8 @@ Paper: Fine-grained Token Allocation Via Operation Pruning for Efficient MLLMs, 
 
 Differs: the paper adds up the divergences of its parameters varied alone; how it then minimises is not known. Ours
 looks at every policy without dead work. The sum cannot know that a policy of mlp = attention - 1 leaves out no MLP that
-matters: it charges the MLP's curve there all the same, so the best few are worth measuring jointly.
+matters: it charges the MLP's curve there all the same, so the best few are worth measuring jointly. Those that differ
+by one visual token are next to the same when measured, so each combination of depths gets one, its best.
 """
 
 from __future__ import annotations
@@ -60,11 +61,12 @@ def solve(
         curves: of one model.
         cost: of a model with as many layers.
         budgets: most that a policy may cost, in the unit of ``cost``.
-        top: how many policies a budget gets, if it allows so many; all do different work.
+        top: how many policies a budget gets, if it allows so many; no two of them have the same depths.
         keep: numbers of visual tokens that may enter the LLM; None is all.
 
     Returns:
-        A list for each budget, by rising predicted divergence, of equal ones the cheaper first.
+        A list for each budget, by rising predicted divergence, of equal ones the cheaper first. Each has the number of
+        visual tokens that is best for its depths within the budget, the fewest of equally good ones.
 
     Raises:
         BudgetError: if a budget is not a positive number or no policy meets it, or ``top`` or ``keep`` is out of range.
@@ -76,12 +78,14 @@ def solve(
         if not (math.isfinite(budget) and budget > 0):
             raise BudgetError(f"a budget must be a positive number of {cost.kind}, got {budget!r}")
     shapes = _shapes(curves)
-    divergence = _divergence(curves, shapes, sizes).ravel()
-    costs = cost.table(_active(curves, shapes), sizes).ravel()
+    divergence = _divergence(curves, shapes, sizes)
+    costs = cost.table(_active(curves, shapes), sizes)
     found = []
     for budget in budgets:
-        best = _best(divergence, costs, budget, top, cost.kind)
-        found.append([_candidate(shapes, sizes, int(at), divergence, costs) for at in best])
+        at = _best(divergence, costs, budget, top, cost.kind)
+        depths = [replace(shapes[shape], keep=sizes[size]) for shape, size in zip(*at, strict=True)]
+        numbers = zip(depths, divergence[at].tolist(), costs[at].tolist(), strict=True)
+        found.append([Candidate(one, predicted, float(price)) for one, predicted, price in numbers])
     return found
 
 
@@ -125,20 +129,16 @@ def _divergence(curves: Curves, shapes: Sequence[Depths], sizes: Sequence[int]) 
     return table
 
 
-def _best(divergence: NDArray[np.float64], costs: NDArray[Any], budget: float, top: int, kind: str) -> NDArray[np.intp]:
-    """(<= top,) indices."""
+def _best(
+    divergence: NDArray[np.float64], costs: NDArray[Any], budget: float, top: int, kind: str
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """(<= top,) indices of depths, no two the same, and of the number of tokens that is best for each."""
     allowed = np.where(costs <= budget * (1 + ROUNDING), divergence, np.inf)
-    number = min(top, int(np.isfinite(allowed).sum()))
-    if not number:
+    size = allowed.argmin(1)  # the first of equal ones: the fewest tokens
+    shape = np.flatnonzero(np.isfinite(allowed.min(1)))
+    if not len(shape):
         least = costs[np.isfinite(divergence)].min()
         raise BudgetError(f"no policy within the curves costs {budget:g} {kind} or less; the least is {least:g}")
-    worst = np.partition(allowed, number - 1)[number - 1]
-    near = np.flatnonzero(allowed <= worst)
-    return near[np.lexsort((costs[near], allowed[near]))][:number]
-
-
-def _candidate(
-    shapes: Sequence[Depths], sizes: Sequence[int], at: int, divergence: NDArray[np.float64], costs: NDArray[Any]
-) -> Candidate:
-    shape, size = divmod(at, len(sizes))
-    return Candidate(replace(shapes[shape], keep=sizes[size]), float(divergence[at]), float(costs[at]))
+    size = size[shape]
+    order = np.lexsort((costs[shape, size], divergence[shape, size]))[:top]
+    return shape[order], size[order]
