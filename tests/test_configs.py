@@ -13,17 +13,22 @@ from tokenprune.fit import grid
 from tokenprune.fit_config import load_fit_config
 from tokenprune.options import construct
 from tokenprune.pruners.base import PRUNERS
+from tokenprune.search import policy_file
+from tokenprune.study.config import load_study_config
+from tokenprune.study.run import checked
 from tokenprune.tasks.base import TASKS
 from tokenprune.tracking import TRACKERS
 
 ROOT = Path(__file__).parent.parent
 FITS = {ROOT / "configs/fit_policy.yaml", *(ROOT / "experiments").rglob("fit*.yaml")}
-RUNS = sorted({*(ROOT / "configs").glob("*.yaml"), *(ROOT / "experiments").rglob("*.yaml")} - FITS)
+STUDIES = set((ROOT / "experiments").rglob("study*.yaml"))
+POLICIES = set((ROOT / "experiments").rglob("policies/**/*.yaml"))
+RUNS = {*(ROOT / "configs").glob("*.yaml"), *(ROOT / "experiments").rglob("*.yaml")} - FITS - STUDIES - POLICIES
 REGISTRIES = {"pruner": PRUNERS, "task": TASKS, "tracking": TRACKERS}
 PARTS = [(kind, path) for kind in REGISTRIES for path in sorted((ROOT / "configs" / kind).glob("*.yaml"))]
 
 
-@pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", sorted(RUNS), ids=lambda path: str(path.relative_to(ROOT)))
 def test_runs(path):
     assert build(load_config(path)).cells
 
@@ -34,6 +39,16 @@ def test_fits(path):
     checkpoint, _, _ = build_base(config.model, config.pruner)
     assert grid(checkpoint.spec, config)
     assert build_task(config.task)
+
+
+@pytest.mark.parametrize("path", sorted(POLICIES), ids=lambda path: str(path.relative_to(ROOT)))
+def test_policies(path):
+    assert policy_file.load(path).chosen.measured is not None
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES), ids=lambda path: str(path.relative_to(ROOT)))
+def test_studies(path):
+    assert checked(load_study_config(path)).questions.keys() == {"validation", "test"}
 
 
 def test_the_quickstart_is_the_documented_grid():

@@ -78,7 +78,7 @@ class Batch:
         visual = adapter.placeholders(self.whole.inputs["input_ids"])
         prompt = prompt_tokens((), visual, self.encoded.layout, self.whole.kept, operations=everything)
         start = now(adapter.model.device)
-        self.replay = Replay(adapter.model, self._extended(self.whole), prompt, self.counts.shape[1])
+        self.replay = Replay(adapter.model, self.extended(self.whole), prompt, self.counts.shape[1])
         self.forward_seconds = now(adapter.model.device) - start
 
     def depths(self, varied: Varied) -> Tensor:
@@ -96,9 +96,26 @@ class Batch:
         inputs, questions = self.prepared.inputs, self.prepared.questions
         pruned = self.adapter.prune_inputs(inputs, pruner, budget, questions, encoded=self.encoded)
         with pruned.inside or nullcontext():
-            arguments = self._extended(pruned)
+            arguments = self.extended(pruned)
             output = self.adapter.model(**arguments, use_cache=False, logits_to_keep=self.counts.shape[1])
         return self._kl(output.logits)
+
+    def extended(self, pruned: PrunedInputs) -> dict[str, Any]:
+        """The model's arguments with the answers after the prompts; padding in them is seen by nothing that counts.
+
+        Args:
+            pruned: of these questions.
+        """
+        inputs, more = fresh(pruned.inputs), self.answers.shape[1]
+        last = inputs["position_ids"][..., -1:]
+        added: dict[str, Tensor] = {
+            "input_ids": self.answers,
+            "attention_mask": torch.ones_like(self.answers),
+            "position_ids": last + torch.arange(1, more + 1, device=last.device),
+        }
+        zeros = torch.zeros_like(self.answers)
+        added |= {name: zeros for name in ("token_type_ids", "mm_token_type_ids") if name in inputs}
+        return inputs | {name: torch.cat([inputs[name], x], -1) for name, x in added.items()}
 
     def _kl(self, logits: Tensor) -> Tensor:
         return kl(self.replay.logits, logits, self.counts, reverse=self.objective.reverse)
@@ -116,19 +133,6 @@ class Batch:
         over = torch.isin(tokens, ends).long().cumsum(1)
         ended = torch.cat([torch.zeros_like(over[:, :1]), over[:, :-1]], 1) > 0
         return tokens[:, :-1], ~ended
-
-    def _extended(self, pruned: PrunedInputs) -> dict[str, Any]:
-        """The model's arguments with the answers after the prompts; padding in them is seen by nothing that counts."""
-        inputs, more = fresh(pruned.inputs), self.answers.shape[1]
-        last = inputs["position_ids"][..., -1:]
-        added: dict[str, Tensor] = {
-            "input_ids": self.answers,
-            "attention_mask": torch.ones_like(self.answers),
-            "position_ids": last + torch.arange(1, more + 1, device=last.device),
-        }
-        zeros = torch.zeros_like(self.answers)
-        added |= {name: zeros for name in ("token_type_ids", "mm_token_type_ids") if name in inputs}
-        return inputs | {name: torch.cat([inputs[name], x], -1) for name, x in added.items()}
 
 
 def measure(

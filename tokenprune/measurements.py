@@ -55,11 +55,7 @@ class Measurements:
 
     def text_tokens(self) -> int:
         """Tokens of a prompt besides the visual ones, mean over the questions, rounded."""
-        total = 0
-        for start in self._starts:
-            inputs = self.adapter.prepare(self._batch(start)).inputs
-            total += int(inputs["attention_mask"].sum()) - int(self.adapter.placeholders(inputs["input_ids"]).sum())
-        return round(total / len(self.samples))
+        return mean_text_tokens(self.adapter, self.samples, self.batch_size)
 
     def latency(self, text_tokens: int) -> LatencyModel:
         """Of a decoder layer, for prompts with so much text; timed once on each machine."""
@@ -128,6 +124,15 @@ class Measurements:
             for start in left:
                 work(start)
                 progress.advance(bar)
+
+
+def mean_text_tokens(adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int) -> int:
+    """Tokens of a prompt besides the visual ones, mean over the questions, rounded."""
+    total = 0
+    for start in range(0, len(samples), batch_size):
+        inputs = adapter.prepare(samples[start : start + batch_size]).inputs
+        total += int(inputs["attention_mask"].sum()) - int(adapter.placeholders(inputs["input_ids"]).sum())
+    return round(total / len(samples))
 
 
 def _measured(line: Line) -> Measured:

@@ -1,0 +1,160 @@
+"""Run a study: measure its grids and its greedy paths, as far as an earlier call did not, and write the results."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from tokenprune import provenance
+from tokenprune.adapters.load import Checkpoint
+from tokenprune.build import build_base, build_task
+from tokenprune.errors import ConfigError, DataError
+from tokenprune.measurements import mean_text_tokens
+from tokenprune.pruners.base import Pruner
+from tokenprune.record import Journal
+from tokenprune.search import cost as costs
+from tokenprune.search import greedy
+from tokenprune.search.depths import Depths
+from tokenprune.study.config import StudyConfig
+from tokenprune.study.measurements import SPLITS, PlanSet, StudyMeasurements
+from tokenprune.study.results import Header, Row, rows, save
+from tokenprune.types import PRE_LLM, ModelSpec, OperationPlan, Sample
+
+RULES: tuple[greedy.Rule, ...] = ("free", "depth_wise")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a configuration names, before any weights load.
+
+    Attributes:
+        checkpoint: of the model.
+        bases: the pruners by name.
+        questions: of each split.
+    """
+
+    checkpoint: Checkpoint
+    bases: dict[str, Pruner]
+    questions: dict[str, list[Sample]]
+
+
+def checked(config: StudyConfig) -> Checked:
+    """Find what is wrong with a configuration.
+
+    Raises:
+        TokenPruneError: says what.
+    """
+    built = {grid.pruner.name: build_base(config.model, grid.pruner) for grid in config.bases}
+    bases = {name: base for name, (_, _, base) in built.items()}
+    checkpoint = next(iter(built.values()))[0]
+    _check(config, bases, checkpoint.spec)
+    parts = {"validation": config.validation, "test": config.test}
+    questions = {split: build_task(part).samples() for split, part in parts.items()}
+    if config.samples > len(questions["validation"]):
+        raise ConfigError(f"samples is {config.samples}, but there are {len(questions['validation'])} for validation")
+    return Checked(checkpoint, bases, questions)
+
+
+def study(config: StudyConfig, console: Console | None = None) -> Path:
+    """Measure what a configuration names, as far as an earlier call did not.
+
+    Args:
+        config: as loaded.
+        console: shows progress; None shows none.
+
+    Returns:
+        The file of results, beside the journal.
+
+    Raises:
+        TokenPruneError: if something is wrong with configuration, data, results folder or checkpoint, before any
+            weights load.
+    """
+    plan = checked(config)
+    spec, questions, bases = plan.checkpoint.spec, plan.questions, plan.bases
+    task, journal = build_task(config.test), _journal(config)
+    adapter = plan.checkpoint.load()
+    selectors = {type(step.selector) for base in bases.values() for step in base.steps(spec)}
+    origin = (
+        provenance.model_hash(adapter.model),
+        provenance.data_hash(sample for split in SPLITS for sample in questions[split]),
+        provenance.code_hash(type(task), *map(type, bases.values()), *selectors),
+    )
+    sizes = {"batch_size": config.batch_size, "max_new_tokens": config.max_new_tokens}
+    measurements = StudyMeasurements(
+        adapter, task, questions, bases, **sizes, journal=journal, origin=origin, console=console
+    )
+    text = mean_text_tokens(adapter, questions["validation"], config.batch_size)
+    cost = costs.flops(spec, text)
+    found = [*_grids(config, measurements, cost), *_paths(config, measurements, cost)]
+    asked = {split: tuple(sample.kind for sample in questions[split]) for split in SPLITS}
+    budgets = {n: cost.of(OperationPlan.drop_at(spec, (PRE_LLM,), (n,), spec.visual_tokens)) for n in config.budgets}
+    header = Header(spec.llm.layers, spec.visual_tokens, text, budgets, **asked)
+    path = journal.path.with_name("results.jsonl")
+    save(path, header, found, config.to_mapping(), origin)
+    return path
+
+
+def shapes(layers: int) -> list[Depths]:
+    """All pairs of depths without dead work, but for attention in no layer; one visual token stands for any number."""
+    return [
+        Depths(attention=attention, mlp=mlp, keep=1).normalised(layers)
+        for attention in range(1, layers + 1)
+        for mlp in range(attention)
+    ]
+
+
+def _grids(config: StudyConfig, measurements: StudyMeasurements, cost: costs.Cost) -> list[Row]:
+    spec = measurements.adapter.spec
+    depths = shapes(spec.llm.layers)
+    plans = tuple(one.plan(spec, 1).active[..., 1].numpy() for one in depths)
+    sets = [PlanSet("depth_wise", grid.pruner.name, keep, plans) for grid in config.bases for keep in grid.tokens]
+    measured = measurements.measure(sets)
+    return [row for one in sets for row in rows(one, measured[one.key], depths, cost)]
+
+
+def _paths(config: StudyConfig, measurements: StudyMeasurements, cost: costs.Cost) -> list[Row]:
+    base, sets = config.bases[0].pruner.name, []
+    for keep in config.greedy:
+        for rule in RULES:
+            steps = measurements.path(base, keep, rule, config.samples, cost)
+            sets.append(PlanSet(f"greedy_{rule}", base, keep, tuple(step.active for step in steps)))
+    measured = measurements.measure(sets)
+    return [row for one in sets for row in rows(one, measured[one.key], None, cost)]
+
+
+def _check(config: StudyConfig, bases: dict[str, Pruner], spec: ModelSpec) -> None:
+    for name, base in bases.items():
+        if [step.stage for step in base.steps(spec)] != [PRE_LLM] or base.operations(spec) is not None:
+            raise ConfigError(f"pruner {name!r}: policies are studied only over one that selects before the LLM alone")
+    grids, total = [set(grid.tokens) for grid in config.bases], spec.visual_tokens
+    most = max(*set.union(*grids), *config.greedy, *config.budgets)
+    if most > total:
+        raise ConfigError(f"{most} visual tokens cannot be kept, there are {total}")
+    if total not in set.union(*grids):
+        raise ConfigError(
+            f"bases: one of them must hold {total} visual tokens, which is all: a fit's curves start there"
+        )
+    shared, least = set.intersection(*grids), min(config.budgets)
+    if not shared or min(shared) > least:
+        raise ConfigError(f"bases: all of them must hold a number of visual tokens within the least budget, {least}")
+    for keep in config.greedy:
+        if keep not in grids[0]:
+            raise ConfigError(f"greedy: the first base must hold {keep} visual tokens too, to be compared with")
+
+
+def _journal(config: StudyConfig) -> Journal:
+    """That of all studies of the same pruners on the same questions in the same batches, ready to append to."""
+    mapping = config.to_mapping()
+    relevant = {key: mapping[key] for key in ("model", "validation", "test", "batch_size", "max_new_tokens")}
+    pruners = [grid.pruner.to_mapping() for grid in config.bases]
+    folder = Path(config.output) / provenance.digest(json.dumps([relevant, pruners], sort_keys=True))
+    journal = Journal(folder / "measurements.jsonl")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        journal.open()
+    except OSError as error:
+        raise DataError(f"folder {str(folder)!r} cannot be written: {error.strerror}") from None
+    return journal

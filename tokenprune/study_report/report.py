@@ -1,0 +1,41 @@
+"""The report of a study: what its results say about the sum, the depth-wise rule, the objective, and transfer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenprune.study.results import load
+from tokenprune.study_report import additivity, free_subsets, objective, transfer
+from tokenprune.study_report.grid import Grid
+
+
+def write(results: Path, folder: Path) -> Path:
+    """Write ``report.md`` and its pictures.
+
+    Args:
+        results: file that a study left.
+        folder: where to; it must be there.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        DataError: if the file cannot be read, or lacks the policies that a fit would measure.
+    """
+    header, rows = load(results)
+    bases = list(dict.fromkeys(row.base for row in rows))
+    grid = Grid.of(header, rows, bases[0])
+    sections = [
+        "# Study of depth-wise policies",
+        f"{len(rows)} policies, {len(header.validation)} validation and {len(header.test)} test questions. A policy is "
+        f"(depth of attention, depth of the MLP, visual tokens) of ({header.layers}, {header.layers}, "
+        f"{header.visual_tokens}). A budget n is what n visual tokens cost that take part in everything, with "
+        f"{header.text_tokens} text tokens.",
+        *additivity.section(grid, folder),
+        *free_subsets.section(header, rows, bases[0], folder),
+        *objective.section(grid, folder),
+        *transfer.section(header, rows, bases, folder),
+    ]
+    path = folder / "report.md"
+    path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    return path
