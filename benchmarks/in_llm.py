@@ -5,7 +5,9 @@
 A LLaVA of random weights, 576 visual tokens, 40 text tokens. ``bound``: the model's own decoder layers, called one
 after another on hidden states that are cut to the lengths of the plan, with masks and position embeddings made
 beforehand; nothing is selected. In decoding the bound is the model itself, without hooks, on a cache whose layers have
-these lengths. All runs of a point take turns; times are CPU time, and ratios are medians over the turns. ``selection``
+these lengths. For ``dop`` (depths of attention and MLP, all 576 tokens) the bound runs a layer's MLP on the last rows
+alone where visual tokens do not pass it, and ``flops`` is the plan's share of the unpruned FLOPs. All runs of a point
+take turns; times are CPU time, and ratios are medians over the turns. ``selection``
 is the share of the prefill that the pruner and its signals take.
 """
 
@@ -32,7 +34,8 @@ from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.hooks import InsideLLM
 from tokenprune.adapters.prefill import PromptTokens
 from tokenprune.adapters.spec import decoder_spec
-from tokenprune.types import ModelSpec, Operation
+from tokenprune.metrics.flops import llm_prefill_flops
+from tokenprune.types import PRE_LLM, ModelSpec, Operation, OperationPlan
 
 IMAGE, BEFORE, AFTER, STEPS = 576, 5, 35, 16  # visual tokens, text tokens before and after them, decoded tokens
 POINTS: dict[str, tuple[Pruner, Budget | None]] = {
@@ -43,6 +46,9 @@ POINTS: dict[str, tuple[Pruner, Budget | None]] = {
     "sparsevlm plus 64": (create_pruner("sparsevlm", version="plus", preset=64), None),
     "pyramiddrop": (create_pruner("pyramiddrop"), Budget(keep_ratio=0.125)),
     "dart 64": (create_pruner("dart", layer=2), Budget(keep_tokens=64)),
+    "dop 9, 6": (create_pruner("dop", base="random", attention_depth=9, mlp_depth=6), Budget(keep_ratio=1.0)),
+    "dop 6, 3": (create_pruner("dop", base="random", attention_depth=6, mlp_depth=3), Budget(keep_ratio=1.0)),
+    "dop 4, 1": (create_pruner("dop", base="random", attention_depth=4, mlp_depth=1), Budget(keep_ratio=1.0)),
 }
 
 
@@ -78,7 +84,8 @@ class Run:
             1, IMAGE, self.embeds.shape[2], generator=generator
         )
         self.next = ids[:, :1]
-        self.lengths, self.inside = [ids.shape[1]] * len(self.decoder.layers), None
+        self.lengths, self.inside, self.flops = [ids.shape[1]] * len(self.decoder.layers), None, 1.0
+        self.passing = self.lengths
         if pruner is not None:
             self._plan(pruner, budget or pruner.budget, ids == 999)
 
@@ -87,10 +94,16 @@ class Run:
         assert budget is not None
         counts = pruner.schedule(spec, budget, IMAGE)
         plan = pruner.plan(spec, pruner.alive(spec, counts, IMAGE), IMAGE)
-        self.lengths = [BEFORE + AFTER + plan.tokens(i, Operation.MLP) for i in range(spec.llm.layers)]
+        self.lengths = [BEFORE + AFTER + plan.tokens(i, Operation.ATTENTION_SOURCE) for i in range(spec.llm.layers)]
+        self.passing = [BEFORE + AFTER + plan.tokens(i, Operation.MLP) for i in range(spec.llm.layers)]
+        whole = OperationPlan.drop_at(spec, (), (), IMAGE)
+        costs = [llm_prefill_flops(spec, each, BEFORE + AFTER) for each in (plan, whole)]
+        self.flops = costs[0] / costs[1]
         number = (visual.long().cumsum(1) - 1).masked_fill(~visual, -1)
-        prompt = PromptTokens(visual, number, [counts], torch.zeros(1, dtype=torch.long))
-        self.inside = InsideLLM(self.model, pruner.steps(spec), prompt)
+        steps = [step for step in pruner.steps(spec) if step.stage != PRE_LLM]
+        prompt = PromptTokens(visual, number, [counts], torch.zeros(1, dtype=torch.long), torch.zeros_like(number))
+        operations = pruner.operations(spec)
+        self.inside = InsideLLM(self.model, steps, prompt, operations.active if operations else None)
 
     def native(self) -> DynamicCache:
         """The model's own forward; returns its cache."""
@@ -108,17 +121,16 @@ class Run:
         cache, hidden = DynamicCache(config=self.decoder.config), self.embeds
         positions = torch.arange(hidden.shape[1])[None]
         cos, sin = self.decoder.rotary_emb(hidden, positions)
-        for layer, length in zip(self.decoder.layers, self.lengths, strict=True):
+        for layer, length, passing in zip(self.decoder.layers, self.lengths, self.passing, strict=True):
             if length != hidden.shape[1]:
                 hidden, cos, sin = (x[:, -length:].contiguous() for x in (hidden, cos, sin))
-            hidden = layer(
-                hidden,
-                attention_mask=None,
-                position_embeddings=(cos, sin),
-                position_ids=positions[:, :length],
-                **{CACHE: cache},
-                use_cache=True,
-            )
+            options = {"attention_mask": None, "position_embeddings": (cos, sin), CACHE: cache}
+            if passing == length:
+                hidden = layer(hidden, position_ids=positions[:, :length], use_cache=True, **options)
+                continue
+            hidden = hidden + layer.self_attn(layer.input_layernorm(hidden), **options)[0]
+            rows = hidden[:, -passing:]
+            hidden[:, -passing:] = rows + layer.mlp(layer.post_attention_layernorm(rows))
         self.model.lm_head(self.decoder.norm(hidden)[:, -1:])
         return cache
 
@@ -164,6 +176,7 @@ def point(model: Any, pruner: Pruner | None, budget: Budget | None, turns: int) 
             {
                 "prefill_ms": 1e3 * ours,
                 "prefill_of_unpruned": ours / whole,
+                "flops": run.flops,
                 "prefill_of_bound": ours / bound,
                 "selection_of_prefill": selection / ours,
                 "step_ms": 1e3 * ours_step / STEPS,
@@ -190,7 +203,7 @@ def main() -> None:
         {"method": name, **point(model, *what, arguments.turns)} for name, what in track(points.items(), "measuring")
     ]
     parameters = sum(weight.numel() for weight in model.get_decoder().parameters())
-    columns = ("prefill ms", "of unpruned", "of bound", "selection", "step ms", "of unpruned", "of bound")
+    columns = ("prefill ms", "of unpruned", "flops", "of bound", "selection", "step ms", "of unpruned", "of bound")
     table = Table("method", *columns, title=f"{parameters / 1e6:.0f} M parameters, {arguments.layers} layers")
     for row in results:
         values = [value for name, value in row.items() if name not in ("method", "lengths")]

@@ -130,6 +130,18 @@ def test_flops_and_cache_are_those_of_the_prompts(config):
         assert record.metrics["kv_cache_bytes"] == per_token * (keep + text)
 
 
+def test_a_budget_of_flops_is_not_exceeded_by_what_is_spent(config):
+    """Of prompts with as much text; the largest number of tokens that fits stays."""
+    one = {"name": "scenes", "num_samples": 1}
+    keep = runner.run(config(task=one, timing_repeats=0)).records[1]
+    text, limit = int(keep.metrics["text_tokens"]), keep.metrics["llm_prefill_flops"]
+    budget = {"flops": [limit, limit + 1.0, limit - 1.0], "text_tokens": text}
+    records = runner.run(config(task=one, pruner="random", budget=budget)).records[1:]
+    assert [record.metrics["kept_tokens"] for record in records] == [10, 10, 9]
+    assert [record.budget for record in records] == [{"flops": f, "text_tokens": text} for f in budget["flops"]]
+    assert records[0].metrics["llm_prefill_flops"] == limit
+
+
 def test_text_tokens_are_counted_without_padding(config):
     lengths = {}
     for size in (1, 7):
@@ -226,7 +238,15 @@ def test_retention_is_relative_to_this_run(config, monkeypatch):
 
     def answer(self, cell, batch):
         return [
-            {"sample": s.id, "kind": s.kind, "correct": right[cell.label], "text_tokens": 9, "visual_tokens": 25, "grid": [5, 5], "evidence_kept": None}
+            {
+                "sample": s.id,
+                "kind": s.kind,
+                "correct": right[cell.label],
+                "text_tokens": 9,
+                "visual_tokens": 25,
+                "grid": [5, 5],
+                "evidence_kept": None,
+            }
             | {"stages": [{"stage": "pre_llm", "kept": [0], "tokens": 1}] if cell.pruner else []}
             for s in batch
         ]
