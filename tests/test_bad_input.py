@@ -63,9 +63,13 @@ def refused(call, monkeypatch):
         ("budget.keep_ratio=1.01", "keep_ratio must be a number in (0, 1], got 1.01"),
         (
             ["budget.keep_ratio=0.5", "budget.keep_tokens=3"],
-            "give exactly one of keep_tokens, keep_ratio and average_tokens, got keep_tokens and",
+            "give exactly one of keep_tokens, keep_ratio, average_tokens and flops, got keep_tokens and",
         ),
         ("budget.average_tokens=0", "average_tokens must be a number of at least 1, got 0"),
+        ("budget.flops=1e3", "pruner 'random': flops=1000 cannot be met: with one visual token kept"),
+        ("budget.flops=1e12", "pruner 'random': flops=1000000000000 exceeds the 6"),
+        (["budget.flops=1e8", "budget.text_tokens=-1"], "text_tokens must be an integer of at least 0, got -1"),
+        (["budget.keep_tokens=8", "budget.text_tokens=9"], "text_tokens goes with flops, but the budget is of"),
         ("budget.average_tokens=145", "pruner 'random': average_tokens=145 exceeds the 144"),
         (
             ["baselines=[]", "pruner={name: fastv, layer: 2}", "budget.average_tokens=40"],

@@ -13,6 +13,7 @@ from tokenprune import runner as runner_module
 from tokenprune.catalogue import REGISTRIES, entries, options
 from tokenprune.cli import app
 from tokenprune.pruners.base import PRUNERS
+from tokenprune.tasks.base import TASKS
 from tokenprune.version import __version__
 
 QUICKSTART = str(Path(__file__).parent.parent / "configs/quickstart.yaml")
@@ -137,6 +138,13 @@ def test_show():
     assert rows["relevance_scope"][1:3] == ["row or batch", "row"]
     assert rows["kernel"][1:3] == ["text", "cosine"]
     assert rows["sign"][1:3] == ["an integer or null", "null"]
+
+
+def test_show_tells_defaults_that_are_made():
+    rows = {name: default for name, _, default, _ in options(PRUNERS.get("dop"))}
+    assert rows["base"] == '{"name": "cdpruner"}'
+    assert rows["shares"] == "[1.0]"
+    assert {name: default for name, _, default, _ in options(TASKS.get("folder"))}["path"] == "required"
 
 
 @pytest.mark.parametrize("kind", REGISTRIES)

@@ -56,6 +56,13 @@ def test_average_budgets(load):
     assert config.budget == (Budget(average_tokens=64.0), Budget(average_tokens=32.5))
 
 
+def test_budgets_of_flops(load):
+    config = load("budget.flops=[2e8, 100000000]", "budget.text_tokens=40")
+    assert config.budget == (Budget(flops=2e8, text_tokens=40), Budget(flops=1e8, text_tokens=40))
+    assert config.to_mapping()["budget"] == {"flops": [2e8, 1e8], "text_tokens": 40}
+    assert load("budget.flops=2e8").budget == (Budget(flops=2e8),)
+
+
 def test_a_list_of_pruners_is_a_composition(load):
     two = Part("compose", {"pruners": [{"name": "cdpruner"}, {"name": "fastv", "layer": 3}]})
     for text in ("pruner: [cdpruner, {name: fastv, layer: 3}]\n", f"pruner: {two.to_mapping()}\n"):
@@ -93,6 +100,7 @@ def test_equal_budgets_count_once(load):
         ["pruner=[cdpruner, {name: fastv, keep_ratio: 0.5}]", "baselines=[[random, fastv]]"],
         ["budget={keep_tokens: null, keep_ratio: [0.5, 0.25]}"],
         ["budget={keep_tokens: null, average_tokens: [64, 32.5]}"],
+        ["budget={flops: [2e8, 1e8], text_tokens: 40}"],
     ],
 )
 def test_to_mapping_can_be_read_again(load, overrides):
@@ -109,8 +117,8 @@ MISTAKES = {
     "budget.keep_tokens=1.5": "budget: keep_tokens must be an integer or null, got 1.5",
     "budget.keep_tokens=true": "budget: keep_tokens must be an integer or null, got True",
     "budget.keep_tokens=[]": "budget is an empty list; give at least one",
-    "budget.keep_tokens=null": "exactly one of keep_tokens, keep_ratio and average_tokens, got none",
-    "budget={keep_tokens: 3, keep_ratio: 0.5}": "keep_tokens, keep_ratio and average_tokens, got keep_tokens and",
+    "budget.keep_tokens=null": "exactly one of keep_tokens, keep_ratio, average_tokens and flops, got none",
+    "budget={keep_tokens: 3, keep_ratio: 0.5}": "average_tokens and flops, got keep_tokens and",
     "budget={keep_tokens: 3, average_tokens: 12}": "budget: give exactly one of",
     "budget={keep_tokens: null, average_tokens: 0.5}": "budget: average_tokens must be a number of at least 1, got 0.5",
     "budget={keep_tokens: null, average_tokens: x}": "budget: average_tokens must be a number or null, got 'x'",

@@ -1,13 +1,17 @@
 """The configuration of a fit: what it says, and that each mistake in it is one sentence."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tokenprune.config import ModelConfig, Part
+from tokenprune.budget import Budget
+from tokenprune.config import ModelConfig, Part, load_config
 from tokenprune.errors import TokenPruneError
 from tokenprune.fit_config import FitConfig, load_fit_config
+from tokenprune.model_card import load_card
+from tokenprune.types import PRE_LLM, OperationPlan
 
 SHIPPED = Path(__file__).parent.parent / "configs/fit_policy.yaml"
 
@@ -23,6 +27,22 @@ def test_the_file_that_ships():
     assert config.task.options["split"] == "validation"  # not what results are reported on
     assert config.samples == config.task.options["num_samples"]
     assert (config.kind, config.values) == ("average_tokens", (72, 48, 36))
+
+
+def test_the_recipe_of_the_docs(tmp_path):
+    text = (SHIPPED.parent.parent / "docs/operation_pruning.md").read_text()
+    fit, run = re.findall(r"```yaml\n# (?:fit|run)\.yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "fit.yaml").write_text(fit)
+    (tmp_path / "run.yaml").write_text(run)
+    fitted, ran = load_fit_config(tmp_path / "fit.yaml"), load_config(tmp_path / "run.yaml")
+    assert (fitted.kind, fitted.samples, fitted.model) == ("flops", 100, ran.model)
+    assert f"flops_{fitted.values[1]:.15g}.yaml" in ran.pruner.options["policy"]
+    spec, text_tokens = load_card("llava-1.5-7b").spec, ran.budget[0].text_tokens
+    uniform = [
+        OperationPlan.drop_at(spec, [PRE_LLM], [n], 576).prefill_flops(spec.llm, text_tokens) for n in (192, 128, 64)
+    ]
+    assert fitted.values == pytest.approx(uniform, rel=0.005)
+    assert ran.budget == (Budget(flops=fitted.values[1], text_tokens=text_tokens),)
 
 
 def test_overrides():

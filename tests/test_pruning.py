@@ -14,8 +14,9 @@ from transformers import DynamicCache, GenerationConfig
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.inputs import CHUNKS_WORK
+from tokenprune.adapters.known import adapter_for
 from tokenprune.errors import BudgetError, ConfigError, ModelError, RegistryError, TokenPruneError
-from tokenprune.types import Stage
+from tokenprune.types import PRE_LLM, OperationPlan, Stage
 
 POSITIONS = ("original", "repacked")
 KEEP = 7
@@ -474,12 +475,26 @@ def test_a_thread_without_a_block_is_untouched(llava):
         ({"keep_tokens": None, "keep_ratio": 1.5}, BudgetError, r"in \(0, 1\]"),
         ({"keep_ratio": 0.5}, BudgetError, "got keep_tokens and keep_ratio"),
         ({"keep_tokens": None}, BudgetError, "got none"),
+        ({"flops": 1e6}, BudgetError, "got keep_tokens and flops"),
+        ({"text_tokens": 9}, BudgetError, "text_tokens goes with flops"),
+        ({"keep_tokens": None, "flops": 9.0}, BudgetError, "with one visual token kept"),
     ],
 )
 def test_budgets(llava, options, error, message):
     model, processor = llava
     with pytest.raises(error, match=message), prune(model, processor, **options):
         model.generate(**ask(processor, 1), max_new_tokens=1)
+
+
+def test_flops(llava):
+    """The budget is the prefill of a prompt with as much text."""
+    model, processor = llava
+    inputs, spec = ask(processor, 1), adapter_for(model, processor).spec
+    text = inputs["input_ids"].shape[1] - 25
+    limit = OperationPlan.drop_at(spec, [PRE_LLM], [7], 25).prefill_flops(spec.llm, text)
+    with tp.prune(model, processor, "uniform", flops=limit, text_tokens=text) as trace:
+        model.generate(**inputs, max_new_tokens=1)
+    assert trace.keep.shape == (1, 7)
 
 
 def test_pruners(llava):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from math import inf
 
-from tokenprune.errors import BudgetError
+from tokenprune.errors import BudgetError, BudgetExceedsError
+
+KINDS = ("keep_tokens", "keep_ratio", "average_tokens", "flops")
 
 
 @dataclass(frozen=True)
 class Budget:
     """A budget per row of visual tokens (an image, a tile, a frame, as the adapter documents).
 
-    Give exactly one. For pruners of several stages the first two count what is left after the last.
+    Give exactly one of the first four. For pruners of several stages the first two count what is left after the last.
 
     Attributes:
         keep_tokens: how many visual tokens stay, at least 1.
@@ -21,6 +24,9 @@ class Budget:
             DivPrune's code does) and is at least 1.
         average_tokens: visual tokens in a decoder layer, mean over the layers, at least 1; the smallest count that
             reaches it stays.
+        flops: most FLOPs of the decoder layers in the prefill of one prompt with one row of visual tokens, as
+            ``OperationPlan.prefill_flops`` counts them; the largest count that does not exceed it stays.
+        text_tokens: all other tokens of the prompt that ``flops`` is for; with 0 it counts visual tokens alone.
 
     Raises:
         BudgetError: if not exactly one is given, or it is out of its range.
@@ -29,11 +35,14 @@ class Budget:
     keep_tokens: int | None = None
     keep_ratio: float | None = None
     average_tokens: float | None = None
+    flops: float | None = None
+    text_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if len(self.to_mapping()) != 1:
-            *names, last = (f.name for f in fields(self))
-            got = " and ".join(self.to_mapping()) or "none"
+        given = [name for name in KINDS if getattr(self, name) is not None]
+        if len(given) != 1:
+            *names, last = KINDS
+            got = " and ".join(given) or "none"
             raise BudgetError(f"give exactly one of {', '.join(names)} and {last}, got {got}")
         if self.keep_tokens is not None and (type(self.keep_tokens) is not int or self.keep_tokens < 1):
             raise BudgetError(f"keep_tokens must be an integer of at least 1, got {self.keep_tokens!r}")
@@ -41,38 +50,64 @@ class Budget:
             raise BudgetError(f"keep_ratio must be a number in (0, 1], got {self.keep_ratio!r}")
         if self.average_tokens is not None and not (_is_number(self.average_tokens) and self.average_tokens >= 1):
             raise BudgetError(f"average_tokens must be a number of at least 1, got {self.average_tokens!r}")
+        if self.flops is not None and not (_is_number(self.flops) and 0 < self.flops < inf):
+            raise BudgetError(f"flops must be a positive number, got {self.flops!r}")
+        if type(self.text_tokens) is not int or self.text_tokens < 0:
+            raise BudgetError(f"text_tokens must be an integer of at least 0, got {self.text_tokens!r}")
+        if self.text_tokens and self.flops is None:
+            raise BudgetError(f"text_tokens goes with flops, but the budget is of {self.kind}")
 
-    def resolve(self, num_tokens: int, mean: Callable[[int], float] = float) -> int:
+    @property
+    def kind(self) -> str:
+        """Which one is given."""
+        return next(name for name in KINDS if getattr(self, name) is not None)
+
+    @property
+    def value(self) -> int | float:
+        """What it is."""
+        found: int | float = getattr(self, self.kind)
+        return found
+
+    def resolve(self, num_tokens: int, spent: Callable[[int], float] = float) -> int:
         """The number of visual tokens that stay.
 
         Args:
             num_tokens: visual tokens in the row.
-            mean: tokens in a layer, mean over the layers, if so many stay; it grows with its argument. By default
-                tokens leave before the first layer.
+            spent: of ``average_tokens`` or ``flops``, if so many stay; it grows with its argument. The default is right
+                for the former where tokens leave before the first layer.
 
         Raises:
-            BudgetError: if more should stay than there are, or the layers before the pruning spend ``average_tokens``
-                already.
+            BudgetExceedsError: if more should stay than there are.
+            BudgetError: if the budget is spent before anything leaves.
         """
         if self.keep_ratio is not None:
             return max(1, round(self.keep_ratio * num_tokens))
-        (wanted,) = self.to_mapping().values()
+        if self.flops is not None:
+            return self._within(self.flops, num_tokens, spent)
+        wanted = self.value
         if wanted > num_tokens:
-            raise BudgetError(f"{self} exceeds the {num_tokens} visual tokens there are")
+            raise BudgetExceedsError(f"{self} exceeds the {num_tokens} visual tokens there are")
         if self.keep_tokens is not None:
             return self.keep_tokens
-        keep = bisect_left(range(num_tokens), wanted, key=mean)
+        keep = bisect_left(range(num_tokens), wanted, key=spent)
         if keep == 0:
             raise BudgetError(
                 f"{self} cannot be met: with nothing kept, the layers before the pruning stages spend "
-                f"{mean(0):g} of {num_tokens} visual tokens on average; raise it, or prune at an earlier layer"
+                f"{spent(0):g} of {num_tokens} visual tokens on average; raise it, or prune at an earlier layer"
             )
         return keep
 
-    def at_most(self, num_tokens: int) -> Budget:
-        """The budget for a row that may have fewer visual tokens than it allows: then all stay."""
-        wanted = self.keep_tokens or self.average_tokens
-        return Budget(keep_ratio=1.0) if wanted is not None and wanted > num_tokens else self
+    def _within(self, flops: float, num_tokens: int, spent: Callable[[int], float]) -> int:
+        """The largest number of tokens that does not cost more."""
+        if flops > spent(num_tokens):
+            cost = f"{spent(num_tokens):.6g} that all {num_tokens} visual tokens cost"
+            raise BudgetExceedsError(f"{self} exceeds the {cost}")
+        keep = bisect_right(range(num_tokens + 1), flops, key=spent) - 1
+        if keep < 1:
+            raise BudgetError(
+                f"{self} cannot be met: with one visual token kept, the decoder layers cost {spent(1):.6g}; raise it"
+            )
+        return keep
 
     def then(self, following: Budget) -> Budget:
         """The budget that leaves what a ``following`` one leaves of what this one leaves.
@@ -80,7 +115,7 @@ class Budget:
         Where two ratios are rounded one after the other, it may differ from them by a token or so.
 
         Raises:
-            BudgetError: if one is ``average_tokens``, which does not tell what is left.
+            BudgetError: if one is ``average_tokens`` or ``flops``, which do not tell what is left.
         """
         if following.keep_tokens is not None:
             return following
@@ -92,7 +127,8 @@ class Budget:
 
     def to_mapping(self) -> dict[str, int | float]:
         """What was given, as one would write it in YAML."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        text = {"text_tokens": self.text_tokens} if self.text_tokens else {}
+        return {self.kind: self.value, **text}
 
     def __str__(self) -> str:
         return ", ".join(f"{key}={str(value).removesuffix('.0')}" for key, value in self.to_mapping().items())

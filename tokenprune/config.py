@@ -21,6 +21,7 @@ from tokenprune.errors import ConfigError
 from tokenprune.options import construct
 
 EMBEDDED = "embedded"  # the model that ships with the package
+MALFORMED = (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError)  # what reading and overriding raise
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,14 @@ class RunConfig:
 
     def to_mapping(self) -> dict[str, Any]:
         """The same as plain mappings and lists, as one would write it in YAML."""
-        (key,) = self.budget[0].to_mapping()
+        first = self.budget[0]
         return {
             **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
             "model": dataclasses.asdict(self.model),
             "task": self.task.to_mapping(),
             "pruner": self.pruner.to_mapping(),
             "baselines": [part.to_mapping() for part in self.baselines],
-            "budget": {key: [getattr(budget, key) for budget in self.budget]},
+            "budget": {**first.to_mapping(), first.kind: [budget.value for budget in self.budget]},
             "tracking": self.tracking.to_mapping(),
         }
 
@@ -159,27 +160,29 @@ def load_mapping(path: Path | str, overrides: Sequence[str]) -> Any:
     """What a file says after overrides, in plain mappings and lists; ConfigError if it cannot be read."""
     try:
         config = OmegaConf.load(path)
-        if not isinstance(config, DictConfig):
-            raise ConfigError(f"{path} must hold a mapping of keys to values")
-        if any(override.partition("=")[0].partition(".")[0] == "budget" for override in overrides):
-            config.pop("budget", None)  # of another kind perhaps, and there can be one only
-        for override in overrides:
-            key, separator, value = override.partition("=")
-            if not separator or not key:
-                raise ConfigError(f"override {override!r} is not of the form key=value")
-            _override(config, key, value)
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except ConfigError:
-        raise
     except OSError as error:
         raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror}") from None
-    except (
-        yaml.YAMLError,
-        OmegaConfBaseException,
-        TypeError,
-        ValueError,
-    ) as error:  # the last two: what overriding raises
+    except MALFORMED as error:
         raise ConfigError(f"config {str(path)!r}: {' '.join(str(error).split())}") from None
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"{path} must hold a mapping of keys to values")
+    return overridden(config, overrides, f"config {str(path)!r}")
+
+
+def overridden(config: DictConfig, overrides: Sequence[str], where: str) -> Any:
+    """``config`` after overrides, in plain mappings and lists; ConfigError, naming ``where``, if one does not fit."""
+    for override in overrides:
+        if override.find("=") < 1:
+            raise ConfigError(f"override {override!r} is not of the form key=value")
+    if any(override.partition("=")[0].partition(".")[0] == "budget" for override in overrides):
+        config.pop("budget", None)  # of another kind perhaps, and there can be one only
+    try:
+        for override in overrides:
+            key, _, value = override.partition("=")
+            _override(config, key, value)
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MALFORMED as error:
+        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
 
 
 def _override(config: DictConfig, key: str, text: str) -> None:
@@ -194,10 +197,10 @@ def parse_config(raw: Any) -> RunConfig:
     parsers: dict[str, Callable[[Any, str], Any]] = {
         "model": parse_model,
         "task": Part.of,
-        "pruner": _pruner,
+        "pruner": parse_pruner,
         "tracking": Part.of,
         "baselines": _pruners,
-        "budget": _budgets,
+        "budget": parse_budgets,
     }
     given = _mapping(raw, "config").items()
     return construct(RunConfig, {k: parsers[k](v, k) if k in parsers else v for k, v in given}, "config")
@@ -213,15 +216,15 @@ def _sequence(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _pruner(value: Any, where: str) -> Part:
-    """A list is a composition of its items."""
+def parse_pruner(value: Any, where: str) -> Part:
+    """A name, a mapping of it and options, or a list: a composition of its items; ConfigError if it is neither."""
     if isinstance(value, list | tuple):
         return Part("compose", {"pruners": [part.to_mapping() for part in _pruners(value, where)]})
     return Part.of(value, where)
 
 
 def _pruners(value: Any, where: str) -> tuple[Part, ...]:
-    return tuple(_pruner(item, f"{where}[{i}]") for i, item in enumerate(_sequence(value)))
+    return tuple(parse_pruner(item, f"{where}[{i}]") for i, item in enumerate(_sequence(value)))
 
 
 def parse_model(value: Any, where: str) -> ModelConfig:
@@ -229,11 +232,14 @@ def parse_model(value: Any, where: str) -> ModelConfig:
     return construct(ModelConfig, {"name": value} if isinstance(value, str) else _mapping(value, where), where)
 
 
-def _budgets(value: Any, where: str) -> tuple[Budget, ...]:
-    given = {key: _sequence(v) for key, v in _mapping(value, where).items() if v is not None}
+def parse_budgets(value: Any, where: str) -> tuple[Budget, ...]:
+    """A mapping of a kind to one value or several; ConfigError or BudgetError if it is not one."""
+    raw = _mapping(value, where)
+    text = raw.pop("text_tokens", 0)  # one for all
+    given = {key: _sequence(v) for key, v in raw.items() if v is not None}
     if len(given) == 1 and not all(given.values()):
         raise ConfigError(f"{where} is an empty list; give at least one")
     if len(given) != 1:  # the budget itself knows what is wrong
         construct(Budget, {key: values[0] if values else None for key, values in given.items()}, where)
-    budgets = [construct(Budget, {key: v}, where) for key, values in given.items() for v in values]
+    budgets = [construct(Budget, {key: v, "text_tokens": text}, where) for key, values in given.items() for v in values]
     return tuple(dict.fromkeys(budgets))

@@ -22,6 +22,10 @@ class BudgetError(TokenPruneError):
     """A budget that is contradictory or cannot be met."""
 
 
+class BudgetExceedsError(BudgetError):
+    """A budget allows more visual tokens than there are."""
+
+
 class SelectionError(TokenPruneError):
     """Visual tokens or a selection that break their contract (shapes, missing signals, non-finite values)."""
 

@@ -18,7 +18,7 @@ from tokenprune.types import Sample
 from tokenprune.version import __version__
 
 PACKAGE = Path(__file__).parent
-SHOWING = ("cli.py", "draw.py", "report.py", "plots.py", "overlay.py", "tracking.py")
+SHOWING = ("cli.py", "draw.py", "report.py", "comparison.py", "plots.py", "overlay.py", "tracking.py", "study_report")
 SHARED = ("base.py", "member.py")  # of pruners and tasks
 SAMPLED = 64  # weights of each tensor that enter the fingerprint
 
@@ -63,7 +63,7 @@ def code_hash(*classes: type) -> str:
         *classes: the pruner's and the task's class; from outside the package or inside, their files and those of their
             base classes count.
     """
-    files = {f for f in PACKAGE.rglob("*.py") if f.name not in SHOWING}
+    files = {f for f in PACKAGE.rglob("*.py") if not {f.name, f.parent.name} & set(SHOWING)}
     package = {f for f in files if f.parent.name not in ("pruners", "tasks") or f.name in SHARED}
     used = {Path(found) for cls in classes for base in cls.__mro__ if (found := _source_file(base))}
     return digest(*(file.read_bytes() for file in sorted(package | used)))

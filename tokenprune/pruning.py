@@ -38,6 +38,8 @@ def prune(
     keep_tokens: int | None = None,
     keep_ratio: float | None = None,
     average_tokens: float | None = None,
+    flops: float | None = None,
+    text_tokens: int = 0,
     text_tower: str | None = None,
     scope: str | None = None,
     question: str | Sequence[str] | None = None,
@@ -54,8 +56,9 @@ def prune(
         pruner: a registered name, or a pruner, or a list of them for stages that follow one another, see ``Compose``.
         keep_tokens: visual tokens that stay, for each image; or
         keep_ratio: which share of them, in (0, 1]; or
-        average_tokens: visual tokens in a layer of the LLM, mean over its layers. None of the three if the pruner's
-            options fix its budget.
+        average_tokens: visual tokens in a layer of the LLM, mean over its layers; or
+        flops: most FLOPs of the decoder layers in prefill, for a prompt of one image and
+        text_tokens: so many other tokens. None of the four if the pruner's options fix its budget.
         text_tower: see ``ModelAdapter``.
         scope: likewise.
         question: what relevance is measured against, one for all rows or one a row; None to read it off the prompts.
@@ -74,12 +77,12 @@ def prune(
     else:
         chosen = pruner if isinstance(pruner, Pruner) else create_pruner("compose", pruners=tuple(pruner), **options)
     budget = chosen.budget
+    given: dict[str, Any] = {"keep_tokens": keep_tokens, "keep_ratio": keep_ratio}
+    given |= {"average_tokens": average_tokens, "flops": flops}
     if budget is None:
-        budget = Budget(keep_tokens=keep_tokens, keep_ratio=keep_ratio, average_tokens=average_tokens)
-    elif any(value is not None for value in (keep_tokens, keep_ratio, average_tokens)):
-        raise ConfigError(
-            f"the pruner's options fix its budget ({budget}); leave out keep_tokens, keep_ratio and average_tokens"
-        )
+        budget = Budget(**given, text_tokens=text_tokens)
+    elif text_tokens or any(value is not None for value in given.values()):
+        raise ConfigError(f"the pruner's options fix its budget ({budget}); leave out {', '.join(given)}")
     adapter = adapter_for(model, processor, text_tower=text_tower, scope=scope)
     adapter.check_pruner(chosen)
     chosen.schedule(adapter.spec, budget, adapter.spec.visual_tokens)

@@ -104,7 +104,7 @@ class Journal:
         lines = []
         for number, text in enumerate(whole, 1):
             if (line := _parse(text)) is None:
-                raise DataError(f"{self.path} line {number} is not a JSON object; mend it, or start anew with --fresh")
+                raise DataError(f"{self.path} line {number} is not a JSON object; mend it, or move the file away")
             lines.append(line)
         return lines
 

@@ -136,7 +136,7 @@ class _Worker:
             cell=key,
             label=cell.label,
             pruner=cell.part.to_mapping(),
-            budget={k: v for k, v in dataclasses.asdict(cell.budget).items() if v is not None} if cell.budget else {},
+            budget=cell.budget.to_mapping() if cell.budget else {},
             config=self.config.to_mapping(),
             provenance=origin,
             seed=self.config.seed,

@@ -70,6 +70,22 @@ class TransformerSpec:
     head_dim: int
     mlp_matrices: int
 
+    def layer_flops(self, sources: int, receivers: int, mlp: int) -> int:
+        """FLOPs of a layer as the hardware multiplies: two per multiply-add, matrix products only, GQA-aware.
+
+        They are those of ``torch.utils.flop_counter.FlopCounterMode``. Attention is charged as the full square of
+        queries and keys, as its formula for SDPA does, whether or not a kernel skips the masked half.
+
+        Args:
+            sources: tokens that give keys and values.
+            receivers: tokens that ask and receive.
+            mlp: tokens that pass the MLP.
+        """
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        projections = sources * self.width * 2 * keys + receivers * self.width * 2 * queries
+        attention = 2 * queries * receivers * sources
+        return 2 * (projections + attention + mlp * self.mlp_matrices * self.width * self.mlp_width)
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -80,8 +96,11 @@ class ModelSpec:
         vision: the vision tower as far as it is used, or None if unknown.
         vocabulary: rows of the LM head.
         visual_tokens: visual tokens of one image before pruning.
-        vision_tokens: tokens inside the vision tower for one image (patches and CLS).
-        patch_inputs: numbers in one patch (channels * patch height * patch width).
+        vision_tokens: tokens inside the vision tower for one image (patches and CLS), of all its tiles.
+        vision_tiles: equal parts of an image that the tower sees apart, the whole image among them if it is one.
+        vision_window: tokens of a window, which divides those of a tile; 0 if the tower has none.
+        vision_window_layers: layers of the tower whose attention stays inside windows.
+        patch_inputs: numbers in one patch (channels * patch height * patch width, * frames if it spans several).
         projector: widths of the projector's layers from the tower's to the LLM's.
     """
 
@@ -90,6 +109,9 @@ class ModelSpec:
     visual_tokens: int
     vision: TransformerSpec | None = None
     vision_tokens: int = 0
+    vision_tiles: int = 1
+    vision_window: int = 0
+    vision_window_layers: int = 0
     patch_inputs: int = 0
     projector: tuple[int, ...] = ()
 
@@ -144,6 +166,18 @@ class OperationPlan:
         """Visual tokens that give keys and values, mean over the layers: the average budget of the literature."""
         layers = len(self.active)
         return sum(self.tokens(layer, Operation.ATTENTION_SOURCE) for layer in range(layers)) / layers
+
+    def prefill_flops(self, llm: TransformerSpec, text_tokens: int) -> int:
+        """FLOPs of the decoder layers for one prompt, without the LM head; see ``TransformerSpec.layer_flops``.
+
+        Args:
+            llm: with as many layers.
+            text_tokens: all other tokens of the prompt; they take part in everything.
+        """
+        return sum(
+            llm.layer_flops(*(text_tokens + self.tokens(layer, operation) for operation in Operation))
+            for layer in range(llm.layers)
+        )
 
     def tokens(self, layer: int, operation: Operation) -> int:
         """How many visual tokens take part in an operation of a layer (0-based)."""

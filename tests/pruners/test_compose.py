@@ -268,7 +268,7 @@ def test_order_conflicts_name_the_members(members, message):
         (
             [{"name": "random", "keep_tokens": 3, "keep_ratio": 0.5}],
             BudgetError,
-            "pruner 'random': give exactly one of keep_tokens, keep_ratio and average_tokens, got keep_tokens and keep",
+            "pruner 'random': give exactly one of keep_tokens, keep_ratio, average_tokens and flops, got keep_tokens",
         ),
         (
             ["cdpruner", {"name": "fastv", "keep_ratio": 0.5}],

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.budget import Budget
-from tokenprune.errors import ModelError
+from tokenprune.errors import BudgetExceedsError, ModelError
 from tokenprune.types import ModelSpec, Selector, TokenSelection
 
 Grid = tuple[int, int]
@@ -139,10 +139,16 @@ class Layout:
         totals = [0] * len(self.sizes)
         for unit, item in zip(self.units, self.items, strict=True):
             totals[item] += len(unit)
-        found = {
-            total: pruner.schedule(spec, budget if total == spec.visual_tokens else budget.at_most(total), total)
-            for total in set(totals)
-        }
+
+        def schedule(total: int) -> tuple[int, ...]:
+            try:
+                return pruner.schedule(spec, budget, total)
+            except BudgetExceedsError:
+                if total == spec.visual_tokens:
+                    raise
+                return pruner.schedule(spec, Budget(keep_ratio=1.0), total)
+
+        found = {total: schedule(total) for total in set(totals)}
         return [found[total] for total in totals]
 
     def divided(self, counts: Sequence[int]) -> list[int]:

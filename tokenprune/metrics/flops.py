@@ -1,22 +1,14 @@
-"""FLOPs in closed form, as the hardware multiplies: two per multiply-add, matrix products only, GQA-aware.
+"""FLOPs in closed form, as the hardware multiplies; see ``TransformerSpec.layer_flops`` for what is charged.
 
-They equal what ``torch.utils.flop_counter.FlopCounterMode`` counts, which a test checks. Attention is charged as the
-full square of queries and keys: that is what SDPA's formula counts, whether or not a kernel skips the masked half.
+They equal what ``torch.utils.flop_counter.FlopCounterMode`` counts, which a test checks. What papers charge instead is
+in ``conventions``.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
 
-from tokenprune.types import ModelSpec, Operation, OperationPlan, TransformerSpec
-
-
-def _layer_flops(spec: TransformerSpec, sources: int, receivers: int, mlp: int) -> int:
-    """One layer in which some tokens give keys and values, some ask and receive, and some pass the MLP."""
-    queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    projections = sources * spec.width * 2 * keys + receivers * spec.width * 2 * queries
-    attention = 2 * queries * receivers * sources
-    return 2 * (projections + attention + mlp * spec.mlp_matrices * spec.width * spec.mlp_width)
+from tokenprune.types import ModelSpec, Operation, OperationPlan
 
 
 def llm_prefill_flops(spec: ModelSpec, plan: OperationPlan, text_tokens: int) -> int:
@@ -31,19 +23,21 @@ def llm_prefill_flops(spec: ModelSpec, plan: OperationPlan, text_tokens: int) ->
     Returns:
         FLOPs.
     """
+    return plan.prefill_flops(spec.llm, text_tokens)
 
-    def tokens(layer: int, operation: Operation) -> int:
-        return text_tokens + plan.tokens(layer, operation)
 
-    return sum(
-        _layer_flops(
-            spec.llm,
-            tokens(layer, Operation.ATTENTION_SOURCE),
-            tokens(layer, Operation.ATTENTION_RECEIVER),
-            tokens(layer, Operation.MLP),
-        )
-        for layer in range(spec.llm.layers)
-    )
+def llm_decode_flops(spec: ModelSpec, plan: OperationPlan, text_tokens: int) -> int:
+    """FLOPs of the decoder layers for the first token that is generated, without the LM head.
+
+    Args:
+        spec: sizes of the model.
+        plan: of the prefill; a layer's cache holds the tokens that gave it keys and values.
+        text_tokens: all other tokens of the prompt.
+    """
+    layers = range(spec.llm.layers)
+    cached = sum(text_tokens + plan.tokens(layer, Operation.ATTENTION_SOURCE) for layer in layers)
+    attention = 4 * spec.llm.heads * spec.llm.head_dim * cached  # of one query: scores, and their sum of values
+    return spec.llm.layers * spec.llm.layer_flops(1, 1, 1) + attention
 
 
 def lm_head_flops(spec: ModelSpec) -> int:
@@ -53,12 +47,20 @@ def lm_head_flops(spec: ModelSpec) -> int:
 
 def vision_flops(spec: ModelSpec) -> int:
     """FLOPs of the vision tower for one image: patch embedding and the layers that are used; 0 if it is unknown."""
-    if spec.vision is None:
+    tower = spec.vision
+    if tower is None:
         return 0
     n = spec.vision_tokens
     patches = n // spec.visual_tokens * spec.visual_tokens  # without CLS, which no patch embedding makes
-    embedding = 2 * patches * spec.patch_inputs * spec.vision.width
-    return embedding + spec.vision.layers * _layer_flops(spec.vision, n, n, n)
+    embedding = 2 * patches * spec.patch_inputs * tower.width
+
+    def layer(size: int) -> int:
+        """All tokens pass it, and attend to those of their part alone."""
+        return n // size * tower.layer_flops(size, size, size)
+
+    tile = n // spec.vision_tiles
+    inside = spec.vision_window_layers
+    return embedding + (tower.layers - inside) * layer(tile) + inside * layer(spec.vision_window or tile)
 
 
 def projector_flops(spec: ModelSpec) -> int:

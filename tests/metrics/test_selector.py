@@ -1,0 +1,80 @@
+"""FLOPs of choosing: what the counter counts in a real prefill beyond the plan."""
+
+import pytest
+import torch
+from tiny import ask, shared_llava
+from torch.utils.flop_counter import FlopCounterMode
+
+from tokenprune.adapters.known import adapter_for
+from tokenprune.budget import Budget
+from tokenprune.metrics.flops import llm_prefill_flops, lm_head_flops
+from tokenprune.metrics.selector import selection_flops
+from tokenprune.model_card import load_card
+from tokenprune.pruners.base import PRUNERS, create_pruner
+from tokenprune.types import ModelSpec, Step
+
+TOKENS = 25
+
+
+def counted(name, options):
+    """FLOPs of a real prefill of the tiny model beyond plan and LM head, and what is said of the selection."""
+    adapter, pruner, budget = adapter_for(*shared_llava("eager")), create_pruner(name, **options), Budget(keep_tokens=7)
+    inputs, spec = ask(adapter.processor, 1), adapter.spec
+    text = inputs["input_ids"].shape[1] - TOKENS
+    pruned = adapter.prune_inputs(inputs, pruner, budget)
+    with FlopCounterMode(display=False) as counter:
+        adapter.prefill(pruned)
+    counts = pruner.schedule(spec, budget, TOKENS)
+    alive = pruner.alive(spec, counts, TOKENS)
+    plan = llm_prefill_flops(spec, pruner.plan(spec, alive, TOKENS), text) + lm_head_flops(spec)
+    return counter.get_total_flops() - plan, selection_flops(
+        spec, pruner.steps(spec), counts, (TOKENS, *alive[:-1]), text
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("uniform", {}),
+        ("random", {"layer": 2}),
+        ("fastv", {"layer": 1}),
+        ("fastv", {"layer": 3}),
+        ("pyramiddrop", {}),
+        ("dart", {"layer": 2}),
+        ("dop", {"base": "uniform", "attention_depth": 3, "mlp_depth": 1}),
+        ("dop", {"base": "uniform", "attention_depth": 3, "mlp_depth": 1, "attention": "update_only"}),
+        ("dop", {"base": {"name": "fastv", "layer": 1}, "attention_depth": 3, "query_depth": 2, "mlp_depth": 1}),
+    ],
+)
+def test_a_real_prefill_is_plan_and_selection(name, options):
+    beyond, said = counted(name, options)
+    assert beyond == said
+
+
+@pytest.mark.parametrize("version", ["v1", "plus"])
+def test_all_text_is_the_most_that_raters_can_be(version):
+    beyond, said = counted("sparsevlm", {"version": version})
+    assert 0 < beyond < said
+
+
+@pytest.mark.parametrize("name", [name for name in PRUNERS.names() if name not in ("compose",)])
+def test_every_pruner_can_be_asked(name):
+    spec, pruner = load_card("llava-1.5-7b").spec, create_pruner(name)
+    small = ModelSpec(spec.llm, spec.vocabulary, 80, spec.vision)
+    counts = pruner.schedule(small, Budget(keep_tokens=8), 80)
+    alive = pruner.alive(small, counts, 80)
+    flops = selection_flops(small, pruner.steps(small), counts, (80, *alive[:-1]), 10)
+    assert (flops == 0) == (name in ("random", "uniform"))
+
+
+def test_a_selection_before_the_llm_reads_nothing_of_it():
+    spec, (step,) = load_card("llava-1.5-7b").spec, create_pruner("fastv").steps(load_card("llava-1.5-7b").spec)
+    assert selection_flops(spec, [step], [8], [80], 10) == 2 * 4096 * 90
+    before = Step(create_pruner("uniform").steps(spec)[0].stage, step.selector)
+    assert selection_flops(spec, [before], [8], [80], 10) == 0
+
+
+def test_it_leaves_the_random_state_alone():
+    state = torch.get_rng_state()
+    test_a_selection_before_the_llm_reads_nothing_of_it()
+    assert torch.equal(state, torch.get_rng_state())
