@@ -51,5 +51,5 @@ def test_common_chat_formats(prompt):
 def test_the_adapter_reads_each_row(llava):
     from tokenprune.adapters.known import adapter_for
 
-    questions = adapter_for(*llava)._questions(ask(llava[1], 1, 2), None)
+    questions = adapter_for(*llava).questions(ask(llava[1], 1, 2))
     assert questions == ["what color is the circle ?", "how many red things are there ?"]

@@ -105,6 +105,15 @@ def test_candidates_are_what_they_say(reading, cost):
     assert len(found[-1]) == 5
 
 
+def test_of_equally_good_numbers_of_tokens_the_fewest():
+    curves = Curves.of(LAYERS, TOTAL, attention={2: 0.1}, mlp={1: 0.1}, tokens={1: 0.3, 2: 0.1, 4: 0.1, 5: 0.1})
+    five = Depths(attention=4, mlp=3, query=3, keep=5)
+    (candidates,) = solve(curves, COSTS[0], [COSTS[0].of(five.plan(SPEC, TOTAL))], top=100)
+    keep = {(c.depths.attention, c.depths.mlp): c.depths.keep for c in candidates}
+    assert keep[4, 3] == 2  # up to five are affordable and no better
+    assert keep[2, 1] == TOTAL
+
+
 def test_enough_budget_prunes_nothing_but_dead_work():
     for reading in READINGS:
         ((best,),) = solve(curves_of(reading), COSTS[0], [1e9], top=1)
