@@ -194,11 +194,13 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--only", default="", help="methods whose names contain this, and the unpruned model")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/in_llm.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model = build(arguments.width, arguments.layers)
-    points: dict[str, tuple[Pruner | None, Budget | None]] = {"unpruned": (None, None), **POINTS}
+    points: dict[str, tuple[Pruner | None, Budget | None]] = {"unpruned": (None, None)}
+    points |= {name: what for name, what in POINTS.items() if arguments.only in name}
     results = [
         {"method": name, **point(model, *what, arguments.turns)} for name, what in track(points.items(), "measuring")
     ]

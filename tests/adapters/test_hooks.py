@@ -344,7 +344,7 @@ def rolling():
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"prefill_chunk_size": 6}, "whole prompt in one forward"),
+        ({"prefill_chunk_size": 6}, "whole prompt in one forward|loses images with prefill_chunk_size"),
         ({CACHE: rolling}, "StaticSlidingWindowLayer"),
     ],
 )
