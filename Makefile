@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: run check lint types test bench clean
+.PHONY: run check lint types test oldest bench clean
 
 run: $(STAMP)
 	$(BIN)/tokenprune run configs/quickstart.yaml
@@ -25,11 +25,22 @@ types: $(STAMP)
 test: $(STAMP)
 	$(BIN)/pytest
 
+# What meets transformers, on the oldest version that pyproject.toml allows.
+OLD := .venv-oldest
+oldest: $(OLD)/.installed
+	$(OLD)/bin/pytest tests/adapters tests/test_pruning.py tests/test_kv_cache.py
+
+$(OLD)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(OLD)
+	$(OLD)/bin/pip install --quiet --upgrade pip
+	$(OLD)/bin/pip install --quiet -e '.[dev]' 'transformers==5.20.0'
+	touch $@
+
 bench: $(STAMP)
 	$(BIN)/python benchmarks/selection.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLD) .mypy_cache .pytest_cache .ruff_cache
 
 # torchvision must match torch to the minor version, so both are named in one command: pip then takes a pair that fits.
 $(STAMP): pyproject.toml
