@@ -112,9 +112,14 @@ def _ranks(grid: Grid) -> list[list[str]]:
     for name, values in estimates(grid).items():
         low, high = agreement.spearman_interval(by_question[name], true)
         whole = [f"{agreement.spearman(values, grid.divergence):.3f}", f"{low:.3f} to {high:.3f}"]
-        near = [f"{agreement.spearman(values[edge], grid.divergence[edge]):.2f}" for edge in edges]
+        near = [_near(values[edge], grid.divergence[edge]) for edge in edges]
         rows.append([name, *whole, f"{agreement.kendall(values, grid.divergence):.3f}", *near])
     return rows
+
+
+def _near(estimate: NDArray[np.float64], truth: NDArray[np.float64]) -> str:
+    """Spearman's coefficient of a few policies; one alone has none."""
+    return f"{agreement.spearman(estimate, truth):.2f}" if len(np.unique(estimate)) > 1 < len(np.unique(truth)) else "-"
 
 
 def _sums_by_question(grid: Grid, true: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:

@@ -107,13 +107,12 @@ def _p(row: Row, best: Row) -> float:
 
 
 def _order(path: Sequence[Row]) -> str:
-    """Which operation each step of a path removed: of those that went, the one that gave no other its death."""
+    """Which operation each step of a path removed: of those that went, the one that the others were alive for."""
     before, names = np.ones_like(path[0].active), []
     before[-1, [Operation.ATTENTION_RECEIVER, Operation.MLP]] = False  # dead from the start
     for row in path:
         gone = [(int(layer), Operation(operation)) for layer, operation in np.argwhere(before & ~row.active)]
-        sources = [one for one in gone if one[1] == Operation.ATTENTION_SOURCE]
-        layer, operation = (sources or gone)[0]
+        layer, operation = gone[-1]  # what keys and values kept alive is in layers before theirs
         names.append(f"{OPERATIONS[operation]} {layer}")
         before = row.active
     return ", ".join(names)

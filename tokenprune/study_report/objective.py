@@ -54,8 +54,8 @@ def rankings(grid: Grid) -> list[Ranking]:
         total = values.shape[1]
         for number in [size for size in SIZES if size < total] + [total]:
             means = agreement.subset_means(values, number, DRAWS if number < total else 1)
-            rank = [agreement.spearman(draw, wrong) for draw in means]
-            edge = [fmean(_within(draw[e], wrong[e]) for e in edges) for draw in means]
+            rank = [_rank(draw, wrong) for draw in means]
+            edge = [fmean(_rank(draw[e], wrong[e]) for e in edges) for draw in means]
             lost = [fmean(agreement.regret(draw, wrong, grid.flops, b) for b in budgets) for draw in means]
             found.append(Ranking(name, number, _spread(rank), _spread(edge), _spread(lost)))
     return found
@@ -105,7 +105,7 @@ def draw(found: list[Ranking], path: Path) -> None:
     figure.savefig(path, dpi=160)
 
 
-def _within(estimate: NDArray[np.float64], truth: NDArray[np.float64]) -> float:
+def _rank(estimate: NDArray[np.float64], truth: NDArray[np.float64]) -> float:
     """Spearman's coefficient; 0 where an objective cannot tell the policies apart."""
     return agreement.spearman(estimate, truth) if len(np.unique(estimate)) > 1 < len(np.unique(truth)) else 0.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tokenprune.errors import DataError
 from tokenprune.study.results import load
 from tokenprune.study_report import additivity, free_subsets, objective, transfer
 from tokenprune.study_report.grid import Grid
@@ -14,15 +15,20 @@ def write(results: Path, folder: Path) -> Path:
 
     Args:
         results: file that a study left.
-        folder: where to; it must be there.
+        folder: where to.
 
     Returns:
         The report's path.
 
     Raises:
-        DataError: if the file cannot be read, or lacks the policies that a fit would measure.
+        DataError: if the file cannot be read, or lacks the policies that a fit would measure, or the folder cannot be
+            made.
     """
     header, rows = load(results)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"folder {str(folder)!r} cannot be written: {error.strerror}") from None
     bases = list(dict.fromkeys(row.base for row in rows))
     grid = Grid.of(header, rows, bases[0])
     sections = [
