@@ -25,7 +25,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[Metrics], str]], ...] = (
     (
         "visual tokens",
         "in a layer of the LLM, mean over its layers and the questions, of all that an image has",
-        lambda m: f"{m['average_tokens']:.4g}/{m['visual_tokens']}",
+        lambda m: f"{m['average_tokens']:.4g}/{m['visual_tokens']:.4g}",
     ),
     (
         "accuracy %",
