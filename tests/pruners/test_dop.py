@@ -235,7 +235,8 @@ def test_the_resolved_configuration_is_the_same_run(tmp_path):
     run = {"task": "scenes", "pruner": {"name": "dop", "policy": path}, "budget": {"keep_tokens": [30, 20]}}
     built = build(parse_config(run))
     cells = [(cell.label, cell.budget) for cell in built.cells if cell.label.startswith("dop")]
-    assert cells == [("dop base=(random positions=original seed=4) policy=p", Budget(keep_tokens=9))]  # once: the budget is the policy's
+    label = "dop base=(random positions=original seed=4) policy=p"
+    assert cells == [(label, Budget(keep_tokens=9))]  # once: the budget is the policy's
     resolved = json.loads(json.dumps(built.config.to_mapping()))
     assert resolved["pruner"]["base"] == BASE
     assert resolved["pruner"]["attention_depth"] == 4
