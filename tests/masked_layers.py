@@ -5,10 +5,13 @@ stay in the sequence; from a stage on, no other token sees those that the stage 
 """
 
 import torch
+from families import Family
+
+LLAVA = Family()
 
 
 @torch.no_grad()
-def masked_layers_logits(model, inputs, stages, positions, answers, row_positions=None, embeds_of=None):
+def masked_layers_logits(model, inputs, stages, positions, answers, family=LLAVA):
     """Logits of the positions at which each answer token is predicted.
 
     Args:
@@ -17,45 +20,44 @@ def masked_layers_logits(model, inputs, stages, positions, answers, row_position
         stages: of a trace.
         positions: ``original`` or ``repacked``, one for each stage.
         answers: (B, T) tokens that follow the prompts.
-        row_positions: (row, length) to the position ids of the unpruned row, (..., 1, length); dense ones if None.
-        embeds_of: (inputs) to (B, L, D), the LLM's input embeddings; LLaVA's if None.
+        family: what its language model does with a prompt.
 
     Returns:
         (B, T, vocabulary).
     """
-    embeds = (embeds_of or llava_embeds(model))(inputs)
+    embeds, number_of = family.embeds(model, inputs), family.row_positions(model, inputs)
+    fixed = family.fixed(model, inputs)
     mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
-    result = []
+    added, result = family.added(model, inputs), []
     for row, answer in enumerate(answers):
-        real = mask[row]
-        visual = inputs["input_ids"][row][real] == model.config.image_token_id
+        real, more = mask[row], len(answer)
+        ids = torch.cat([inputs["input_ids"][row][real], answer])
         x = torch.cat([embeds[row][real], model.get_input_embeddings()(answer)])
-        visual = torch.cat([visual, torch.zeros(len(answer), dtype=torch.bool)])
-        number = (row_positions or dense)(row, len(x))
-        drops = [(stage.stage.layer or 0, stage.keep[row]) for stage in stages]
-        logits = layer_loop(model, x, visual, number, drops, positions)
-        result.append(logits[-1 - len(answer) : -1])
+        visual = family.placeholder(model, ids)
+        visual[len(ids) - more :] = False
+        drops = [(stage.stage.layer or 0, stage.keep[row] + fixed[row]) for stage in stages]
+        logits = layer_loop(
+            model,
+            x,
+            visual,
+            number_of(row, len(x)),
+            drops,
+            positions,
+            family.allowed(model, ids, len(ids) - more),
+            [torch.nn.functional.pad(each[row][real], (0, 0, 0, more)) for each in added],
+            family.closed,
+        )
+        result.append(logits[-1 - more : -1])
     return torch.stack(result)
 
 
-def dense(row, length):
-    return torch.arange(length)[None]
-
-
 def llava_embeds(model):
-    def embeds(inputs):
-        x = model.get_input_embeddings()(inputs["input_ids"])
-        features = torch.cat(
-            list(model.base_model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output)
-        )
-        x[inputs["input_ids"] == model.config.image_token_id] = features
-        return x
-
-    return embeds
+    return lambda inputs: LLAVA.embeds(model, inputs)
 
 
-def layer_loop(model, x, visual, number, drops, positions):
+def layer_loop(model, x, visual, number, drops, positions, allowed=None, added=(), closed=LLAVA.closed):
     """Logits (L, vocabulary) of one row; ``drops`` are (layer, numbers of the visual tokens that stay)."""
+    whole = torch.ones(len(x), len(x), dtype=torch.bool).tril() if allowed is None else allowed
     decoder, alive = model.get_decoder(), torch.ones(len(x), dtype=torch.bool)
     hidden = x[None]
     for index, layer in enumerate(decoder.layers):
@@ -64,14 +66,38 @@ def layer_loop(model, x, visual, number, drops, positions):
                 before = alive.clone()
                 alive[visual] = torch.isin(torch.arange(int(visual.sum())), torch.tensor(keep))
                 if policy == "repacked":
-                    number = number - (before & ~alive).long().cumsum(0)
-        causal = torch.ones(len(x), len(x), dtype=torch.bool).tril()
-        kind = (getattr(decoder.config, "layer_types", None) or ["sliding_attention"] * len(decoder.layers))[index]
-        if kind == "sliding_attention" and getattr(decoder.config, "sliding_window", None):
-            causal = causal.triu(1 - decoder.config.sliding_window)
-        allowed = causal & (alive | torch.eye(len(x), dtype=torch.bool))
+                    number = closed(number, visual, before, alive)
+        if index == 0:
+            place = alive.long().cumsum(0)  # a window counts what entered the language model
+        seen = windowed(decoder, index, whole, place)
+        allowed = seen & (alive | torch.eye(len(x), dtype=torch.bool))
         mask = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
-        of_kind = (kind,) if hasattr(decoder.rotary_emb, "layer_types") else ()
-        rotation = decoder.rotary_emb(hidden, number.clamp(min=0), *of_kind)
+        rotation = rotated(decoder, index, hidden, number.clamp(min=0))
         hidden = layer(hidden, attention_mask=mask[None, None], position_embeddings=rotation)
-    return model.lm_head(decoder.norm(hidden)[0])
+        if index < len(added):
+            hidden = hidden + added[index]
+    return logits_of(model, hidden[0])
+
+
+def windowed(decoder, index, allowed, place):
+    """(L, L) bool, what the tokens of a layer see, ``place`` being their numbers."""
+    kinds, window = getattr(decoder.config, "layer_types", None), getattr(decoder.config, "sliding_window", None)
+    if window and (kinds is None or kinds[index] == "sliding_attention"):
+        near = place[:, None] - place < window
+        if getattr(decoder.config, "use_bidirectional_attention", None):
+            near |= allowed.mT  # what sees one another does so at any distance
+        return allowed & near
+    return allowed
+
+
+def rotated(decoder, index, hidden, number):
+    """The position embeddings of a layer."""
+    kinds = decoder.config.layer_types[index : index + 1] if hasattr(decoder.rotary_emb, "layer_types") else ()
+    return decoder.rotary_emb(hidden, number, *kinds)
+
+
+def logits_of(model, hidden):
+    """(L, vocabulary)."""
+    logits = model.lm_head(model.get_decoder().norm(hidden))
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap

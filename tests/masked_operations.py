@@ -5,11 +5,11 @@ there; what the layer computes for a token that does not receive, or does not pa
 """
 
 import torch
-from masked_layers import dense, llava_embeds
+from masked_layers import LLAVA, logits_of, rotated, windowed
 
 
 @torch.no_grad()
-def masked_operations_logits(model, inputs, active, groups, answers, row_positions=None, embeds_of=None):
+def masked_operations_logits(model, inputs, active, groups, answers, family=LLAVA):
     """Logits of the positions at which each answer token is predicted.
 
     Args:
@@ -18,31 +18,34 @@ def masked_operations_logits(model, inputs, active, groups, answers, row_positio
         active: (layers, 3, groups) bool: sources, receivers, MLP.
         groups: for each row, the group of each of its visual tokens; -1 for those that leave before the LLM.
         answers: (B, T) tokens that follow the prompts.
-        row_positions, embeds_of: see ``masked_layers``.
+        family: what its language model does with a prompt.
     """
-    embeds = (embeds_of or llava_embeds(model))(inputs)
+    embeds, number_of = family.embeds(model, inputs), family.row_positions(model, inputs)
     mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
-    result = []
+    added, result = family.added(model, inputs), []
     for row, answer in enumerate(answers):
-        ids = inputs["input_ids"][row][mask[row]]
-        x = torch.cat([embeds[row][mask[row]], model.get_input_embeddings()(answer)])
+        real, more = mask[row], len(answer)
+        prompt = inputs["input_ids"][row][real]
+        x = torch.cat([embeds[row][real], model.get_input_embeddings()(answer)])
         group = torch.full((len(x),), len(active[0, 0]))  # text: a group of its own, for which everything runs
-        group[: len(ids)][ids == model.config.image_token_id] = torch.tensor(groups[row], dtype=torch.long)
+        group[: len(prompt)][family.placeholder(model, prompt)] = torch.tensor(groups[row], dtype=torch.long)
         there = group >= 0
-        number = (row_positions or dense)(row, len(x))[..., there]
-        logits = loop(model, x[there], number, active, group[there])
-        result.append(logits[-1 - len(answer) : -1])
+        number = number_of(row, len(x))[..., there]
+        allowed = family.allowed(model, torch.cat([prompt, answer]), len(prompt))[there][:, there]
+        extra = [torch.nn.functional.pad(each[row][real], (0, 0, 0, more))[there] for each in added]
+        logits = loop(model, x[there], number, active, group[there], allowed, extra)
+        result.append(logits[-1 - more : -1])
     return torch.stack(result)
 
 
-def loop(model, x, number, active, group):
+def loop(model, x, number, active, group, allowed, added=()):
     decoder, hidden = model.get_decoder(), x[None]
     text = torch.ones(*active.shape[:2], 1, dtype=torch.bool)
     active = torch.cat([active, text], 2)
-    for layer, (sources, receivers, mlp) in zip(decoder.layers, active[:, :, group], strict=True):
-        allowed = torch.ones(len(x), len(x), dtype=torch.bool).tril() & sources
-        mask = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)[None, None]
-        rotation = decoder.rotary_emb(hidden, number)
+    for index, (layer, (sources, receivers, mlp)) in enumerate(zip(decoder.layers, active[:, :, group], strict=True)):
+        seen = windowed(decoder, index, allowed, torch.arange(len(x))) & sources
+        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]
+        rotation = rotated(decoder, index, hidden, number)
         normed = layer.input_layernorm(hidden)
         attended = layer.self_attn(normed, attention_mask=mask, position_embeddings=rotation)[0]
         if hasattr(layer, "pre_feedforward_layernorm"):
@@ -53,4 +56,6 @@ def loop(model, x, number, active, group):
         else:
             passed = layer.mlp(layer.post_attention_layernorm(hidden))
         hidden = hidden + passed * mlp[:, None]
-    return model.lm_head(decoder.norm(hidden)[0])
+        if index < len(added):
+            hidden = hidden + added[index]
+    return logits_of(model, hidden[0])

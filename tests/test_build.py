@@ -266,7 +266,7 @@ MISTAKES = [
     (
         {"model": {"name": "lava", "path": "x"}},
         RegistryError,
-        "unknown model 'lava'; did you mean 'llava'? Allowed: embedded, llava",
+        "unknown model 'lava'; did you mean 'llava'? Allowed: embedded",
     ),
     ({"model": {"name": "llava", "path": "/nowhere/at/all"}}, ModelError, "model '/nowhere/at/all' cannot be loaded"),
     ({"model": {"name": "embedded", "device": "cuda:99"}}, ConfigError, "cuda:99"),

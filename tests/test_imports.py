@@ -53,6 +53,7 @@ MAY = {
     "runner search study study_report",
     "trace": "errors types adapters",
     "block": "errors types budget adapters pruners trace",
+    "timm_vit": "errors types budget adapters functional pruners",
     "pruning": "errors types budget adapters pruners block trace",
     "__init__": "*",
 }

@@ -10,6 +10,7 @@ def test_public_names():
     assert set(tp.__all__) == {
         "Budget",
         "ModelAdapter",
+        "ModelSpec",
         "OperationPlan",
         "Pruner",
         "ScorePruner",
@@ -22,6 +23,7 @@ def test_public_names():
         "create_pruner",
         "load_embedded",
         "prune",
+        "prune_vit",
         "register_adapter",
         "register_pruner",
     }

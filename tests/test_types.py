@@ -20,6 +20,7 @@ def test_signals_are_public_strings():
         "prompt_mask",
         "cls_attention",
         "vision_hidden",
+        "encoder_features",
         "keys",
         "text_attention",
         "text_mask",
@@ -30,7 +31,7 @@ def test_signals_are_public_strings():
         "text_normed_hidden",
         "rope_similarity",
     ]
-    assert set(list(Signal)[6:]) == LLM_SIGNALS
+    assert set(list(Signal)[7:]) == LLM_SIGNALS
     tokens = VisualTokens(F, {"keys": torch.ones(2, 6, 3)})
     assert torch.equal(tokens.signal(Signal.KEYS), torch.ones(2, 6, 3))
     shared = VisualTokens(F, {"clip_text_embeds": torch.ones(5, 3)})

@@ -95,19 +95,20 @@ def picture(seed):
     return Image.fromarray(pixels)
 
 
-def ask(processor, *images_per_row, seed=0, side="left"):
-    """Inputs of a batch, padded; rows differ in their numbers of images and in their lengths."""
-    questions = ["what color is the circle ?", "how many red things are there ?", "is there a star ?"]
+QUESTIONS = ("what color is the circle ?", "how many red things are there ?", "is there a star ?")
+
+
+def ask(processor, *images_per_row, seed=0, side="left", only=None):
+    """Inputs of a batch, padded; rows differ in their numbers of images and in their lengths. ``only``: one of them."""
     texts = [
-        "USER: " + "on the left " * row + "<image>\n" * number + questions[row] + " ASSISTANT:"
+        "USER: " + "on the left " * row + "<image>\n" * number + QUESTIONS[row] + " ASSISTANT:"
         for row, number in enumerate(images_per_row)
     ]
     pictures = [picture(seed + index) for index in range(sum(images_per_row))]
+    if only is not None:
+        before = sum(images_per_row[:only])
+        texts, pictures = texts[only : only + 1], pictures[before : before + images_per_row[only]]
     return dict(processor(images=pictures, text=texts, padding=True, padding_side=side, return_tensors="pt"))
-
-
-# One for each adapter: attention implementation -> (model, processor). The contract tests run over all of them.
-BUILDERS = {"llava": shared_llava}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

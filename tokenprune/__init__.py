@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from tokenprune.errors import TokenPruneError
     from tokenprune.pruners.base import Pruner, ScorePruner, create_pruner, register_pruner
     from tokenprune.pruning import Trace, prune
-    from tokenprune.types import OperationPlan, Signal, TokenSelection, VisualTokens
+    from tokenprune.timm_vit.prune import prune_vit
+    from tokenprune.types import ModelSpec, OperationPlan, Signal, TokenSelection, VisualTokens
 
 _HOMES = {
     "Budget": "budget",
     "ModelAdapter": "adapters.base",
+    "ModelSpec": "types",
     "OperationPlan": "types",
     "Pruner": "pruners.base",
     "ScorePruner": "pruners.base",
@@ -34,6 +36,7 @@ _HOMES = {
     "create_pruner": "pruners.base",
     "load_embedded": "embedded.model",
     "prune": "pruning",
+    "prune_vit": "timm_vit.prune",
     "register_adapter": "adapters.known",
     "register_pruner": "pruners.base",
 }
@@ -41,6 +44,7 @@ _HOMES = {
 __all__ = [
     "Budget",
     "ModelAdapter",
+    "ModelSpec",
     "OperationPlan",
     "Pruner",
     "ScorePruner",
@@ -53,6 +57,7 @@ __all__ = [
     "create_pruner",
     "load_embedded",
     "prune",
+    "prune_vit",
     "register_adapter",
     "register_pruner",
 ]

@@ -15,8 +15,8 @@ from torch import Tensor
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.cache_argument import CACHE, renamed
 from tokenprune.adapters.hooks import InsideLLM
-from tokenprune.adapters.inputs import CHUNKS_WORK, PrunedInputs
-from tokenprune.adapters.turns import COLUMNS, Turn, new_images, split_at_cache
+from tokenprune.adapters.inputs import CHUNKS_WORK, PIXELS, PrunedInputs, without_pixels
+from tokenprune.adapters.turns import COLUMNS, TYPES, Turn, new_images, split_at_cache
 from tokenprune.budget import Budget
 from tokenprune.errors import ModelError
 from tokenprune.pruners.base import Pruner
@@ -114,7 +114,7 @@ class Block:
         if turn is not None:
             return self._continue(turn, arguments, generating=generating)
         marked = ids is not None and bool(self.adapter.placeholders(ids).any())
-        if not marked and "pixel_values" not in arguments and "inputs_embeds" not in arguments:
+        if not marked and not {*PIXELS.values(), "inputs_embeds"} & arguments.keys():
             return None
         if "mm_encoder_outputs" in arguments:
             raise ModelError("the images are encoded already, so that they cannot be pruned; give pixel_values")
@@ -123,7 +123,7 @@ class Block:
         if ids is not None and generating:
             self._check_generation(ids, arguments)
         elif ids is not None:  # a forward numbers the columns, padding included
-            arguments = {"position_ids": torch.arange(ids.shape[1], device=ids.device).expand_as(ids), **arguments}
+            arguments = {"position_ids": self.adapter.forward_positions(arguments), **arguments}
         return self._prune(arguments)
 
     def _check_generation(self, ids: Tensor, arguments: Mapping[str, Any]) -> None:
@@ -142,7 +142,10 @@ class Block:
         inputs = pruned.inputs
         assert ids is not None  # prune_inputs would have refused
         images = torch.bincount(torch.tensor(pruned.layout.item_rows), minlength=len(ids)).to(ids.device)
-        turn = Turn(ids, {name: inputs[name] for name in COLUMNS}, images, pruned.inside)
+        pixels = len(arguments.get("pixel_values", ()))
+        turn = Turn(
+            ids, {name: inputs[name] for name in TYPES.union(COLUMNS) & inputs.keys()}, images, pixels, pruned.inside
+        )
         return Run(self, inputs, pruned, images, turn, pruned.inside, waiting=inputs["input_ids"].shape[1])
 
     def _continue(self, turn: Turn, arguments: Mapping[str, Any], *, generating: bool) -> Run:
@@ -150,23 +153,25 @@ class Block:
         known, fresh = split_at_cache(turn, arguments, int(arguments[CACHE].get_seq_length()))
         whole = known["input_ids"].shape == known["attention_mask"].shape
         added = self.adapter.count_images(fresh["input_ids"])
-        pixels = new_images(turn, arguments.get("pixel_values"), added)
-        rest = {name: value for name, value in arguments.items() if name != "pixel_values"}
+        new = new_images(turn, arguments.get("pixel_values"), added)
+        rest = without_pixels(self.adapter.model, arguments)
         run = Run(self, rest | fresh, inside=turn.inside)
-        if turn.inside is not None and (pixels is not None or added.any()):
+        if turn.inside is not None and (new is not None or added.any()):
             raise ModelError(
                 "later turns cannot bring images if the pruner works inside the LLM; give them all at first"
             )
-        if pixels is not None or added.any():
+        if new is not None or added.any():
             if not whole:
                 raise ModelError(
                     "a turn that brings images needs the whole conversation in input_ids, from its beginning"
                 )
-            run = self._prune({**run.arguments, "pixel_values": pixels})
-        joined = {name: torch.cat([known[name], run.arguments[name]], 1) for name in COLUMNS}
+            run = self._prune({**run.arguments, "pixel_values": new})
+        joined = {name: torch.cat([column, run.arguments[name]], -1) for name, column in known.items()}
         if run.turn is not None:
-            run.turn = Turn(arguments["input_ids"], joined, turn.images + run.turn.images, None)
-        run.arguments["attention_mask"] = joined["attention_mask"]
+            images, pixels = turn.images + run.turn.images, turn.pixels + run.turn.pixels
+            run.turn = Turn(arguments["input_ids"], joined, images, pixels)
+        # Models read these by the columns of the cache.
+        run.arguments |= {name: joined[name] for name in joined.keys() - {"input_ids", "position_ids"}}
         if generating and whole:  # ``generate`` itself skips what the cache holds; a forward does not
             run.arguments |= joined
         return run

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from tokenprune.adapters.known import ADAPTERS
 from tokenprune.adapters.load import Checkpoint, find_checkpoint
-from tokenprune.adapters.signals import check_steps
 from tokenprune.budget import Budget
 from tokenprune.config import EMBEDDED, ModelConfig, Part, RunConfig
 from tokenprune.embedded.model import WEIGHTS
@@ -97,7 +96,7 @@ def build_base(model: ModelConfig, part: Part) -> tuple[Checkpoint, dict[str, An
     """
     complete, pruner = _make(part, PRUNERS, "pruner")
     checkpoint = _checkpoint(model)
-    check_steps(pruner.steps(checkpoint.spec), checkpoint.adapter.offers, checkpoint.adapter.__name__)
+    checkpoint.adapter.check_steps(pruner.steps(checkpoint.spec))
     return checkpoint, complete.to_mapping(), pruner
 
 
@@ -168,7 +167,7 @@ def _check(cell: Cell, checkpoint: Checkpoint) -> None:
         return
     spec, adapter = checkpoint.spec, checkpoint.adapter
     try:
-        check_steps(cell.pruner.steps(spec), adapter.offers, adapter.__name__)
+        adapter.check_steps(cell.pruner.steps(spec))
         cell.pruner.schedule(spec, cell.budget, spec.visual_tokens)
     except TokenPruneError as error:
         raise type(error)(f"pruner {cell.label!r}: {error}") from None

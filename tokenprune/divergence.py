@@ -113,8 +113,8 @@ class Batch:
             "attention_mask": torch.ones_like(self.answers),
             "position_ids": last + torch.arange(1, more + 1, device=last.device),
         }
-        zeros = torch.zeros_like(self.answers)
-        added |= {name: zeros for name in ("token_type_ids", "mm_token_type_ids") if name in inputs}
+        types = {"token_type_ids": self.adapter.answer_type, "mm_token_type_ids": 0}
+        added |= {name: torch.full_like(self.answers, kind) for name, kind in types.items() if name in inputs}
         return inputs | {name: torch.cat([inputs[name], x], -1) for name, x in added.items()}
 
     def _kl(self, logits: Tensor) -> Tensor:

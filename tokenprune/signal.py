@@ -15,6 +15,7 @@ class Signal(StrEnum):
     PROMPT_MASK = "prompt_mask"  # (B, P) bool, False for padding
     CLS_ATTENTION = "cls_attention"  # (B, H, N) attention of the vision tower's CLS token to the patches
     VISION_HIDDEN = "vision_hidden"  # (B, N, V) the vision tower's features before the projector
+    ENCODER_FEATURES = "encoder_features"  # (B, N, C) another encoder's features of the image at the tokens' places
     # Before the LLM, of a layer of the vision tower; inside, of the scoring layer, after rotation.
     KEYS = "keys"  # (B, N, C) keys, heads side by side
     # Inside the LLM. Q text rows follow the last visual token, see ``Selector.text_rows``; the last is no padding.

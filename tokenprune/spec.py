@@ -102,6 +102,7 @@ class ModelSpec:
         vision_window_layers: layers of the tower whose attention stays inside windows.
         patch_inputs: numbers in one patch (channels * patch height * patch width, * frames if it spans several).
         projector: widths of the projector's layers from the tower's to the LLM's.
+        projectors: of these sizes, each of which all visual tokens pass; more than one if several layers are read.
     """
 
     llm: TransformerSpec
@@ -114,6 +115,7 @@ class ModelSpec:
     vision_window_layers: int = 0
     patch_inputs: int = 0
     projector: tuple[int, ...] = ()
+    projectors: int = 1
 
 
 class Operation(IntEnum):

@@ -1,10 +1,10 @@
-"""Pruning inside an LLM whose position ids have three axes. The mechanism knows no model family."""
+"""Pruning inside an LLM whose position ids have three axes, without an adapter: the mechanism knows no model family."""
 
 import pytest
 import torch
 from masked_layers import masked_layers_logits
 from tiny_inside import Within
-from tiny_qwen import IMAGE, ask, embeds_of, positions_of, tiny_qwen
+from tiny_qwen_vl import FAMILIES
 
 from tokenprune.adapters.hooks import InsideLLM
 from tokenprune.adapters.prefill import PromptTokens
@@ -12,9 +12,11 @@ from tokenprune.errors import ModelError
 from tokenprune.trace import StageTrace
 from tokenprune.types import Step
 
+FAMILY = FAMILIES["qwen2_5_vl"]
+
 
 def inside(model, inputs, pruner, ratio):
-    visual = inputs["input_ids"] == IMAGE
+    visual = FAMILY.placeholder(model, inputs["input_ids"])
     number = (visual.long().cumsum(1) - 1).masked_fill(~visual, -1)
     stages = pruner.stages(None)
     prompt = PromptTokens(
@@ -33,36 +35,26 @@ def generated(model, inputs, steps=17):
     return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, 1)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("rows", [(1,), (1, 2)], ids=str)
 @pytest.mark.parametrize("pruner", [Within(), Within(layers=(1, 2, 3), own=True)], ids=["one", "three"])
-def test_dropping_is_masking_from_that_layer_on(attention, rows, pruner):
-    model, inputs = tiny_qwen(attention), ask(*rows)
+def test_dropping_is_masking_from_that_layer_on(rows, pruner):
+    model, processor = FAMILY.build("sdpa")
+    inputs = FAMILY.ask(processor, *rows)
     with inside(model, inputs, pruner, 0.3) as run:
         tokens, logits = generated(model, inputs)
     stages = [
         StageTrace(step.stage, alive.kept, alive.counts) for step, alive in zip(run.steps, run.stages, strict=True)
     ]
-    policies = ["original"] * len(stages)
-    wanted = masked_layers_logits(model, inputs, stages, policies, tokens, positions_of(inputs), embeds_of(model))
+    wanted = masked_layers_logits(model, inputs, stages, ["original"] * len(stages), tokens, family=FAMILY)
     torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=0)
     assert torch.equal(wanted.argmax(-1), tokens)
     assert (tokens != tokens[:, :1]).any()
-    totals = (inputs["input_ids"] == IMAGE).sum(1).tolist()
+    totals = [before for before, _ in FAMILY.counts(model, inputs, 0)]
     assert [len(row) for row in stages[-1].keep] == [round(0.3 * total) for total in totals]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_keeping_everything_is_the_unpruned_model_bit_for_bit(attention):
-    model, inputs = tiny_qwen(attention), ask(1, 2)
-    tokens, logits = generated(model, inputs)
-    with inside(model, inputs, Within(layers=(1, 3)), 1.0):
-        again = generated(model, inputs)
-    assert torch.equal(again[0], tokens)
-    assert torch.equal(again[1], logits)
-
-
 def test_gaps_in_several_axes_cannot_be_closed():
-    model, inputs = tiny_qwen(), ask(1)
+    model, processor = FAMILY.build("sdpa")
+    inputs = FAMILY.ask(processor, 1)
     with pytest.raises(ModelError, match="several axes"), inside(model, inputs, Within(positions="repacked"), 0.3):
         generated(model, inputs, 1)

@@ -3,9 +3,10 @@
 import dataclasses
 
 import torch
+from families import dense
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from masked_layers import dense, layer_loop, llava_embeds, masked_layers_logits
+from masked_layers import layer_loop, llava_embeds, masked_layers_logits
 from tiny import Project, ask, shared_llava
 from tiny_inside import Within
 

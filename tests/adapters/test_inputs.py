@@ -46,7 +46,8 @@ def test_positions(llava, positions, wanted):
     ids = torch.tensor([[8, 4, 4, 4, 8]])
     inputs = {"input_ids": ids, "position_ids": torch.arange(10, 15)[None], "pixel_values": torch.zeros(1)}
     kept = torch.tensor([False, True, False])
-    out = prune_prompt(model, inputs, ids == 4, kept, repack=positions == "repacked", pad_token_id=0)
+    close = (lambda given, place, gone: given - gone.long().cumsum(1)) if positions == "repacked" else None
+    out = prune_prompt(model, inputs, ids == 4, kept, close=close, pad_token_id=0)
     assert out["position_ids"].tolist() == wanted
     assert out["attention_mask"].tolist() == [[1, 1, 1]]
     assert "pixel_values" not in out

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from masked_layers import dense, layer_loop, llava_embeds
+from families import dense
+from masked_layers import layer_loop, llava_embeds
 from tiny import ask, shared_llava
 from tiny_inside import Within
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb

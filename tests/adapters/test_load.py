@@ -4,7 +4,8 @@ from tiny import Project, Relevance, ask, save_llava, shared_llava, tiny_clip
 from transformers import AutoModelForImageTextToText, AutoProcessor, GPT2Config
 
 import tokenprune as tp
-from tokenprune.adapters.llava import CLS_TOKENS, LlavaAdapter
+from tokenprune.adapters.clip_vision import CLS_TOKENS
+from tokenprune.adapters.llava import LlavaAdapter
 from tokenprune.adapters.load import load_adapter
 from tokenprune.budget import Budget
 from tokenprune.errors import ConfigError, ModelError

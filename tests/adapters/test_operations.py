@@ -7,8 +7,7 @@ import torch
 from masked_operations import masked_operations_logits
 from tiny import ask, shared_llava, tiny_llava, tiny_processor
 from tiny_plans import LAYERS, Planned, depthwise, random_plan
-from tiny_qwen import IMAGE, embeds_of, positions_of, tiny_qwen
-from tiny_qwen import ask as ask_qwen
+from tiny_qwen_vl import FAMILIES
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import cache_of
@@ -18,6 +17,7 @@ from tokenprune.errors import ModelError, SelectionError
 from tokenprune.types import Operation, Operations
 
 STEPS = 9
+QWEN = FAMILIES["qwen2_5_vl"]
 
 
 def generated(model, inputs, steps=STEPS, **how):
@@ -93,16 +93,15 @@ def test_other_decoders(decoder, seed):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_positions_with_three_axes(attention, seed):
-    model, inputs, plan = tiny_qwen(attention), ask_qwen(1, 2), random_plan(seed)
-    visual = inputs["input_ids"] == IMAGE
+    model, processor = QWEN.build(attention)
+    inputs, plan = QWEN.ask(processor, 1, 2), random_plan(seed)
+    visual = QWEN.placeholder(model, inputs["input_ids"])
     number = (visual.long().cumsum(1) - 1).masked_fill(~visual, -1)
     prompt = PromptTokens(visual, number, [()] * 2, torch.arange(2), torch.zeros_like(number))
     with InsideLLM(model, (), prompt, plan.active):
         tokens, logits, _ = generated(model, inputs)
     groups = [[0] * int(row.sum()) for row in visual]
-    wanted = masked_operations_logits(
-        model, inputs, plan.active, groups, tokens, positions_of(inputs), embeds_of(model)
-    )
+    wanted = masked_operations_logits(model, inputs, plan.active, groups, tokens, family=QWEN)
     torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=0)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tokenprune.adapters import inputs as prompts
+from tokenprune.adapters import run
 from tokenprune.adapters.encoded import Encoded, encode
 from tokenprune.adapters.inputs import PIXELS, Prepared, PrunedInputs
 from tokenprune.adapters.layout import Grid, Item, Unit
@@ -37,6 +37,7 @@ class ModelAdapter(ABC):
         example: hub id of a checkpoint.
         prompt: of a question, for processors without a chat template.
         roles: regular expressions of what begins a turn of the user and of the assistant.
+        answer_type: what ``token_type_ids``, if the model takes any, are for what follows the prompt.
         scopes: what a row that a pruner chooses among can be; the first is the default. Budgets are of an image or a
             video, whatever the scope.
     """
@@ -46,6 +47,7 @@ class ModelAdapter(ABC):
     example: ClassVar[str]
     prompt: ClassVar[str] = "USER: <image>\n{question} ASSISTANT:"
     roles: ClassVar[tuple[str, str]] = ROLES
+    answer_type: ClassVar[int] = 0
     scopes: ClassVar[tuple[str, ...]] = ("image",)
 
     def __init__(self, model: Any, processor: Any, *, text_tower: str | None = None, scope: str | None = None) -> None:
@@ -64,7 +66,8 @@ class ModelAdapter(ABC):
         self.check_scope(scope)
         self.model, self.processor, self.text_tower = model, processor, text_tower
         self.scope, self.spec = scope or self.scopes[0], self.spec_from_config(model.config)
-        ours, theirs = model.config.image_token_id, getattr(processor, "image_token_id", None)
+        several, ours = getattr(processor, "image_token_ids", None), model.config.image_token_id
+        theirs = several[0] if isinstance(several, list) else getattr(processor, "image_token_id", None)
         if ours != theirs or not hasattr(processor, "image_processor"):
             name = type(processor).__name__
             raise ModelError(
@@ -87,8 +90,13 @@ class ModelAdapter(ABC):
         """
 
     @abstractmethod
-    def vision_signals(self, output: Any, requires: frozenset[Signal]) -> dict[Signal, Tensor]:
-        """CLS_ATTENTION (T, H), KEYS and VISION_HIDDEN (T, C), as far as required, from the output of an encoder."""
+    def vision_signals(
+        self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
+    ) -> dict[Signal, Tensor]:
+        """CLS_ATTENTION (T, H), KEYS and VISION_HIDDEN (T, C), as far as required, from the output of an encoder.
+
+        T are the visual tokens of the modality in the order of their placeholders; arguments as those of ``items``.
+        """
 
     def grid(self) -> Grid | None:
         """(height, width) of an image's visual tokens if they are in raster order and all images have the same."""
@@ -130,12 +138,26 @@ class ModelAdapter(ABC):
         """(B, L) position ids of the unpruned prompt, as ``generate`` numbers them."""
         return prompts.text_positions(prompts.real_tokens(inputs))
 
+    def forward_positions(self, inputs: Mapping[str, Any]) -> Tensor:
+        """The same, as a forward numbers them that ``generate`` does not call: all columns, padding too."""
+        ids = inputs["input_ids"]
+        return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+
+    def repacked(self, positions: Tensor, placeholder: Tensor, gone: Tensor) -> Tensor:
+        """Position ids without gaps where tokens leave.
+
+        Args:
+            positions: of the unpruned prompt, (B, L) or as ``positions`` has them.
+            placeholder: (B, L) bool, where visual tokens are.
+            gone: (B, L) bool, those that leave.
+        """
+        return positions - gone.long().cumsum(1)
+
     def placeholders(self, ids: Tensor, modality: str | None = None) -> Tensor:
         """(B, L) bool, where the visual tokens go: of one modality, or of all."""
         names = PIXELS if modality is None else (modality,)
         tokens = [getattr(self.model.config, f"{name}_token_id", None) for name in names]
-        found = [ids == token for token in tokens if token is not None]
-        return torch.stack(found).any(0)
+        return torch.stack([ids == token for token in tokens if token is not None]).any(0)
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
         """Refuse what cannot be pruned.
@@ -155,12 +177,17 @@ class ModelAdapter(ABC):
             ConfigError: if the LLM has no such layer.
         """
         steps = pruner.steps(self.spec)
-        check_steps(steps, self.offers, type(self).__name__)
+        self.check_steps(steps)
         return steps
+
+    @classmethod
+    def check_steps(cls, steps: Sequence[Step]) -> None:
+        """Raise ModelError unless such a model can do these steps of a pruner."""
+        check_steps(steps, cls.offers, cls.__name__)
 
     def prepare(self, samples: Sequence[Sample]) -> Prepared:
         """Samples as inputs, padded on the left."""
-        questions, images = [sample.question for sample in samples], [sample.image for sample in samples]
+        questions, images = [sample.question for sample in samples], [[sample.image] for sample in samples]
         texts = [self._prompt(question) for question in questions]
         batch = self.processor(images=images, text=texts, padding=True, padding_side="left", return_tensors="pt")
         return Prepared(dict(batch.to(self.model.device)), questions)
@@ -264,20 +291,10 @@ class ModelAdapter(ABC):
         Raises:
             ModelError: for pruned inputs without a cache; transformers takes gaps in the positions for packed prompts.
         """
-        arguments, inside = prompts.unpack(inputs)
-        if "mm_encoder_outputs" in arguments and generation.get("use_cache") is False:
-            raise ModelError("generate with use_cache=False cannot take pruned inputs; leave the cache on")
-        options = {"do_sample": False, **generation}
-        if inside:
-            options["disable_compile"] = True  # hooks are Python; on a GPU a static cache would compile the model
-        with inside or nullcontext():
-            output = self.model.generate(**prompts.fresh(arguments), **options)
-        new = getattr(output, "sequences", output)[:, arguments["input_ids"].shape[1] :]
+        new = run.generate(self.model, inputs, generation)
         return [text.strip() for text in self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
     @torch.no_grad()
     def prefill(self, inputs: Mapping[str, Any] | PrunedInputs) -> Any:
         """Run the LLM on pruned inputs: ``logits`` (B, 1, vocabulary) of the last position, and the cache."""
-        arguments, inside = prompts.unpack(inputs)
-        with inside or nullcontext():
-            return self.model(**prompts.fresh(arguments), use_cache=True, logits_to_keep=1)
+        return run.forward(self.model, inputs, use_cache=True, logits_to_keep=1)

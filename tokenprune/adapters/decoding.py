@@ -34,6 +34,7 @@ class Decoding:
         self.columns, self.tail = columns, tail
         self.past = int(cache.get_seq_length()) - columns  # tokens after the prompt, by the first layer
         self.rotations = Rotations(decoder.rotary_emb)
+        self.stack = None  # nothing is added to what is decoded
         self._memo: dict[Any, Any] = {}
 
     def note(self, what: Any) -> None:

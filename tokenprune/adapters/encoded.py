@@ -27,6 +27,7 @@ class Encoded:
         tokens: (n,) long for each image or video, the numbers of its tokens.
         members: which of these belong to each modality.
         layout: the rows that pruners choose among.
+        pixels: that each image or video was made of; any shape.
     """
 
     outputs: dict[str, Any]
@@ -34,6 +35,7 @@ class Encoded:
     tokens: tuple[Tensor, ...]
     members: dict[str, list[int]]
     layout: Layout
+    pixels: tuple[Tensor, ...] = ()
 
     def in_order(self, parts: Mapping[str, Tensor]) -> Tensor:
         """(T, ...) of something that each modality has of its tokens."""
@@ -65,5 +67,7 @@ def _arrange(adapter: ModelAdapter, inputs: Mapping[str, Any], outputs: dict[str
     members = {name: [index for index, each in enumerate(found) if each[1] == name] for name in outputs}
     layout = Layout.of([item for _, _, item, _ in found], tokens, placeholder)
     features = {name: torch.cat([found[index][2].features for index in members[name]]) for name in outputs}
-    encoded = Encoded(outputs, placeholder.new_empty(0), tokens, members, layout)
+    encoded = Encoded(
+        outputs, placeholder.new_empty(0), tokens, members, layout, tuple(each[2].pixels for each in found)
+    )
     return replace(encoded, features=encoded.in_order(features))

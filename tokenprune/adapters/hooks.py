@@ -22,6 +22,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, St
 from tokenprune.adapters.alive import Alive
 from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.decoding import Decoding
+from tokenprune.adapters.deepstack import DeepStack
 from tokenprune.adapters.masks import mask_kind
 from tokenprune.adapters.operation_hooks import operation_hooks
 from tokenprune.adapters.operations import Rows, Running
@@ -116,7 +117,7 @@ class InsideLLM:
         """For who calls the decoder's layers one by one: hooks are on, and a prefill has begun.
 
         Args:
-            arguments: of the decoder, ``inputs_embeds`` and ``attention_mask``.
+            arguments: of the decoder, ``inputs_embeds`` and ``attention_mask``, and those of ``DeepStack``.
         """
         with self:
             _FORWARD.set(self._prefill(arguments, None))
@@ -125,12 +126,17 @@ class InsideLLM:
             finally:
                 _FORWARD.set(None)
 
-    def _begin(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments | None = None) -> None:
-        if _ACTIVE.get() is self and kwargs is not None:
-            arguments = _named(decoder, args, kwargs)
-            cache = arguments.get(CACHE)
-            held = self._caches.get(cache) if cache is not None else None
-            _FORWARD.set(self._prefill(arguments, cache) if held is None else self._decode(arguments, cache, held))
+    def _begin(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments | None = None
+    ) -> tuple[tuple[Any, ...], Arguments] | None:
+        if _ACTIVE.get() is not self or kwargs is None:
+            return None
+        arguments = _named(decoder, args, kwargs)
+        cache = arguments.get(CACHE)
+        held = self._caches.get(cache) if cache is not None else None
+        forward = self._prefill(arguments, cache) if held is None else self._decode(arguments, cache, held)
+        _FORWARD.set(forward)
+        return None if forward.stack is None else ((), {**arguments, **forward.stack.left})
 
     def _prefill(self, arguments: Arguments, cache: Any) -> Prefill:
         embeds, columns = arguments["inputs_embeds"], self.prompt.columns
@@ -142,7 +148,8 @@ class InsideLLM:
             )
         _check_cache(cache)
         prompt, valid = self.prompt.aligned(embeds), _valid(arguments.get("attention_mask"), embeds)
-        return Prefill(self.decoder, self.kind, self.steps, prompt, valid, embeds, columns, self.active)
+        stack = DeepStack.of(arguments, self._first())
+        return Prefill(self.decoder, self.kind, self.steps, prompt, valid, embeds, columns, self.active, stack)
 
     def _decode(self, arguments: Arguments, cache: Any, held: dict[int, Alive]) -> Decoding:
         mask, columns = arguments.get("attention_mask"), self.prompt.columns
@@ -220,6 +227,11 @@ def _check_decoder(decoder: Any) -> str:
         raise ModelError(f"{name} has no {', '.join(missing or ['self_attn'])}, so it cannot be pruned inside")
     if odd := set(getattr(config, "layer_types", None) or ()) - LAYER_TYPES:
         raise ModelError(f"{name} has layers of type {', '.join(sorted(odd))}, which cannot be pruned inside")
+    if (getattr(config, "rope_parameters", None) or {}).get("llama_4_scaling_beta"):
+        raise ModelError(
+            f"{name} scales queries by their positions, which layers are not told once tokens have left, so it cannot "
+            "be pruned inside; use a pruner before the LLM"
+        )
     kind = mask_kind(config._attn_implementation)
     if kind is None:
         raise ModelError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -141,13 +141,19 @@ def _names(model: Any, modality: str, inputs: Mapping[str, Any]) -> list[str]:
     return [] if encoder is None else [name for name in inspect.signature(encoder).parameters if name in inputs]
 
 
+def without_pixels(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What is left if the inputs of the encoders are taken out."""
+    pixels = {name for modality in PIXELS for name in _names(model, modality, inputs)}
+    return {name: value for name, value in inputs.items() if name not in pixels}
+
+
 def prune_prompt(
     model: Any,
     inputs: Mapping[str, Any],
     placeholder: Tensor,
     kept: Tensor,
     *,
-    repack: bool,
+    close: Callable[[Tensor, Tensor, Tensor], Tensor] | None,
     pad_token_id: int,
 ) -> dict[str, Any]:
     """Inputs without pixels and without the placeholders of dropped visual tokens.
@@ -157,18 +163,17 @@ def prune_prompt(
         inputs: with ``position_ids`` of the whole prompt.
         placeholder: (B, L) bool, where the visual tokens go.
         kept: (T,) bool, which of them stay.
-        repack: close the gaps that dropped tokens leave in the position ids.
+        close: closes the gaps that dropped tokens leave in the position ids, see ``ModelAdapter.repacked``; None to
+            leave them.
         pad_token_id: for rows that become shorter than others.
     """
-    pixels = {name for modality in PIXELS for name in _names(model, modality, inputs)}
-    real = real_tokens(inputs)
-    rest = {name: value for name, value in inputs.items() if name not in pixels}
+    real, rest = real_tokens(inputs), without_pixels(model, inputs)
     rest["attention_mask"] = inputs.get("attention_mask", real.long())
     rest["position_ids"] = inputs["position_ids"].expand(*inputs["position_ids"].shape[:-2], *real.shape)
     stay = real.clone()
     stay[placeholder] &= kept.to(real.device)
-    if repack:
-        rest["position_ids"] = rest["position_ids"] - (real & ~stay).long().cumsum(-1)
+    if close is not None:
+        rest["position_ids"] = close(rest["position_ids"], placeholder, real & ~stay)
     return shorten(rest, stay, pad_token_id)
 
 

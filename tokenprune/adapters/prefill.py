@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.adapters.alive import Alive
+from tokenprune.adapters.deepstack import DeepStack
 from tokenprune.adapters.inside_signals import StageView, stage_signals
 from tokenprune.adapters.masks import build, narrow
 from tokenprune.adapters.operations import LayerRows, Running
@@ -76,6 +77,7 @@ class Prefill:
         embeds: (B, L, D), the LLM's input.
         columns: of the prompt, without what ``generate`` added.
         active: (layers, 3, groups) bool, see ``Operations``; None if everything runs.
+        stack: what is added behind layers that see less than the prompt; None if nothing is.
 
     Attributes:
         layers: what is alive in each layer from the first stage on.
@@ -93,6 +95,7 @@ class Prefill:
         embeds: Tensor,
         columns: int,
         active: Tensor | None = None,
+        stack: DeepStack | None = None,
     ) -> None:
         self.decoder, self.kind, self.steps, self.prompt, self.columns = decoder, kind, steps, prompt, columns
         self.embeds = embeds.detach()
@@ -103,7 +106,7 @@ class Prefill:
         self.stages: list[Alive] = []
         self.seconds = {"selection": 0.0}
         self._attended: Attended | None = None
-        self._active = active
+        self._active, self.stack = active, stack
         self.running: Running | None = None
 
     def note(self, what: Attended) -> None:
@@ -118,6 +121,9 @@ class Prefill:
         """The arguments of a layer, shortened."""
         hidden, self.running = arguments["hidden_states"], None
         self.alive = self.alive.to(hidden.device)
+        if self.stack is not None:
+            hidden = self.stack.add(index, hidden, self.alive)
+            arguments = {**arguments, "hidden_states": hidden}
         if any(step.stage.layer == index for step in self.steps):
             hidden = self._prune(layer, self._fit(arguments, self.alive))
         self.layers[index] = self.alive

@@ -14,8 +14,9 @@ from tokenprune.adapters.hooks import InsideLLM
 from tokenprune.adapters.inputs import PrunedInputs, prune_prompt
 from tokenprune.adapters.layout import Choice, Layout, kept_tokens
 from tokenprune.adapters.prefill import PromptTokens
-from tokenprune.adapters.signals import PAIRED, Signals, make_signals, rows_of
+from tokenprune.adapters.signals import FOREIGN, PAIRED, Signals, make_signals, rows_of
 from tokenprune.adapters.stopwatch import stopwatch
+from tokenprune.adapters.timm_features import load_encoder
 from tokenprune.budget import Budget
 from tokenprune.errors import BudgetError, ModelError
 from tokenprune.types import PRE_LLM, Operations, Selector
@@ -35,11 +36,12 @@ def prune_inputs(
     """See ``ModelAdapter.prune_inputs``."""
     steps = adapter.check_pruner(pruner) if pruner else ()
     if pruner and (budget := budget or pruner.budget) is None:
-        raise BudgetError("budget: a pruner needs one; give keep_tokens, keep_ratio or average_tokens")
+        raise BudgetError("budget: a pruner needs one; give keep_tokens, keep_ratio, average_tokens or flops")
     before = next((step.selector for step in steps if step.stage == PRE_LLM), None)
     requires = before.requires if before else frozenset()
     # Loaded before the clock runs: it is not a part of the selection.
     tower = adapter.load_text_tower(getattr(before, "text_tower", None)) if requires & PAIRED else None
+    encoder = load_encoder(adapter.model, getattr(before, "features", "")) if requires & FOREIGN else None
     device, seconds = adapter.model.device, {"vision": 0.0, "selection": 0.0}
     if encoded is None:
         with stopwatch(seconds, "vision", device):
@@ -50,10 +52,10 @@ def prune_inputs(
     if before:
         quotas = layout.divided([each[0] for each in counts])
         with stopwatch(seconds, "selection", device):
-            signals = make_signals(adapter, inputs, encoded, requires, questions, tower)
+            signals = make_signals(adapter, inputs, encoded, requires, questions, tower, encoder)
             chosen = choose(before, encoded, signals, quotas)
             left = Left.of(encoded, chosen, [unit for unit, quota in enumerate(quotas) if not quota])
-    shorter = _shorter(adapter, inputs, left.kept, repack=bool(before and before.positions == "repacked"))
+    shorter = shortened_prompt(adapter, inputs, left.kept, close=bool(before and before.positions == "repacked"))
     shorter |= left.encoder_outputs(adapter)
     within = steps[1:] if before else steps
     operations, inside = pruner.operations(adapter.spec) if pruner else None, None
@@ -65,10 +67,19 @@ def prune_inputs(
     return PrunedInputs(shorter, chosen, left.kept, layout, seconds, inside)
 
 
-def _shorter(adapter: ModelAdapter, inputs: Mapping[str, Any], kept: Tensor, *, repack: bool) -> dict[str, Any]:
+def shortened_prompt(adapter: ModelAdapter, inputs: Mapping[str, Any], kept: Tensor, *, close: bool) -> dict[str, Any]:
+    """Inputs without pixels and without the placeholders of visual tokens that leave.
+
+    Args:
+        adapter: of the model.
+        inputs: whole.
+        kept: (T,) bool, which visual tokens stay.
+        close: whether the gaps in the position ids are closed.
+    """
     whole = {"position_ids": adapter.positions(inputs), **inputs}
     placeholder, pad = adapter.placeholders(inputs["input_ids"]), adapter.processor.tokenizer.pad_token_id or 0
-    return prune_prompt(adapter.model, whole, placeholder, kept, repack=repack, pad_token_id=pad)
+    closing = adapter.repacked if close else None
+    return prune_prompt(adapter.model, whole, placeholder, kept, close=closing, pad_token_id=pad)
 
 
 def choose(selector: Selector, encoded: Encoded, signals: Signals, quotas: Sequence[int]) -> tuple[Choice, ...]:

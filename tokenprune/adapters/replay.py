@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokenprune.adapters.deepstack import LEVELS, PLACES
 from tokenprune.adapters.hooks import InsideLLM
 from tokenprune.adapters.prefill import PromptTokens
 from tokenprune.errors import ModelError
@@ -55,7 +56,7 @@ class Replay:
             self._cap = self._find_cap()
 
     def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
-        self._whole = {"inputs_embeds": kwargs["inputs_embeds"], "attention_mask": kwargs.get("attention_mask")}
+        self._whole = {name: kwargs.get(name) for name in ("inputs_embeds", "attention_mask", PLACES, LEVELS)}
 
     def _note_layer(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
         self._layers[index] = {"hidden_states": args[0], **kwargs} if args else dict(kwargs)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokenprune.adapters.encoded import Encoded
 from tokenprune.adapters.text_tower import TextTower
+from tokenprune.adapters.timm_features import TimmEncoder, check_encoder
 from tokenprune.errors import ModelError
 from tokenprune.types import LLM_SIGNALS, PRE_LLM, Signal, Step, VisualTokens
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 PAIRED = frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.CLIP_TEXT_EMBEDS})
 PROMPT = frozenset({Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK})
 TEXTUAL = PROMPT | {Signal.CLIP_TEXT_EMBEDS}
+FOREIGN = frozenset({Signal.ENCODER_FEATURES})  # not of the model, so that every adapter offers it
 
 
 def check_offered(offers: frozenset[Signal], requires: frozenset[Signal], who: str) -> None:
@@ -33,7 +35,9 @@ def check_steps(steps: Sequence[Step], offers: frozenset[Signal], who: str) -> N
     """Raise ModelError unless each step gets its signals: before the LLM those of an adapter, called ``who``."""
     for step in steps:
         if step.stage == PRE_LLM:
-            check_offered(offers, step.selector.requires, who)
+            check_offered(offers, step.selector.requires - FOREIGN, who)
+            if step.selector.requires & FOREIGN:
+                check_encoder(getattr(step.selector, "features", ""))
         else:
             check_offered(LLM_SIGNALS, step.selector.requires, f"a stage inside the LLM ({step.stage})")
 
@@ -59,26 +63,33 @@ def make_signals(
     requires: frozenset[Signal],
     questions: Sequence[str] | None,
     tower: TextTower | None,
+    encoder: TimmEncoder | None = None,
 ) -> Signals:
-    """See ``ModelAdapter.visual_tokens``."""
-    check_offered(adapter.offers, requires, type(adapter).__name__)
+    """See ``ModelAdapter.visual_tokens``; ``encoder`` gives features of its own."""
+    check_offered(adapter.offers | (FOREIGN if encoder else frozenset()), requires, type(adapter).__name__)
     tower = tower or (adapter.load_text_tower() if requires & PAIRED else None)
     if questions is not None and len(questions) != len(inputs["input_ids"]):
         raise ModelError(f"there are {len(questions)} questions for {len(inputs['input_ids'])} prompts")
     if questions is None and requires & TEXTUAL:
         questions = adapter.questions(inputs)
-    return _make(adapter, encoded, requires, questions or (), tower)
+    made = _make(adapter, inputs, encoded, requires - FOREIGN, questions or (), tower)
+    if encoder is None or not requires & FOREIGN:
+        return made
+    features = encoder.features(encoded, adapter.processor.image_processor)
+    return Signals({**made.of_tokens, Signal.ENCODER_FEATURES: features}, made.of_prompts)
 
 
 def _make(
     adapter: ModelAdapter,
+    inputs: Mapping[str, Any],
     encoded: Encoded,
     requires: frozenset[Signal],
     questions: Sequence[str],
     tower: TextTower | None,
 ) -> Signals:
     hidden = {Signal.VISION_HIDDEN} if Signal.CLIP_IMAGE_EMBEDS in requires else set()
-    parts = {name: adapter.vision_signals(output, requires | hidden) for name, output in encoded.outputs.items()}
+    wanted = requires | hidden
+    parts = {name: adapter.vision_signals(name, output, inputs, wanted) for name, output in encoded.outputs.items()}
     first = next(iter(parts.values()))
     of_tokens = {signal: encoded.in_order({name: part[signal] for name, part in parts.items()}) for signal in first}
     of_prompts: dict[Signal, Tensor] = {}

@@ -17,6 +17,7 @@ from tokenprune.adapters.hooks import InsideLLM
 from tokenprune.errors import ModelError
 
 COLUMNS = ("input_ids", "attention_mask", "position_ids")
+TYPES = frozenset({"token_type_ids", "mm_token_type_ids"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,14 +26,16 @@ class Turn:
 
     Attributes:
         ids: (B, L) the prompt as the caller knows it.
-        shown: ``COLUMNS`` as the model saw them, (B, L').
+        shown: ``COLUMNS`` and ``TYPES`` as the model saw them, (B, L'); positions may have several axes, (A, B, L').
         images: (B,) long, images in each row.
+        pixels: length of the ``pixel_values`` that they came in.
         inside: what pruned it inside the LLM, and knows how much of it each layer holds; None if nothing did.
     """
 
     ids: Tensor
     shown: Mapping[str, Tensor]
     images: Tensor
+    pixels: int
     inside: InsideLLM | None = None
 
 
@@ -47,7 +50,7 @@ def split_at_cache(turn: Turn, inputs: Mapping[str, Any], cached: int) -> tuple[
 
     Returns:
         ``COLUMNS`` of the cached part, where ``input_ids`` lacks the generated tokens if the caller did not give them,
-        and of the new part.
+        and of the new part; ``TYPES`` too if both turns have them.
 
     Raises:
         ModelError: if the inputs do not continue the conversation in the cache.
@@ -66,11 +69,16 @@ def split_at_cache(turn: Turn, inputs: Mapping[str, Any], cached: int) -> tuple[
             "with the pruned prompt, or of what is new, with the attention_mask of the whole and without position_ids"
         )
     mask = mask[:, length:]
-    last = (turn.shown["position_ids"] * turn.shown["attention_mask"]).amax(1, keepdim=True)
+    last = (turn.shown["position_ids"] * turn.shown["attention_mask"]).amax(-1, keepdim=True)
+    if last.dim() == 3:  # several axes: the first counts tokens, and text is at the same place on all others
+        last[1:] = last[1:].amax(0)
     positions = (last + mask.long().cumsum(1)).masked_fill(mask == 0, 0)
     columns = {"input_ids": tail[:, : generated if whole else 0], "attention_mask": mask, "position_ids": positions}
-    known = {name: torch.cat([turn.shown[name], columns[name][:, :generated]], 1) for name in COLUMNS}
-    fresh = {name: columns[name][:, generated:] for name in COLUMNS} | {"input_ids": tail[:, -new:]}
+    for name in TYPES & inputs.keys() & turn.shown.keys():
+        types = inputs[name][..., -new:]
+        columns[name] = torch.nn.functional.pad(types, (generated, 0))  # what was generated is text
+    known = {name: torch.cat([turn.shown[name], column[..., :generated]], -1) for name, column in columns.items()}
+    fresh = {name: column[..., generated:] for name, column in columns.items()} | {"input_ids": tail[:, -new:]}
     return known, fresh
 
 
@@ -79,11 +87,26 @@ def new_images(turn: Turn, pixels: Tensor | None, added: Tensor) -> Tensor | Non
 
     Args:
         turn: the last prompt that was pruned into the cache.
-        pixels: (I, ...) of the new images, or of all images of the conversation, row after row.
+        pixels: (I, ...) of the new images, or of all images of the conversation, row after row; if there are new ones,
+            one for each image.
         added: (B,) long, new images in each row.
     """
-    if pixels is None or len(pixels) != int(turn.images.sum() + added.sum()):
+    if pixels is None or len(pixels) != turn.pixels + int(added.sum()):
         return pixels
     numbers = torch.stack([turn.images, added], 1).flatten()
     new = torch.tensor([False, True], device=numbers.device).repeat(len(added)).repeat_interleave(numbers)
     return pixels[new.to(pixels.device)] if bool(new.any()) else None
+
+
+def no_new_images(placeholder: Tensor) -> Tensor:
+    """(B,) zeros for a later turn of a model whose images have any number of tokens.
+
+    Args:
+        placeholder: (B, L) bool, where its visual tokens would go.
+
+    Raises:
+        ModelError: if there are any.
+    """
+    if bool(placeholder.any()):
+        raise ModelError("a later turn cannot bring images whose number of tokens varies; give them all at first")
+    return placeholder.sum(1)

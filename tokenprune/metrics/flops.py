@@ -65,4 +65,4 @@ def vision_flops(spec: ModelSpec) -> int:
 
 def projector_flops(spec: ModelSpec) -> int:
     """FLOPs of the projector for one image."""
-    return 2 * spec.visual_tokens * sum(a * b for a, b in pairwise(spec.projector))
+    return 2 * spec.projectors * spec.visual_tokens * sum(a * b for a, b in pairwise(spec.projector))

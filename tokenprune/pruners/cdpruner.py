@@ -10,7 +10,8 @@ Differs:
     - The kernel is never held whole; the picks are those of the code's loop. Where all tokens are equally relevant, the
       first gains are equal and the lowest index is picked, in the code whichever is largest by rounding.
     - ``kernel_form="exponential"`` is the paper's theta, a comment in the code; its relevance is normalised by its
-      largest value, which changes no pick. Kernels other than cosine and scales other than min-max are ours.
+      largest value, which changes no pick. Kernels other than cosine, scales other than min-max and
+      the features of another encoder are ours.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tokenprune.functional.dpp import greedy_map
 from tokenprune.functional.kernels import KERNELS, KernelMatrix, relevance_quality
 from tokenprune.functional.scale import SCALES
 from tokenprune.pruners.base import Pruner, check_choice, register_pruner
+from tokenprune.pruners.feature_space import OWN, check_space, in_space, space_signals
 from tokenprune.types import Signal, TokenSelection, VisualTokens
 
 KernelForm = Literal["relevance", "exponential"]
@@ -45,6 +47,7 @@ class CDPruner(Pruner):
         kernel_form: how relevance r enters the kernel: ``relevance``: r_i S_ij r_j; ``exponential``: the same with
             exp(alpha r), alpha = theta / (2 (1 - theta)).
         theta: weight of relevance against diversity in the exponential form, in [0, 1); 0 is a plain DPP.
+        features: what S compares: ``own``, or ``timm:<model>`` for the patches of another encoder.
     """
 
     conditioning: str = "clip_text"
@@ -54,6 +57,7 @@ class CDPruner(Pruner):
     kernel: str = "cosine"
     kernel_form: KernelForm = "relevance"
     theta: float = 0.5
+    features: str = OWN
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,6 +66,7 @@ class CDPruner(Pruner):
         check_choice("relevance_scale", self.relevance_scale, SCALES)
         check_choice("kernel", self.kernel, KERNELS)
         check_choice("kernel_form", self.kernel_form, get_args(KernelForm))
+        check_space(self.features)
         if self.sign not in (None, 1, -1):
             raise ConfigError(f"option 'sign' is {self.sign!r}; allowed: 1, -1, or None for that of the conditioning")
         if not 0 <= self.theta < 1:
@@ -73,8 +78,8 @@ class CDPruner(Pruner):
 
     @property
     def requires(self) -> frozenset[Signal]:
-        """The signals of the conditioning."""
-        return self._source.requires
+        """The signals of the conditioning, and of the space of ``features``."""
+        return self._source.requires | space_signals(self.features)
 
     @property
     def text_tower(self) -> TextTower | None:
@@ -97,5 +102,5 @@ class CDPruner(Pruner):
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
         relevance = self.relevance(tokens)
         quality = relevance_quality(relevance, self.theta if self.kernel_form == "exponential" else None)
-        matrix = KernelMatrix.of(tokens.features, self.kernel, quality, tokens.valid)
+        matrix = KernelMatrix.of(in_space(tokens, self.features), self.kernel, quality, tokens.valid)
         return TokenSelection.from_order(greedy_map(matrix, k, tokens.valid), tokens.num_tokens)

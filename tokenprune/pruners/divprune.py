@@ -7,6 +7,7 @@ Differs:
       ties hundreds of them.
     - A token is picked once. The code may pick exact duplicates again and then repeats them in the prompt.
     - The set is a row of visual tokens (for LLaVA-1.5 the image, which is also the code's).
+    - The features of another encoder are ours.
 """
 
 from __future__ import annotations
@@ -15,13 +16,30 @@ from dataclasses import dataclass
 
 from tokenprune.functional.farthest import max_min
 from tokenprune.pruners.base import Pruner, register_pruner
-from tokenprune.types import TokenSelection, VisualTokens
+from tokenprune.pruners.feature_space import OWN, check_space, in_space, space_signals
+from tokenprune.types import Signal, TokenSelection, VisualTokens
 
 
 @register_pruner("divprune", paper="https://arxiv.org/abs/2503.02175")
 @dataclass(frozen=True, kw_only=True)
 class DivPrune(Pruner):
-    """Keeps the tokens whose smallest cosine distance to one another is largest, picked greedily."""
+    """Keeps the tokens whose smallest cosine distance to one another is largest, picked greedily.
+
+    Attributes:
+        features: what distances are of: ``own``, or ``timm:<model>`` for the patches of another encoder.
+    """
+
+    features: str = OWN
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_space(self.features)
+
+    @property
+    def requires(self) -> frozenset[Signal]:
+        """What the space of ``features`` needs."""
+        return space_signals(self.features)
 
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
-        return TokenSelection.from_order(max_min(tokens.features, k, tokens.valid), tokens.num_tokens)
+        order = max_min(in_space(tokens, self.features), k, tokens.valid)
+        return TokenSelection.from_order(order, tokens.num_tokens)

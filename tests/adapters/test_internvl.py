@@ -1,0 +1,188 @@
+import pytest
+import torch
+from tiny import Project
+from tiny_inside import Within
+from tiny_internvl import FAMILIES, MARKS, tiny_internvl, tiny_processor
+from tiny_plans import depthwise, random_plan
+from tiny_tiles import ROWS, check_beams, check_identity, check_masking, check_operations, picture
+from transformers import InternVLConfig, InternVLVisionConfig, Qwen2Config
+
+import tokenprune as tp
+from tokenprune.adapters.cache_argument import CACHE, cache_of
+from tokenprune.adapters.internvl import InternVLAdapter
+from tokenprune.adapters.known import adapter_for
+from tokenprune.budget import Budget
+from tokenprune.errors import ModelError
+from tokenprune.model_card import load_card
+from tokenprune.types import Sample, Signal
+
+FAMILY = FAMILIES["internvl"]
+SCOPES = ["tile", "image"]
+VISION = frozenset({Signal.CLS_ATTENTION, Signal.KEYS, Signal.VISION_HIDDEN})
+
+
+@pytest.fixture(params=["sdpa", "eager"])
+def built(request):
+    return FAMILY.build(request.param)
+
+
+@pytest.fixture
+def model():
+    return FAMILY.build("sdpa")[0]
+
+
+@pytest.fixture
+def processor():
+    return FAMILY.build("sdpa")[1]
+
+
+def test_the_spec_of_the_8b_model_is_its_card():
+    text = Qwen2Config(
+        vocab_size=151674,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+    )
+    spec = InternVLAdapter.spec_from_config(InternVLConfig(vision_config=InternVLVisionConfig(), text_config=text))
+    assert spec == load_card("internvl3-8b").spec
+    assert (spec.visual_tokens, spec.vision_tiles) == (13 * 256, 13)
+
+
+def test_keeping_everything_of_a_joint_row(built):
+    check_identity(*built, FAMILY.ask(built[1], 2, 1), Project(), "image")
+
+
+@pytest.mark.parametrize("positions", ["original", "repacked"])
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+def test_dropping_from_a_joint_row_is_masking(built, rows, positions):
+    check_masking(FAMILY, *built, FAMILY.ask(built[1], *rows), Project(positions=positions), "image", keep_tokens=20)
+
+
+@pytest.mark.parametrize("pruner", [Within(), Within(layers=(1, 3), positions="repacked")], ids=["one", "two"])
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+def test_dropping_inside_the_llm(built, rows, pruner):
+    trace = check_masking(FAMILY, *built, FAMILY.ask(built[1], *rows), pruner, keep_tokens=20)
+    assert [after for _, after in trace.counts] == [20 * number for number in rows]
+
+
+@pytest.mark.parametrize("plan", [depthwise(4, 3, 2), depthwise(3, 2, 0), random_plan(1)], ids=["dop", "early", "any"])
+def test_operations(built, plan):
+    check_operations(FAMILY, *built, FAMILY.ask(built[1], 2, 1), plan, keep_tokens=20)
+
+
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+def test_beam_search(built, rows):
+    """The model wants one tensor for images of unequal numbers, which ``generate`` must still repeat row by row."""
+    check_beams(FAMILY, *built, FAMILY.ask(built[1], *rows), Project(positions="repacked"), keep_tokens=20)
+
+
+def test_an_image_is_a_run_of_placeholders(model, processor):
+    inputs = FAMILY.ask(processor, 2, 1)  # 5, 3 and 4 tiles
+    layout = adapter_for(model, processor).encode(inputs).layout
+    assert layout.items == (0,) * 5 + (1,) * 3 + (2,) * 4
+    assert layout.item_rows == (0, 0, 1)
+    assert layout.sizes == (125, 75, 100)
+    assert layout.grids == ((5, 5),) * 12
+    assert bool(layout.free.all())
+    with tp.prune(model, processor, Project(), keep_tokens=20) as trace:
+        model.generate(**inputs, max_new_tokens=1)
+    assert trace.counts == [(200, 40), (100, 20)]
+    kept = torch.tensor(trace.stages[0].keep[1])
+    assert [int(torch.isin(layout.numbers[unit], kept).sum()) for unit in layout.units[8:]] == [5] * 4
+    joint = adapter_for(model, processor, scope="image").encode(FAMILY.ask(processor, 2, 1, sizes=[(70, 70), (40, 40)]))
+    assert [len(unit) for unit in joint.layout.units] == [125, 25, 125]
+    assert joint.layout.grids == (None, (5, 5), None)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("layer", [-1, 2])
+def test_signals_are_means_of_patches(layer, norm):
+    model, processor = tiny_internvl(vision={"use_qk_norm": norm}, vision_feature_layer=layer), tiny_processor()
+    inputs = FAMILY.ask(processor, 1)
+    tokens = adapter_for(model, processor).visual_tokens(inputs, VISION)
+    tower = model.base_model.vision_tower
+    # Which patches a visual token holds is what the model's pixel shuffle says.
+    number = torch.arange(100.0).view(1, 10, 10, 1).repeat(1, 1, 1, 32)
+    patches = model.base_model.pixel_shuffle(number).view(25, 4, 32)[..., 0].long()
+    assert sorted(patches.flatten().tolist()) == list(range(100))
+    tower.set_attn_implementation("eager")
+    seen = tower(inputs["pixel_values"], output_hidden_states=True, output_attentions=True)
+    index = layer % 4 - 1
+    block = tower.encoder.layer[index]
+    keys = block.attention.k_norm(block.attention.k_proj(block.layernorm_before(seen.hidden_states[index])))
+    hidden = seen.hidden_states[layer]
+    wanted = {"vision_hidden": hidden, "keys": keys, "cls_attention": seen.attentions[index][:, :, 0].mT}
+    for name, x in wanted.items():
+        mean = x[:, 1:][:, patches].mean(2)
+        found = tokens.signals[name]
+        torch.testing.assert_close(found.mT if name == "cls_attention" else found, mean)
+
+
+def test_prepare(model, processor):
+    adapter = adapter_for(model, processor)
+    pictures = [picture(0, 70, 70), picture(1, 80, 24)]
+    samples = [Sample("0", pictures[0], "is there a star ?", "yes"), Sample("1", pictures[1], "where ?", "top")]
+    prepared = adapter.prepare(samples)
+    assert adapter.questions(prepared.inputs) == prepared.questions == ["is there a star ?", "where ?"]
+    pruned = adapter.prune_inputs(prepared.inputs, Project(), Budget(keep_tokens=20))
+    assert pruned.entered == [20, 20]
+    assert len(adapter.generate(pruned, max_new_tokens=2)) == 2
+    bare = tiny_processor()
+    bare.chat_template = None
+    again = adapter_for(model, bare).prepare(samples)
+    image = model.config.image_token_id
+    assert (again.inputs["input_ids"] == image).sum(1).tolist() == [125, 100]
+
+
+def test_a_second_turn(model, processor):
+    inputs = FAMILY.ask(processor, 2)
+    text = processor.tokenizer("USER: is there a star ? ASSISTANT:", add_special_tokens=False, return_tensors="pt")
+    with tp.prune(model, processor, Project(), keep_tokens=20):
+        first = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
+        ids = torch.cat([first.sequences, text.input_ids], 1)
+        second = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        out = model.generate(**second, **{CACHE: cache_of(first)}, max_new_tokens=5)
+        assert torch.equal(out, model.generate(**second, max_new_tokens=5))
+
+
+def test_frames_of_a_video_are_images(model, processor):
+    video = torch.randint(0, 255, (1, 3, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    text = "USER: <video>\nis there a star ? ASSISTANT:"
+    inputs = dict(processor(videos=list(video), text=[text], do_sample_frames=False, return_tensors="pt"))
+    trace = check_masking(FAMILY, model, processor, inputs, Project(), keep_tokens=8)
+    assert trace.counts == [(75, 24)]
+
+
+def test_inputs_that_do_not_fit(model, processor):
+    adapter, inputs = adapter_for(model, processor), FAMILY.ask(processor, 2)
+    with pytest.raises(ModelError, match=r"must be \(tiles of all images, 3, 40, 40\), got \(1, 8, 3, 40, 40\)"):
+        adapter.encode({**inputs, "pixel_values": inputs["pixel_values"][None]})
+    with pytest.raises(ModelError, match=r"number \[125, 75\], but there are 7 tiles of 25"):
+        adapter.encode({**inputs, "pixel_values": inputs["pixel_values"][1:]})
+    less = inputs["input_ids"].clone()
+    first = (less[0] == model.config.image_token_id).nonzero()[0]
+    less[0, first] = 1
+    with pytest.raises(ModelError, match=r"number \[124, 75\], but there are 8 tiles of 25"):
+        adapter.encode({**inputs, "input_ids": less})
+    with pytest.raises(ModelError, match="whose number of tokens varies; give them all at first"):
+        adapter.count_images(inputs["input_ids"])
+    assert adapter.count_images(inputs["input_ids"][:, -3:]).tolist() == [0]
+    other = tiny_processor()
+    other.image_token_id = 77
+    with pytest.raises(ModelError, match="images are token 77 there"):
+        adapter_for(model, other)
+    assert MARKS["context_image_token"] == processor.image_token
+
+
+def test_no_text_tower_pairs_with_its_vision_tower(model, processor):
+    with pytest.raises(ModelError, match="InternVLAdapter cannot give the signals clip_image_embeds, clip_text_embeds"):
+        adapter_for(model, processor).check_pruner(tp.create_pruner("cdpruner"))
+
+
+def test_the_patch_embeddings_have_no_attention():
+    model, processor = tiny_internvl(vision_feature_layer=0), tiny_processor()
+    with pytest.raises(ModelError, match="no attention layer before it"):
+        adapter_for(model, processor).visual_tokens(FAMILY.ask(processor, 1), frozenset({Signal.KEYS}))

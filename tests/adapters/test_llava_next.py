@@ -1,0 +1,324 @@
+import pytest
+import torch
+from PIL import Image
+from tiny import Project
+from tiny_inside import Within
+from tiny_llava_next import FAMILIES, tiny_llava_next, tiny_processor
+from tiny_plans import depthwise, random_plan
+from tiny_tiles import (
+    ROWS,
+    STEPS,
+    check_beams,
+    check_identity,
+    check_masking,
+    check_operations,
+    generated,
+    picture,
+)
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig
+
+import tokenprune as tp
+from tokenprune.adapters.cache_argument import CACHE, cache_of
+from tokenprune.adapters.known import adapter_for
+from tokenprune.adapters.llava_next import LlavaNextAdapter
+from tokenprune.budget import Budget
+from tokenprune.errors import ModelError
+from tokenprune.model_card import load_card
+from tokenprune.types import Sample, Signal
+
+VISION = frozenset({Signal.CLS_ATTENTION, Signal.KEYS, Signal.VISION_HIDDEN})
+SCOPES = ["tile", "image"]
+FAMILY = FAMILIES["llava_next"]
+
+
+@pytest.fixture(params=["sdpa", "eager"])
+def built(request):
+    return FAMILY.build(request.param)
+
+
+@pytest.fixture
+def model():
+    return FAMILY.build("sdpa")[0]
+
+
+@pytest.fixture
+def processor():
+    return FAMILY.build("sdpa")[1]
+
+
+def config_7b(**changes):
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    )
+    text = LlamaConfig(vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32)
+    return LlavaNextConfig(vision_config=vision, text_config=text, image_token_index=32000, **changes)
+
+
+def test_the_spec_of_the_7b_model_is_its_card():
+    spec = LlavaNextAdapter.spec_from_config(config_7b())
+    assert spec == load_card("llava-next-7b").spec
+    assert (spec.visual_tokens, spec.vision_tiles) == (2880, 5)
+
+
+def test_keeping_everything_of_a_joint_row(built):
+    for positions in ("original", "repacked"):
+        check_identity(*built, FAMILY.ask(built[1], 2, 1), Project(positions=positions), "image")
+
+
+@pytest.mark.parametrize("positions", ["original", "repacked"])
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+def test_dropping_from_a_joint_row_is_masking(built, rows, positions):
+    check_masking(FAMILY, *built, FAMILY.ask(built[1], *rows), Project(positions=positions), "image", keep_tokens=20)
+
+
+@pytest.mark.parametrize("pruner", [Within(), Within(layers=(1, 3), positions="repacked")], ids=["one", "two"])
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+def test_dropping_inside_the_llm(built, rows, pruner):
+    trace = check_masking(FAMILY, *built, FAMILY.ask(built[1], *rows), pruner, keep_tokens=20)
+    assert [after for _, after in trace.counts] == [20 * number for number in rows]
+
+
+@pytest.mark.parametrize("plan", [depthwise(4, 3, 2), depthwise(3, 2, 0), random_plan(1)], ids=["dop", "early", "any"])
+def test_operations(built, plan):
+    check_operations(FAMILY, *built, FAMILY.ask(built[1], 2, 1), plan, keep_tokens=20)
+
+
+def test_budgets_are_of_images_and_divided_over_tiles(model, processor):
+    inputs = FAMILY.ask(processor, 2, 1)  # 5, 3 and 3 tiles; of the third, each tile is three patches wide
+    with tp.prune(model, processor, Project(), keep_tokens=20) as trace:
+        model.generate(**inputs, max_new_tokens=1)
+    assert trace.counts == [(200, 40), (55, 20)]
+    adapter = adapter_for(model, processor)
+    layout = adapter.encode(inputs).layout
+    assert layout.grids == ((5, 5),) * 5 + ((5, 5),) * 3 + ((5, 5), (5, 3), (5, 3))
+    assert [len(unit) for unit in layout.units] == [25] * 9 + [15, 15]
+    assert int((~layout.free).sum()) == 10 + 5 + 10  # a newline for each line of patches
+    kept = torch.tensor(trace.stages[0].keep[0])
+    per_tile = [int(torch.isin(layout.numbers[unit], kept).sum()) for unit in layout.units[:8]]
+    assert per_tile == [4] * 5 + [7, 6, 7]
+    flat = adapter_for(model, processor).encode(FAMILY.ask(processor, 1, sizes=[(24, 80)])).layout
+    assert flat.grids == ((5, 5), (3, 5), (3, 5))
+    joint = adapter_for(model, processor, scope="image").encode(inputs).layout
+    assert [len(unit) for unit in joint.units] == [125, 75, 55]
+    assert joint.grids == (None,) * 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", [-2, 2])
+def test_signals_follow_their_patches(layer):
+    """Each visual token is the projection of one patch of one tile; its signals must be of that patch."""
+    model, processor = tiny_llava_next(vision_feature_layer=layer), tiny_processor()
+    inputs, adapter = FAMILY.ask(processor, 2, 1), adapter_for(model, processor, scope="image")
+    tokens = adapter.visual_tokens(inputs, VISION)
+    tower = model.base_model.vision_tower
+    tower.set_attn_implementation("eager")
+    for row, tiles in enumerate((5, 3, 3)):
+        seen = tower(inputs["pixel_values"][row, :tiles], output_hidden_states=True, output_attentions=True)
+        hidden, index = seen.hidden_states[layer][:, 1:], layer % 5 - 1
+        block = tower.encoder.layers[index]
+        keys = block.self_attn.k_proj(block.layer_norm1(seen.hidden_states[index]))[:, 1:]
+        of_patch = model.base_model.multi_modal_projector(hidden).flatten(0, 1)
+        number = int(tokens.valid[row].sum())
+        distance = torch.cdist(tokens.features[row, :number], of_patch, compute_mode="donot_use_mm_for_euclid_dist")
+        patch = distance.argmin(1)
+        assert distance.amin(1).max() < 1e-3
+        assert len(set(patch.tolist())) == number
+        attention = seen.attentions[index][:, :, 0, 1:].transpose(0, 1).flatten(1)
+        torch.testing.assert_close(tokens.signals["vision_hidden"][row, :number], hidden.flatten(0, 1)[patch])
+        torch.testing.assert_close(tokens.signals["keys"][row, :number], keys.flatten(0, 1)[patch])
+        torch.testing.assert_close(tokens.signals["cls_attention"][row, :, :number], attention[:, patch])
+
+
+def test_a_tile_is_a_row(model, processor):
+    """Rows of the scope ``tile`` hold the patches of one tile in raster order."""
+    inputs = FAMILY.ask(processor, 1)
+    with torch.no_grad():
+        tokens = adapter_for(model, processor).visual_tokens(inputs, frozenset({Signal.VISION_HIDDEN}))
+        seen = model.base_model.vision_tower(inputs["pixel_values"][0], output_hidden_states=True)
+    assert tokens.grid == (5, 5)
+    torch.testing.assert_close(tokens.signals["vision_hidden"], seen.hidden_states[-2][:, 1:])
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_sample_alone_is_the_sample_in_a_batch(model, processor, scope):
+    batch = FAMILY.ask(processor, 2, 1)
+    alone = {"input_ids": batch["input_ids"][1:, -int(batch["attention_mask"][1].sum()) :]}
+    alone |= {"pixel_values": batch["pixel_values"][2:, :3], "image_sizes": batch["image_sizes"][2:]}
+    with tp.prune(model, processor, Project(), scope=scope, keep_tokens=20) as trace:
+        tokens, logits = generated(model, batch)
+        together = trace.stages[0].keep[1]
+        single, single_logits = generated(model, alone)
+    assert trace.stages[0].keep[0] == together
+    assert single.tolist() == tokens[1:].tolist()
+    torch.testing.assert_close(single_logits, logits[1:], atol=5e-5, rtol=0)
+    adapter = adapter_for(model, processor, scope=scope)
+    ids = [adapter.visual_tokens(inputs, frozenset()).row_ids.tolist() for inputs in (batch, alone)]
+    assert ids[1] == ids[0][-len(ids[1]) :]
+    assert len(set(ids[0])) == len(ids[0])
+
+
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+def test_beam_search(built, rows):
+    check_beams(FAMILY, *built, FAMILY.ask(built[1], *rows), Project(positions="repacked"), keep_tokens=20)
+
+
+def test_a_second_turn(model, processor):
+    inputs = FAMILY.ask(processor, 2, 1)
+    text = processor.tokenizer(
+        ["USER: is there a star ? ASSISTANT:"] * 2, add_special_tokens=False, return_tensors="pt"
+    )
+    with tp.prune(model, processor, Project(), keep_tokens=20):
+        first = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
+        ids = torch.cat([first.sequences, text.input_ids], 1)
+        mask = torch.cat([inputs["attention_mask"], torch.ones(2, ids.shape[1] - inputs["input_ids"].shape[1])], 1)
+        second = {**inputs, "input_ids": ids, "attention_mask": mask.long()}
+        out = model.generate(**second, **{CACHE: cache_of(first)}, max_new_tokens=5)
+        assert torch.equal(out, model.generate(**second, max_new_tokens=5))
+        more = torch.cat([ids, inputs["input_ids"][:, -80:]], 1)
+        longer = {**second, "input_ids": more, "attention_mask": torch.ones_like(more)}
+        first = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
+        with pytest.raises(ModelError, match="whose number of tokens varies; give them all at first"):
+            model.generate(**longer, **{CACHE: cache_of(first)}, max_new_tokens=5)
+
+
+@pytest.mark.parametrize("scope", LlavaNextAdapter.scopes)
+def test_prepare(model, processor, scope):
+    adapter = adapter_for(model, processor, scope=scope)
+    samples = [
+        Sample(str(i), picture(i, *size), text, "yes")
+        for i, (size, text) in enumerate([((80, 80), "is there a star ?"), ((80, 24), "where ?")])
+    ]
+    prepared = adapter.prepare(samples)
+    assert adapter.questions(prepared.inputs) == prepared.questions == ["is there a star ?", "where ?"]
+    assert prepared.inputs["attention_mask"][0, -1] == 1
+    pruned = adapter.prune_inputs(prepared.inputs, Project(), Budget(keep_tokens=20))
+    assert pruned.entered == [20, 20]
+    assert len(adapter.generate(pruned, max_new_tokens=2)) == 2
+
+
+# The papers' protocol
+
+
+@pytest.fixture
+def prepared(model, processor):
+    samples = [
+        Sample(str(i), picture(i, *size), "is there a star ?", "yes")
+        for i, size in enumerate([(80, 80), (80, 24), (30, 90)])
+    ]
+    return adapter_for(model, processor, scope="papers").prepare(samples)
+
+
+def test_papers_pad_images_to_the_canvas(processor, prepared):
+    """The whole image is the processor's; the tiles are of the image in the middle of a black square."""
+    image = picture(1, 80, 24)
+    square = Image.new("RGB", (80, 80))
+    square.paste(image, (28, 0))
+    tiles, whole = (processor.image_processor([x], return_tensors="pt").pixel_values[0] for x in (square, image))
+    assert torch.equal(prepared.inputs["pixel_values"][1], torch.cat([whole[:1], tiles[1:]]))
+
+
+@torch.no_grad()
+def stitched(model, pixels):
+    """(125, D) visual tokens of each image by hand: the whole image, then the four tiles line by line."""
+    hidden = model.base_model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    x = model.base_model.multi_modal_projector(hidden).view(5, 5, 5, -1)
+    lines = [torch.cat([x[left][line], x[left + 1][line]]) for left in (1, 3) for line in range(5)]
+    return torch.cat([x[0].flatten(0, 1), *lines])
+
+
+@torch.no_grad()
+def test_papers_see_five_tiles_without_newlines(model, processor, prepared):
+    adapter, inputs = adapter_for(model, processor, scope="papers"), prepared.inputs
+    assert (inputs["input_ids"] == model.config.image_token_id).sum(1).tolist() == [125] * 3
+    x = model.get_input_embeddings()(inputs["input_ids"])
+    x[inputs["input_ids"] == model.config.image_token_id] = torch.cat(
+        [stitched(model, pixels) for pixels in inputs["pixel_values"]]
+    )
+    wanted = model.generate(inputs_embeds=x, attention_mask=inputs["attention_mask"], max_new_tokens=STEPS)
+    whole = adapter.prune_inputs(inputs, None)
+    out = model.generate(**whole.inputs, max_new_tokens=STEPS)
+    assert out[:, inputs["input_ids"].shape[1] :].tolist() == wanted.tolist()
+    tokens = adapter.visual_tokens(inputs, VISION)
+    assert (len(tokens.features), tokens.num_tokens, tokens.grid) == (15, 25, (5, 5))
+    tile = adapter_for(model, processor).visual_tokens(FAMILY.ask(processor, 1), VISION)  # the first image is the same
+    for signal in VISION:
+        torch.testing.assert_close(tokens.signals[signal][:5], tile.signals[signal])
+
+
+@torch.no_grad()
+def test_papers_select_in_each_tile(model, processor, prepared):
+    inputs = prepared.inputs
+    with tp.prune(model, processor, Project(positions="repacked"), scope="papers", keep_tokens=20) as trace:
+        out = model.generate(**inputs, max_new_tokens=STEPS)
+    direction = torch.randn(64, generator=torch.Generator().manual_seed(3))
+    rows = []
+    for row, pixels in enumerate(inputs["pixel_values"]):
+        features = stitched(model, pixels)
+        places = [list(range(25))] + [
+            [25 + 10 * (5 * y + line) + 5 * x + i for line in range(5) for i in range(5)]
+            for y in range(2)
+            for x in range(2)
+        ]
+        keep = sorted(n for tile in places for n in sorted(tile, key=lambda n: -float(features[n] @ direction))[:4])
+        assert trace.stages[0].keep[row] == keep
+        rows.append((features, keep))
+    assert trace.counts == [(125, 20)] * 3
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    visual = inputs["input_ids"] == model.config.image_token_id
+    shorter = []
+    for row, (features, keep) in enumerate(rows):
+        embeds[row][visual[row]] = features
+        stay = ~visual[row]
+        stay[visual[row].nonzero()[keep, 0]] = True
+        shorter.append(embeds[row][stay])
+    wanted = model.generate(
+        inputs_embeds=torch.stack(shorter),
+        attention_mask=torch.ones(3, len(shorter[0]), dtype=torch.long),
+        max_new_tokens=STEPS,
+    )
+    assert out[:, inputs["input_ids"].shape[1] :].tolist() == wanted.tolist()
+
+
+def test_papers_need_inputs_of_their_own(model, processor, prepared):
+    adapter = adapter_for(model, processor, scope="papers")
+    with pytest.raises(ModelError, match="takes images of 80 x 80 pixels in 5 tiles, and prompts without newline"):
+        adapter.encode(FAMILY.ask(processor, 1))
+    with pytest.raises(ModelError, match=r"make them with adapter\.prepare"):
+        adapter.encode({**prepared.inputs, "image_sizes": torch.tensor([[80, 24]] * 3)})
+
+
+# What cannot be
+
+
+def test_inputs_that_do_not_fit(model, processor):
+    adapter, inputs = adapter_for(model, processor), FAMILY.ask(processor, 1)
+    with pytest.raises(ModelError, match=r"must be \(images, tiles, 3, 40, 40\).*got \(5, 3, 40, 40\)"):
+        adapter.encode({**inputs, "pixel_values": inputs["pixel_values"][0]})
+    with pytest.raises(ModelError, match="no image_sizes"):
+        adapter.encode({name: value for name, value in inputs.items() if name != "image_sizes"})
+    with pytest.raises(ModelError, match=r"placeholders \(row by row\), but the 1 given images"):
+        adapter.encode({**inputs, "image_sizes": torch.tensor([[40, 80]])})
+    with pytest.raises(ModelError, match="scope 'tiles' is not one of LlavaNextAdapter; did you mean"):
+        adapter_for(model, processor, scope="tiles")
+    other = tiny_processor()
+    other.image_token_id = 77
+    with pytest.raises(ModelError, match="images are token 77 there, token 4 here"):
+        adapter_for(model, other)
+
+
+def test_nothing_is_left_on_the_model(processor):
+    model = tiny_llava_next()
+    before = {name: dict(module._forward_pre_hooks) for name, module in model.named_modules()}
+    config, inputs = model.config.to_dict(), FAMILY.ask(processor, 2, 1)
+    for pruner in (Project(), Within()):
+        with tp.prune(model, processor, pruner, keep_tokens=20):
+            model.generate(**inputs, max_new_tokens=2)
+    assert {name: dict(module._forward_pre_hooks) for name, module in model.named_modules()} == before
+    assert model.config.to_dict() == config
+    assert "generate" not in vars(model)

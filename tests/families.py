@@ -1,0 +1,138 @@
+"""Tiny models of the adapters' families, how to ask them, and what their language models do with a prompt.
+
+``tests/tiny_<adapter>.py`` holds ``FAMILIES``: a ``Family`` for each kind of model that the adapter serves. The
+contract tests run over all of them.
+"""
+
+import functools
+import importlib.util
+import inspect
+from typing import ClassVar
+
+import torch
+
+from tokenprune.adapters.known import ADAPTERS
+
+
+class Family:
+    """One kind of model. What is here holds for those that follow the conventions; a family overrides what differs.
+
+    Attributes:
+        policies: positions that its pruners may have.
+        refused: pruners that it refuses though their signals are on offer, and a regular expression of the reason.
+        nominal: options of ``ask`` for an image that has as many tokens as the ``ModelSpec`` says.
+    """
+
+    policies = ("original", "repacked")
+    refused: ClassVar[dict[str, str]] = {}
+    nominal: ClassVar[dict[str, object]] = {}
+
+    def make(self, attention):
+        """A new (model, processor): random weights, no end token, and it never says an image token."""
+        raise NotImplementedError
+
+    @functools.cache  # noqa: B019 - families live as long as the tests
+    def build(self, attention):
+        """Shared (model, processor): leave them as they are."""
+        return self.make(attention)
+
+    def ask(self, processor, *images_per_row, seed=0, side="left", only=None):
+        """Inputs of a batch, padded; rows differ in their numbers of images and in their lengths.
+
+        Args:
+            processor: of the family.
+            *images_per_row: images of each row.
+            seed: of the first picture.
+            side: of the padding.
+            only: this row of the batch by itself, without padding.
+        """
+        raise NotImplementedError
+
+    def placeholder(self, model, ids):
+        """Bool, like ``ids``: where visual tokens go."""
+        tokens = [getattr(model.config, f"{name}_token_id", None) for name in ("image", "video")]
+        return torch.isin(ids, torch.tensor([token for token in tokens if token is not None]))
+
+    @torch.no_grad()
+    def embeds(self, model, inputs):
+        """(B, L, D), the language model's input embeddings."""
+        x = model.get_input_embeddings()(inputs["input_ids"])
+        for name, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+            if inputs.get(pixels) is not None:
+                features = flat(self.encoded(model, name, inputs).pooler_output)
+                x[inputs["input_ids"] == getattr(model.config, f"{name}_token_id")] = features
+        return x
+
+    def encoded(self, model, modality, inputs):
+        """What the model's own encoder gives."""
+        encoder = getattr(model.base_model, f"get_{modality}_features")
+        names = [name for name in inspect.signature(encoder).parameters if name in inputs]
+        return encoder(**{name: inputs[name] for name in names}, return_dict=True)
+
+    def row_positions(self, model, inputs):
+        """(row, length) to the position ids of that row and what follows it, without padding, (..., 1, length)."""
+        return dense
+
+    def allowed(self, model, ids, prompt):
+        """(L, L) bool, which tokens a row's tokens may see; sliding windows aside.
+
+        Args:
+            model: of the family.
+            ids: (L,) of the row and what follows it, without padding.
+            prompt: how many of them are the prompt's.
+        """
+        return torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
+
+    def closed(self, number, visual, before, alive):
+        """Position ids without gaps where tokens leave.
+
+        Args:
+            number: (..., 1, L) of a row.
+            visual, before, alive: (L,) bool, visual tokens, what was there before some left, and after.
+        """
+        return number - (before & ~alive).long().cumsum(0)
+
+    def added(self, model, inputs):
+        """(B, L, D) for each of the first layers: what is added to the hidden states behind it."""
+        return []
+
+    def fixed(self, model, inputs):
+        """For each row, the numbers of its visual tokens that never leave."""
+        return [[] for _ in inputs["input_ids"]]
+
+    def items(self, model, inputs):
+        """For each row, how many visual tokens of each of its images may leave; an image is a run of placeholders."""
+        counted = []
+        for ids, fixed in zip(inputs["input_ids"], self.fixed(model, inputs), strict=True):
+            visual = self.placeholder(model, ids)
+            starts = visual.diff(prepend=torch.tensor([False])) & visual
+            free = torch.ones(int(visual.sum()), dtype=torch.bool)
+            free[fixed] = False
+            image = starts.long().cumsum(0)[visual][free] - 1
+            counted.append(torch.bincount(image).tolist())
+        return counted
+
+    def counts(self, model, inputs, keep):
+        """For each row, (visual tokens before, after) if ``keep`` of each image stay."""
+        return [(sum(row), sum(min(keep, image) for image in row)) for row in self.items(model, inputs)]
+
+
+def flat(features):
+    """(T, D) of whatever an encoder gives: a tensor with the tokens in its last but one axis, or a list of such."""
+    if isinstance(features, torch.Tensor):
+        return features.reshape(-1, features.shape[-1])
+    return torch.cat([flat(part) for part in features])
+
+
+def dense(row, length):
+    """Positions that are counted."""
+    return torch.arange(length)[None]
+
+
+def families(adapter=None):
+    """Name -> Family: of one adapter, or of all."""
+    found = {}
+    for name in [adapter] if adapter else ADAPTERS.names():
+        if importlib.util.find_spec(f"tiny_{name}"):  # the contract tests complain of those that have none
+            found |= importlib.import_module(f"tiny_{name}").FAMILIES
+    return found

@@ -1,0 +1,105 @@
+"""A tiny LLaVA-OneVision of random weights and its processor: 25 visual tokens a tile, 9 a frame of a video.
+
+Of more than two tiles' tokens it makes fewer, so that the largest pictures are resized, and others are not.
+"""
+
+from typing import ClassVar
+
+import torch
+from tiny import IMAGE_SIZE, PATCH_SIZE, QUESTIONS
+from tiny_tiles import CANVASES, Tiles, finish, picture, text_config
+
+FRAMES = 3
+MOST = "anyres_max_2"
+
+
+def tiny_tokenizer():
+    from tokenprune.embedded.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer(max_length=4096)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<image>", "<video>"]})
+    return tokenizer
+
+
+def tiny_processor():
+    from transformers import (
+        LlavaOnevisionImageProcessor,
+        LlavaOnevisionProcessor,
+        LlavaOnevisionVideoProcessor,
+    )
+
+    from tokenprune.embedded.tokenizer import CHAT_TEMPLATE
+
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    return LlavaOnevisionProcessor(
+        LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=CANVASES),
+        tiny_tokenizer(),
+        LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=25,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio=MOST,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def tiny_llava_onevision(attention="sdpa", decoder="qwen2", **changes):
+    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, SiglipVisionConfig
+
+    vision = SiglipVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        vision_use_head=False,
+    )
+    tokenizer = tiny_tokenizer()
+    image, video = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
+    config = LlavaOnevisionConfig(
+        vision_config=vision,
+        text_config=text_config(decoder, len(tokenizer), tie_word_embeddings=False),
+        image_token_index=image,
+        video_token_index=video,
+        image_grid_pinpoints=CANVASES,
+        vision_aspect_ratio=MOST,
+        **changes,
+    )
+    return finish(LlavaOnevisionForConditionalGeneration(config), attention, video)
+
+
+def clip(seed):
+    """A video of random pixels, (frames, 3, height, width)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 255, (FRAMES, 3, 50, 60), dtype=torch.uint8, generator=generator)
+
+
+class Images(Tiles):
+    nominal: ClassVar = {"sizes": [(40, 80)]}
+
+    def make(self, attention):
+        return tiny_llava_onevision(attention), tiny_processor()
+
+
+class Mixed(Images):
+    """Each second picture is a video."""
+
+    def ask(self, processor, *images_per_row, seed=0, side="left", only=None, sizes=None):
+        sizes, number, texts, images, videos = sizes or self.sizes, seed, [], [], []
+        for row, count in enumerate(images_per_row):
+            marks = ""
+            for _ in range(count):
+                video = (number - seed) % 2
+                if only in (None, row) and video:
+                    videos.append(clip(number))
+                elif only in (None, row):
+                    images.append(picture(number, *sizes[(number - seed) % len(sizes)]))
+                marks += f"where {'<video>' if video else '<image>'}\n"
+                number += 1
+            texts.append("USER: " + "on the left " * row + marks + QUESTIONS[row] + " ASSISTANT:")
+        texts = texts if only is None else texts[only : only + 1]
+        how = {"padding": True, "padding_side": side, "return_tensors": "pt"}
+        return dict(processor(images=images or None, videos=videos or None, text=texts, **how))
+
+
+FAMILIES = {"llava_onevision": Images(), "llava_onevision_video": Mixed()}

@@ -1,0 +1,83 @@
+"""Gemma 3: 256 visual tokens for each image, which see one another whatever their order.
+
+The model tells them by ``token_type_ids``, which are shortened with the prompt, so that what stays of an image still
+sees all of what stays of it. In layers with a sliding window the window counts the tokens that
+entered the LLM, as the model counts those of any prompt. Crops (pan and scan) are images of their own.
+
+Paper: Gemma 3 Technical Report (Gemma Team, 2025), https://arxiv.org/abs/2503.19786
+Code: ``Gemma3ForConditionalGeneration`` of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.known import register_adapter
+from tokenprune.adapters.layout import Grid
+from tokenprune.adapters.patches import last_layer, pool
+from tokenprune.adapters.spec import decoder_spec, vision_spec
+from tokenprune.errors import ModelError
+from tokenprune.types import ModelSpec, Signal
+
+
+@register_adapter("gemma3", paper="https://arxiv.org/abs/2503.19786")
+class Gemma3Adapter(ModelAdapter):
+    """Gemma 3: a row of 256 visual tokens an image, each the mean of 4 x 4 patches."""
+
+    model_types = ("gemma3",)
+    example = "google/gemma-3-4b-it"
+    roles = (r"<start_of_turn>user", r"<end_of_turn>|<start_of_turn>model")
+    offers = frozenset({Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK, Signal.KEYS, Signal.VISION_HIDDEN})
+
+    @classmethod
+    def spec_from_config(cls, config: Any) -> ModelSpec:
+        """See ``ModelAdapter``."""
+        vision = config.vision_config
+        return ModelSpec(
+            llm=decoder_spec(config.text_config),
+            vocabulary=config.text_config.vocab_size,
+            visual_tokens=config.mm_tokens_per_image,
+            vision=vision_spec(vision),
+            vision_tokens=(vision.image_size // vision.patch_size) ** 2,
+            patch_inputs=vision.num_channels * vision.patch_size**2,
+            projector=(vision.hidden_size, config.text_config.hidden_size),
+        )
+
+    def grid(self) -> Grid:
+        """(height, width) of an image's visual tokens."""
+        side = int(self.spec.visual_tokens**0.5)
+        return side, side
+
+    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """See ``ModelAdapter``; ``token_type_ids``, if there are any, must say which tokens are of images."""
+        super().check_inputs(inputs)
+        size, shape = self.model.config.vision_config.image_size, tuple(inputs["pixel_values"].shape)
+        if len(shape) != 4 or shape[2:] != (size, size):
+            raise ModelError(
+                f"pixel_values must be (images, 3, {size}, {size}), got {shape}; use the model's own processor"
+            )
+        types, visual = inputs.get("token_type_ids"), self.placeholders(inputs["input_ids"])
+        if types is not None and (types.shape != visual.shape or not torch.equal(types == 1, visual)):
+            raise ModelError(
+                "token_type_ids must be 1 for the images' placeholders and 0 for all other tokens; give them as the "
+                "model's own processor returns them"
+            )
+
+    def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
+        """See ``ModelAdapter``; a tensor in which each visual token counts as an image, so that beams can be made."""
+        return BaseModelOutputWithPooling(pooler_output=torch.cat(parts)[:, None])
+
+    def vision_signals(
+        self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
+    ) -> dict[Signal, Tensor]:
+        """See ``ModelAdapter``; of the last layer, means over the patches of a token."""
+        vision = self.model.config.vision_config
+        side = vision.image_size // vision.patch_size
+        found = last_layer(self.model.base_model.vision_tower.encoder.layers, output, requires)
+        return {name: pool(x, (side, side), side // self.grid()[0]).flatten(0, 1) for name, x in found.items()}

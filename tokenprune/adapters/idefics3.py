@@ -1,0 +1,121 @@
+"""Idefics3 and SmolVLM: the tiles of an image, then the whole of it, with text between them that says which is which.
+
+The markers between tiles, such as ``<row_1_col_2>``, are text to a pruner and stay. Frames of a video are images here,
+since the processor makes them so.
+
+Paper: Building and better understanding vision-language models (Laurençon et al., 2024),
+    https://arxiv.org/abs/2408.12637
+Code: ``Idefics3ForConditionalGeneration`` and ``SmolVLMForConditionalGeneration`` of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.known import register_adapter
+from tokenprune.adapters.layout import Grid, Item, Unit
+from tokenprune.adapters.patches import last_layer, pool
+from tokenprune.adapters.spec import decoder_spec, vision_spec
+from tokenprune.adapters.turns import no_new_images
+from tokenprune.errors import ModelError
+from tokenprune.types import ModelSpec, Signal
+
+TILES = 4 * 4 + 1  # of a square image, as the published processors cut it, and the whole
+
+
+@register_adapter("idefics3", paper="https://arxiv.org/abs/2408.12637")
+class Idefics3Adapter(ModelAdapter):
+    """Idefics3 and SmolVLM: a row of visual tokens for each tile, 17 x 169 for a square image (SmolVLM: 17 x 64).
+
+    Scopes: ``tile`` (what the tower sees at once is a row), ``image`` (all of an image is one).
+    """
+
+    model_types = ("idefics3", "smolvlm")
+    example = "HuggingFaceTB/SmolVLM-500M-Instruct"
+    roles = (r"User:", r"<end_of_utterance>|Assistant:")
+    scopes = ("tile", "image")
+    offers = frozenset({Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK, Signal.KEYS, Signal.VISION_HIDDEN})
+
+    @classmethod
+    def spec_from_config(cls, config: Any) -> ModelSpec:
+        """See ``ModelAdapter``; for a square image in 4 x 4 tiles. Longer ones have fewer."""
+        vision, width = config.vision_config, config.text_config.hidden_size
+        patches = (vision.image_size // vision.patch_size) ** 2
+        return ModelSpec(
+            llm=decoder_spec(config.text_config),
+            vocabulary=config.text_config.vocab_size,
+            visual_tokens=TILES * patches // config.scale_factor**2,
+            vision=vision_spec(vision),
+            vision_tokens=TILES * patches,
+            vision_tiles=TILES,
+            patch_inputs=vision.num_channels * vision.patch_size**2,
+            projector=(vision.hidden_size * config.scale_factor**2, width),
+        )
+
+    def grid(self) -> Grid:
+        """(height, width) of a tile's visual tokens."""
+        config = self.model.config
+        side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
+        return side, side
+
+    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """See ``ModelAdapter``; tiles must have the size that the tower was made for."""
+        super().check_inputs(inputs)
+        size, shape = self.model.config.vision_config.image_size, tuple(inputs["pixel_values"].shape)
+        if len(shape) != 5 or shape[3:] != (size, size):
+            raise ModelError(
+                f"pixel_values must be (rows, tiles, 3, {size}, {size}), got {shape}; use the model's own processor"
+            )
+
+    def count_images(self, ids: Tensor) -> Tensor:
+        """See ``ModelAdapter``; later turns bring none."""
+        return no_new_images(self.placeholders(ids))
+
+    def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
+        """See ``ModelAdapter``."""
+        tiles, ids, number = inputs["pixel_values"].flatten(0, 1), inputs["input_ids"], self._tile_tokens()
+        tiles = tiles[(tiles != 0).flatten(1).any(1)]  # rows with fewer tiles are filled up with zeros
+        places, last = int(self.placeholders(ids).sum()), self._ends(ids)
+        if places != len(tiles) * number or not bool(last[-1]):
+            raise ModelError(
+                f"the prompts hold {places} image placeholders, but the {len(tiles)} given tiles have {number} visual "
+                f"tokens each, the last of an image after {self._marker()}; make prompts and images with one call of "
+                "the model's own processor"
+            )
+        counts = (last.nonzero()[:, 0] + 1).diff(prepend=ids.new_zeros(1)).tolist()
+        found, features = [], torch.cat(list(output.pooler_output))
+        sizes = [count * number for count in counts]
+        for x, pixels in zip(torch.split(features, sizes), torch.split(tiles, counts), strict=True):
+            tokens = torch.arange(len(x))
+            whole = [Unit(tokens, self.grid() if len(x) == number else None)]
+            units = whole if self.scope == "image" else [Unit(own, self.grid()) for own in torch.split(tokens, number)]
+            found.append(Item(x, units, pixels))
+        return found
+
+    def _ends(self, ids: Tensor) -> Tensor:
+        """(tiles,) bool, whether a tile is the last of its image: the whole image, after its marker."""
+        marker = ids.new_tensor(self.processor.tokenizer(self._marker(), add_special_tokens=False)["input_ids"])
+        row, start = self.placeholders(ids).nonzero()[:: self._tile_tokens()].T
+        before = start[:, None] + torch.arange(-len(marker), 0, device=ids.device)
+        return (ids[row[:, None], before.clamp(min=0)] == marker).all(1)
+
+    def _marker(self) -> str:
+        """Of the whole image."""
+        return str(getattr(self.processor, "global_image_token", None) or self.processor.global_image_tag)
+
+    def _tile_tokens(self) -> int:
+        return self.spec.visual_tokens // TILES
+
+    def vision_signals(
+        self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
+    ) -> dict[Signal, Tensor]:
+        """See ``ModelAdapter``; of the last layer, means over the patches of a token."""
+        side, factor = self.grid()[0], self.model.config.scale_factor
+        found = last_layer(self.model.base_model.vision_model.encoder.layers, output, requires)
+        patches = (side * factor, side * factor)
+        return {name: pool(x, patches, factor).flatten(0, 1) for name, x in found.items()}

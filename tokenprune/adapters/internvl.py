@@ -1,0 +1,131 @@
+"""InternVL3 as transformers has it: an image is cut into tiles, with a smaller one of the whole; 256 tokens for each.
+
+A visual token holds four patches (pixel shuffle); a signal of a token is the mean of its patches', which no paper says.
+Frames of a video are images to this model.
+
+Paper: InternVL3: Exploring Advanced Training and Test-Time Recipes for Open-Source Multimodal Models (Zhu et al.,
+    2025), https://arxiv.org/abs/2504.10479
+Code: ``InternVLForConditionalGeneration`` of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.clip_vision import attention_layer, attention_row
+from tokenprune.adapters.known import register_adapter
+from tokenprune.adapters.layout import Item, Unit
+from tokenprune.adapters.spec import decoder_spec, vision_spec
+from tokenprune.adapters.turns import no_new_images
+from tokenprune.errors import ModelError
+from tokenprune.types import ModelSpec, Signal
+
+TILES = 12  # the most that the processor makes of an image, without the one of the whole
+
+
+@register_adapter("internvl", paper="https://arxiv.org/abs/2504.10479")
+class InternVLAdapter(ModelAdapter):
+    """InternVL3: a row of 256 visual tokens for each tile of an image, or one for all of an image (scope ``image``)."""
+
+    model_types = ("internvl",)
+    example = "OpenGVLab/InternVL3-8B-hf"
+    prompt = "<|im_start|>user\n<IMG_CONTEXT>\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    scopes = ("tile", "image")
+    offers = frozenset(
+        {Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK, Signal.CLS_ATTENTION, Signal.KEYS, Signal.VISION_HIDDEN}
+    )
+
+    @classmethod
+    def spec_from_config(cls, config: Any) -> ModelSpec:
+        """See ``ModelAdapter``; for an image of as many tiles as there can be."""
+        vision, patches, width = config.vision_config, cls._patches(config), config.text_config.hidden_size
+        shuffled = round(1 / config.downsample_ratio) ** 2
+        return ModelSpec(
+            llm=decoder_spec(config.text_config),
+            vocabulary=config.text_config.vocab_size,
+            visual_tokens=(TILES + 1) * patches**2 // shuffled,
+            vision=vision_spec(vision),
+            vision_tokens=(TILES + 1) * (patches**2 + 1),
+            vision_tiles=TILES + 1,
+            patch_inputs=vision.num_channels * vision.patch_size[0] * vision.patch_size[1],
+            projector=(vision.hidden_size * shuffled, width, width),
+        )
+
+    @staticmethod
+    def _patches(config: Any) -> int:
+        """Height and width of a tile, patches."""
+        side: int = config.vision_config.image_size[0] // config.vision_config.patch_size[0]
+        return side
+
+    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """See ``ModelAdapter``."""
+        super().check_inputs(inputs)
+        size, shape = tuple(self.model.config.vision_config.image_size), tuple(inputs["pixel_values"].shape)
+        if len(shape) != 4 or shape[2:] != size:
+            wanted = f"(tiles of all images, 3, {size[0]}, {size[1]})"
+            raise ModelError(f"pixel_values must be {wanted}, got {shape}; use the model's own processor")
+
+    def count_images(self, ids: Tensor) -> Tensor:
+        """See ``ModelAdapter``; later turns bring none."""
+        return no_new_images(self.placeholders(ids))
+
+    def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
+        """See ``ModelAdapter``; an image is a run of placeholders."""
+        tiles, tokens, _ = output.pooler_output.shape
+        own = self.placeholders(inputs["input_ids"], modality)
+        begins = own & ~torch.nn.functional.pad(own[:, :-1], (1, 0))
+        runs = torch.bincount(begins.flatten().cumsum(0)[own.flatten()] - 1)
+        counts = (runs // tokens).tolist()
+        if bool((runs % tokens).any()) or sum(counts) != tiles:
+            raise ModelError(
+                f"the images' placeholders number {runs.tolist()}, but there are {tiles} tiles of {tokens} visual "
+                "tokens; make prompts and images with one call of the model's own processor"
+            )
+        side, of_tile = round(tokens**0.5), torch.arange(tokens)
+        units = [Unit(tokens * tile + of_tile, (side, side)) for tile in range(max(counts))]
+        parts = zip(output.pooler_output.split(counts), inputs["pixel_values"].split(counts), counts, strict=True)
+        return [
+            Item(x.flatten(0, 1), units[:count] if self.scope == "tile" else [_whole(tokens * count, side)], pixels)
+            for x, pixels, count in parts
+        ]
+
+    def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
+        """See ``ModelAdapter``; a tensor in which each visual token counts as an image, so that beams can be made."""
+        return BaseModelOutputWithPooling(pooler_output=torch.cat(parts)[:, None])
+
+    def vision_signals(
+        self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
+    ) -> dict[Signal, Tensor]:
+        """See ``ModelAdapter``; all are of the encoder layer whose output the projector reads."""
+        layer, signals = self.model.config.vision_feature_layer, {}
+        if Signal.VISION_HIDDEN in requires:
+            read = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
+            signals[Signal.VISION_HIDDEN] = self._shuffled(read)
+        if requires & {Signal.CLS_ATTENTION, Signal.KEYS}:
+            index = attention_layer(layer, output.hidden_states)
+            block = self.model.base_model.vision_tower.encoder.layer[index]
+            x, attention = block.layernorm_before(output.hidden_states[index]), block.attention
+            keys = attention.k_norm(attention.k_proj(x))
+            signals[Signal.KEYS] = self._shuffled(keys)
+            if Signal.CLS_ATTENTION in requires:
+                query = attention.q_norm(attention.q_proj(x[:, :1]))
+                signals[Signal.CLS_ATTENTION] = self._shuffled(attention_row(query, keys, attention))
+        return signals
+
+    def _shuffled(self, x: Tensor) -> Tensor:
+        """(tiles, 1 + patches, C) to (T, C): the mean of each visual token's patches, without CLS."""
+        config = self.model.config
+        side, step = self._patches(config), round(1 / config.downsample_ratio)
+        blocks = x[:, 1:].view(len(x), side // step, step, side // step, step, -1)
+        return blocks.mean((2, 4)).flatten(0, 2)
+
+
+def _whole(tokens: int, side: int) -> Unit:
+    """All of an image."""
+    return Unit(torch.arange(tokens), (side, side) if tokens == side**2 else None)

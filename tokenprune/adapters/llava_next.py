@@ -1,0 +1,127 @@
+"""LLaVA-NeXT (LLaVA-1.6): the whole image and its tiles, with a newline token at the end of each line of tiles.
+
+Newline tokens are text to a pruner: they always stay.
+
+Paper: LLaVA-NeXT: Improved reasoning, OCR, and world knowledge (Liu et al., 2024),
+    https://llava-vl.github.io/blog/2024-01-30-llava-next/
+Code: ``LlavaNextForConditionalGeneration`` of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenprune.adapters.anyres import NEWLINE, check_tiles, image_items, pack, tile_counts, token_tiles
+from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.clip_vision import llava_spec, tower_signals
+from tokenprune.adapters.inputs import Prepared
+from tokenprune.adapters.known import register_adapter
+from tokenprune.adapters.layout import Item, Unit
+from tokenprune.adapters.turns import no_new_images
+from tokenprune.errors import ModelError
+from tokenprune.types import ModelSpec, Sample, Signal
+
+PAPERS = 5  # tiles: the whole image and 2 x 2
+
+
+@register_adapter("llava_next", paper="https://llava-vl.github.io/blog/2024-01-30-llava-next/")
+class LlavaNextAdapter(ModelAdapter):
+    """LLaVA-NeXT: a row of visual tokens for each tile of an image, 5 x 576 for a square one.
+
+    Scopes: ``tile`` (what the tower sees at once is a row), ``image`` (all of an image is one), and ``papers``, the
+    protocol of CDPruner's and other papers: tiles of an image that is made 672 pixels wide and high, whatever its
+    shape; padding is not taken off, and the LLM sees no newline tokens. Its inputs are those of ``prepare``.
+    """
+
+    model_types = ("llava_next",)
+    example = "llava-hf/llava-v1.6-vicuna-7b-hf"
+    scopes = ("tile", "image", "papers")
+    offers = frozenset(
+        {
+            Signal.CLIP_IMAGE_EMBEDS,
+            Signal.CLIP_TEXT_EMBEDS,
+            Signal.PROMPT_EMBEDS,
+            Signal.PROMPT_MASK,
+            Signal.CLS_ATTENTION,
+            Signal.KEYS,
+            Signal.VISION_HIDDEN,
+        }
+    )
+
+    @classmethod
+    def spec_from_config(cls, config: Any) -> ModelSpec:
+        """See ``ModelAdapter``; for an image that fills the largest canvas, its newline tokens not counted."""
+        side = config.vision_config.image_size
+        return llava_spec(config, 1 + max(height * width for height, width in config.image_grid_pinpoints) // side**2)
+
+    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """See ``ModelAdapter``."""
+        super().check_inputs(inputs)
+        config = self.model.config
+        check_tiles(config, inputs)
+        if self.scope == "papers":
+            placed = self.placeholders(inputs["input_ids"]).sum(1) % (PAPERS * self._tile_tokens())
+            made = bool((inputs["image_sizes"] == self._canvas()).all()) and not bool(placed.any())
+            if not made or set(tile_counts(config, inputs)) != {PAPERS}:
+                raise ModelError(
+                    f"scope 'papers' takes images of {self._canvas()} x {self._canvas()} pixels in {PAPERS} tiles, and "
+                    "prompts without newline tokens; make them with adapter.prepare"
+                )
+
+    def count_images(self, ids: Tensor) -> Tensor:
+        """See ``ModelAdapter``; later turns bring none."""
+        return no_new_images(self.placeholders(ids))
+
+    def prepare(self, samples: Sequence[Sample]) -> Prepared:
+        """See ``ModelAdapter``; the scope ``papers`` has rules of its own for tiles and placeholders."""
+        if self.scope != "papers":
+            return super().prepare(samples)
+        questions, canvas, token = [sample.question for sample in samples], self._canvas(), self.processor.image_token
+        images = self.processor.image_processor(
+            [sample.image for sample in samples], image_grid_pinpoints=[[canvas, canvas]], return_tensors="pt"
+        )
+        whole = token * (PAPERS * self._tile_tokens())
+        texts = [self._prompt(question).replace(token, whole, 1) for question in questions]
+        inputs = self.processor.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
+        inputs |= {"pixel_values": images.pixel_values, "image_sizes": torch.full_like(images.image_sizes, canvas)}
+        return Prepared({name: value.to(self.model.device) for name, value in inputs.items()}, questions)
+
+    def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
+        """See ``ModelAdapter``."""
+        joint = self.scope == "image"
+        items = image_items(self.model, output.pooler_output, inputs, joint=joint, **self._options())
+        return [_without_newlines(item) for item in items] if self.scope == "papers" else items
+
+    def vision_signals(
+        self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
+    ) -> dict[Signal, Tensor]:
+        """See ``ModelAdapter``; all are of the encoder layer whose output the projector reads, and 0 for newlines."""
+        signals = tower_signals(self.model, output, requires)
+        packed = {name: torch.cat(pack(self.model, x, inputs, **self._options())) for name, x in signals.items()}
+        if self.scope == "papers":
+            seen = torch.cat(token_tiles(self.model, inputs, **self._options())) != NEWLINE
+            packed = {name: x[seen] for name, x in packed.items()}
+        return packed
+
+    def _options(self) -> dict[str, Any]:
+        return {"vision_feature_select_strategy": self.model.config.vision_feature_select_strategy}
+
+    def _tile_tokens(self) -> int:
+        return self.spec.visual_tokens // self.spec.vision_tiles
+
+    def _canvas(self) -> int:
+        """Height and width in pixels of four tiles."""
+        side: int = self.model.config.vision_config.image_size
+        return 2 * side
+
+
+def _without_newlines(item: Item) -> Item:
+    """An image without the tokens that are in no unit."""
+    seen = torch.zeros(len(item.features), dtype=torch.bool, device=item.features.device)
+    seen[torch.cat([unit.tokens for unit in item.units])] = True
+    number = seen.cumsum(0) - 1
+    return Item(item.features[seen], [Unit(number[unit.tokens], unit.grid) for unit in item.units], item.pixels)

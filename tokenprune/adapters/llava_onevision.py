@@ -1,0 +1,95 @@
+"""LLaVA-OneVision: images in tiles whose visual tokens are resized if they are too many, and videos.
+
+Newline tokens, one at the end of each line of tiles and of each video, are text to a pruner: they always stay. Where
+the model resizes visual tokens, bilinearly, signals of the vision tower are resized likewise, which no paper says.
+
+Paper: LLaVA-OneVision: Easy Visual Task Transfer (Li et al., 2024), https://arxiv.org/abs/2408.03326
+Code: ``LlavaOnevisionForConditionalGeneration`` of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from tokenprune.adapters.anyres import check_tiles, image_items, pack
+from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.clip_vision import llava_spec, tower_signals
+from tokenprune.adapters.known import register_adapter
+from tokenprune.adapters.layout import Item, Unit
+from tokenprune.adapters.turns import no_new_images
+from tokenprune.errors import ModelError
+from tokenprune.types import ModelSpec, Signal
+
+
+@register_adapter("llava_onevision", paper="https://arxiv.org/abs/2408.03326")
+class LlavaOnevisionAdapter(ModelAdapter):
+    """LLaVA-OneVision: a row for each tile of an image and frame of a video, or one for all of it (scope ``image``).
+
+    Its SigLIP tower has no CLS token, hence no CLS attention.
+    """
+
+    model_types = ("llava_onevision",)
+    example = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
+    prompt = "<|im_start|>user <image>\n{question}<|im_end|><|im_start|>assistant\n"
+    scopes = ("tile", "image")
+    offers = frozenset({Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK, Signal.KEYS, Signal.VISION_HIDDEN})
+
+    @classmethod
+    def spec_from_config(cls, config: Any) -> ModelSpec:
+        """See ``ModelAdapter``; for an image of as many tiles as are not resized, newlines not counted."""
+        most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        side = config.vision_config.image_size
+        largest = max(height * width for height, width in config.image_grid_pinpoints) // side**2
+        return llava_spec(config, 1 + min(most, largest))
+
+    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """See ``ModelAdapter``."""
+        super().check_inputs(inputs)
+        config = self.model.config
+        if inputs.get("pixel_values") is not None:
+            check_tiles(config, inputs)
+        if (videos := inputs.get("pixel_values_videos")) is not None:
+            side, shape = config.vision_config.image_size, tuple(videos.shape)
+            if len(shape) != 5 or shape[3:] != (side, side):
+                wanted = f"(videos, frames, 3, {side}, {side})"
+                raise ModelError(f"pixel_values_videos must be {wanted}, got {shape}; use the model's own processor")
+
+    def count_images(self, ids: Tensor) -> Tensor:
+        """See ``ModelAdapter``; later turns bring none."""
+        return no_new_images(self.placeholders(ids))
+
+    def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
+        """See ``ModelAdapter``."""
+        joint = self.scope == "image"
+        if modality == "image":
+            return image_items(self.model, output.pooler_output, inputs, joint=joint, **self._options())
+        videos = inputs["pixel_values_videos"]
+        tokens, frames = torch.arange(output.pooler_output.shape[1] - 1), videos.shape[1]
+        side = round((len(tokens) / frames) ** 0.5)
+        units = [Unit(tokens)] if joint else [Unit(frame, (side, side)) for frame in tokens.chunk(frames)]
+        return [Item(x, units, pixels) for x, pixels in zip(output.pooler_output, videos, strict=True)]
+
+    def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
+        """See ``ModelAdapter``; of videos a tensor in which each token counts as a video, so that beams can be made."""
+        videos = isinstance(output.pooler_output, Tensor)
+        return BaseModelOutputWithPooling(pooler_output=torch.cat(parts)[:, None] if videos else parts)
+
+    def vision_signals(
+        self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
+    ) -> dict[Signal, Tensor]:
+        """See ``ModelAdapter``; all are of the encoder layer whose output the projector reads, and 0 for newlines."""
+        signals = tower_signals(self.model, output, requires)
+        if modality == "image":
+            return {name: torch.cat(pack(self.model, x, inputs, **self._options())) for name, x in signals.items()}
+        videos = len(inputs["pixel_values_videos"])
+        pooled = {name: self.model.base_model.apply_pooling(x) for name, x in signals.items()}
+        lines = {name: x.reshape(videos, -1, x.shape[2]) for name, x in pooled.items()}
+        return {name: torch.nn.functional.pad(x, (0, 0, 0, 1)).flatten(0, 1) for name, x in lines.items()}
+
+    def _options(self) -> dict[str, Any]:
+        return {"vision_aspect_ratio": self.model.config.vision_aspect_ratio}

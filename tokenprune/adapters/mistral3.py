@@ -1,0 +1,108 @@
+"""Mistral Small 3.1 and its kin: a Pixtral vision tower that takes images of any size, four patches a visual token.
+
+The tokens that end the lines of an image and the image itself are text to a pruner: they always stay.
+
+Paper: Pixtral 12B (Agrawal et al., 2024), https://arxiv.org/abs/2410.07073
+Code: ``Mistral3ForConditionalGeneration`` of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.clip_vision import attention_layer
+from tokenprune.adapters.known import register_adapter
+from tokenprune.adapters.layout import Grid, Item, Unit
+from tokenprune.adapters.patches import pool
+from tokenprune.adapters.spec import decoder_spec, vision_spec
+from tokenprune.adapters.turns import no_new_images
+from tokenprune.errors import ModelError
+from tokenprune.types import ModelSpec, Signal
+
+
+@register_adapter("mistral3", paper="https://arxiv.org/abs/2410.07073")
+class Mistral3Adapter(ModelAdapter):
+    """Mistral 3: a row of visual tokens an image, as many as it has squares of 28 pixels, 3025 for the largest."""
+
+    model_types = ("mistral3",)
+    example = "mistralai/Mistral-Small-3.1-24B-Instruct-2503"
+    offers = frozenset({Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK, Signal.KEYS, Signal.VISION_HIDDEN})
+
+    @classmethod
+    def spec_from_config(cls, config: Any) -> ModelSpec:
+        """See ``ModelAdapter``; for an image of the largest size.
+
+        Raises:
+            ModelError: if the vision tower is not Pixtral's, or several of its layers are read.
+        """
+        vision, width, side = config.vision_config, config.text_config.hidden_size, config.spatial_merge_size
+        if vision.model_type != "pixtral" or not isinstance(config.vision_feature_layer, int):
+            raise ModelError(
+                f"vision tower {vision.model_type!r} of which layer {config.vision_feature_layer} is read is not "
+                "known; known: one layer of 'pixtral'"
+            )
+        patches = vision.image_size // vision.patch_size
+        return ModelSpec(
+            llm=decoder_spec(config.text_config),
+            vocabulary=config.text_config.vocab_size,
+            visual_tokens=(patches // side) ** 2,
+            vision=replace(vision_spec(vision), mlp_matrices=3),
+            vision_tokens=patches**2,
+            patch_inputs=vision.num_channels * vision.patch_size**2,
+            projector=(vision.hidden_size * side**2, vision.hidden_size, width, width),
+        )
+
+    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """See ``ModelAdapter``."""
+        super().check_inputs(inputs)
+        sizes, shape = inputs.get("image_sizes"), tuple(inputs["pixel_values"].shape)
+        if sizes is None or len(shape) != 4 or len(sizes) != shape[0]:
+            number = "no" if sizes is None else len(sizes)
+            raise ModelError(
+                f"pixel_values must be (images, 3, height, width) with image_sizes of each, got {shape} and {number} "
+                "image_sizes; use the model's own processor"
+            )
+
+    def count_images(self, ids: Tensor) -> Tensor:
+        """See ``ModelAdapter``; later turns bring none."""
+        return no_new_images(self.placeholders(ids))
+
+    def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
+        """See ``ModelAdapter``."""
+        found, side = [], self.model.config.spatial_merge_size
+        parts = zip(output.pooler_output, inputs["pixel_values"], self._grids(inputs), strict=True)
+        for x, pixels, (height, width) in parts:
+            patch = self.model.config.vision_config.patch_size
+            unit = Unit(torch.arange(len(x)), (height // side, width // side))
+            found.append(Item(x, [unit], pixels[:, : height * patch, : width * patch]))
+        return found
+
+    def vision_signals(
+        self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
+    ) -> dict[Signal, Tensor]:
+        """See ``ModelAdapter``; of the layer that is read, means over the patches of a token, keys before rotation."""
+        layer, found = self.model.config.vision_feature_layer, {}
+        if Signal.VISION_HIDDEN in requires:
+            found[Signal.VISION_HIDDEN] = output.hidden_states[layer]
+        if Signal.KEYS in requires:
+            index = attention_layer(layer, output.hidden_states)
+            block = self.model.base_model.vision_tower.transformer.layers[index]
+            found[Signal.KEYS] = block.attention.k_proj(block.attention_norm(output.hidden_states[index]))
+        grids, side = self._grids(inputs), self.model.config.spatial_merge_size
+
+        def pooled(x: Tensor) -> Tensor:
+            images = zip(torch.split(x, [height * width for height, width in grids], 1), grids, strict=True)
+            return torch.cat([pool(image, grid, side)[0] for image, grid in images])
+
+        return {name: pooled(x) for name, x in found.items()}
+
+    def _grids(self, inputs: Mapping[str, Any]) -> list[Grid]:
+        """Patches of each image."""
+        patch = self.model.config.vision_config.patch_size
+        return [(int(height) // patch, int(width) // patch) for height, width in inputs["image_sizes"]]

@@ -1,0 +1,106 @@
+"""PaliGemma and PaliGemma 2: images, then a prompt, all of which see one another whatever their order (a prefix LM).
+
+The model tells the prefix from what it answers by ``token_type_ids``, which are shortened with the prompt. It counts
+positions from 1, to which its ``generate`` translates positions that count from 0 and its forward does not.
+
+Paper: PaliGemma: A versatile 3B VLM for transfer (Beyer et al., 2024), https://arxiv.org/abs/2407.07726
+Code: ``PaliGemmaForConditionalGeneration`` of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.inputs import Prepared, PrunedInputs, unpack
+from tokenprune.adapters.known import register_adapter
+from tokenprune.adapters.layout import Grid
+from tokenprune.adapters.patches import last_layer
+from tokenprune.adapters.spec import decoder_spec, vision_spec
+from tokenprune.errors import ModelError
+from tokenprune.types import ModelSpec, Sample, Signal
+
+
+@register_adapter("paligemma", paper="https://arxiv.org/abs/2407.07726")
+class PaliGemmaAdapter(ModelAdapter):
+    """PaliGemma: a row of visual tokens an image, 256 for 224 pixels and 1024 for 448; one prompt, no later turns."""
+
+    model_types = ("paligemma",)
+    example = "google/paligemma2-3b-mix-224"
+    prompt = "<image>answer en {question}"
+    roles = (r"\banswer en\b", r"\n")
+    answer_type = 1
+    offers = frozenset({Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK, Signal.KEYS, Signal.VISION_HIDDEN})
+
+    @classmethod
+    def spec_from_config(cls, config: Any) -> ModelSpec:
+        """See ``ModelAdapter``."""
+        vision = config.vision_config
+        patches = (vision.image_size // vision.patch_size) ** 2
+        return ModelSpec(
+            llm=decoder_spec(config.text_config),
+            vocabulary=config.text_config.vocab_size,
+            visual_tokens=patches,
+            vision=vision_spec(vision),
+            vision_tokens=patches,
+            patch_inputs=vision.num_channels * vision.patch_size**2,
+            projector=(vision.hidden_size, config.projection_dim),
+        )
+
+    def grid(self) -> Grid:
+        """(height, width) of an image's visual tokens."""
+        side = int(self.spec.visual_tokens**0.5)
+        return side, side
+
+    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """See ``ModelAdapter``; the images must be in the prefix."""
+        super().check_inputs(inputs)
+        size, shape = self.model.config.vision_config.image_size, tuple(inputs["pixel_values"].shape)
+        if len(shape) != 4 or shape[2:] != (size, size):
+            raise ModelError(
+                f"pixel_values must be (images, 3, {size}, {size}), got {shape}; use the model's own processor"
+            )
+        types, visual = inputs.get("token_type_ids"), self.placeholders(inputs["input_ids"])
+        if types is None or types.shape != visual.shape or bool(types[visual].any()):
+            raise ModelError(
+                "token_type_ids must be there and be 0 for the prefix, the images' placeholders among it; give them as "
+                "the model's own processor returns them"
+            )
+
+    def prepare(self, samples: Sequence[Sample]) -> Prepared:
+        """See ``ModelAdapter``; without the labels that the processor makes whether or not there are answers."""
+        prepared = super().prepare(samples)
+        inputs = {name: value for name, value in prepared.inputs.items() if name != "labels"}
+        return replace(prepared, inputs=inputs)
+
+    def count_images(self, ids: Tensor) -> Tensor:
+        """Raise ModelError: what a prefix is in a later turn is not defined."""
+        raise ModelError("PaliGemma answers one prompt; a later turn on its cache cannot be pruned")
+
+    def forward_positions(self, inputs: Mapping[str, Any]) -> Tensor:
+        """See ``ModelAdapter``; from 1."""
+        return super().forward_positions(inputs) + 1
+
+    def prefill(self, inputs: Mapping[str, Any] | PrunedInputs) -> Any:
+        """See ``ModelAdapter``; inputs are those of ``generate``, so that the labels of its processor are not read."""
+        given, _ = unpack(inputs)
+        given = {name: value for name, value in given.items() if name != "labels"}
+        given["position_ids"] = given["position_ids"] + 1
+        return super().prefill(replace(inputs, inputs=given) if isinstance(inputs, PrunedInputs) else given)
+
+    def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
+        """See ``ModelAdapter``; a tensor in which each visual token counts as an image, so that beams can be made."""
+        return BaseModelOutputWithPooling(pooler_output=torch.cat(parts)[:, None])
+
+    def vision_signals(
+        self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
+    ) -> dict[Signal, Tensor]:
+        """See ``ModelAdapter``; of the last layer."""
+        found = last_layer(self.model.base_model.vision_tower.encoder.layers, output, requires)
+        return {name: x.flatten(0, 1) for name, x in found.items()}

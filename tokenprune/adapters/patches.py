@@ -1,0 +1,43 @@
+"""Signals of visual tokens each of which stands for a square of patches: they are means over the square.
+
+Projectors of such families pool the patches, or put their features side by side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from tokenprune.adapters.layout import Grid
+from tokenprune.types import Signal
+
+
+def pool(x: Tensor, grid: Grid, side: int) -> Tensor:
+    """(I, tokens, C) means over squares of patches, both in raster order.
+
+    Args:
+        x: (I, height * width, C).
+        grid: (height, width), patches.
+        side: of a square, patches; what is left over at the right and at the bottom is in no token.
+    """
+    height, width = grid[0] // side, grid[1] // side
+    x = x.view(len(x), *grid, -1)[:, : height * side, : width * side]
+    return x.reshape(len(x), height, side, width, side, -1).mean((2, 4)).flatten(1, 2)
+
+
+def last_layer(layers: Any, output: Any, requires: frozenset[Signal]) -> dict[Signal, Tensor]:
+    """VISION_HIDDEN and KEYS (I, patches, C), as far as required, of a SigLIP tower whose last features are read.
+
+    Args:
+        layers: of the tower.
+        output: of the tower; with hidden states if keys are required.
+        requires: signals.
+    """
+    signals = {}
+    if Signal.VISION_HIDDEN in requires:
+        signals[Signal.VISION_HIDDEN] = output.last_hidden_state
+    if Signal.KEYS in requires:
+        last = layers[-1]
+        signals[Signal.KEYS] = last.self_attn.k_proj(last.layer_norm1(output.hidden_states[-2]))
+    return signals

@@ -1,0 +1,147 @@
+"""Qwen2-VL and Qwen2.5-VL: images and videos of any size, four patches a visual token, positions with three axes.
+
+Papers: Qwen2-VL (Wang et al., 2024), https://arxiv.org/abs/2409.12191;
+    Qwen2.5-VL Technical Report (Bai et al., 2025), https://arxiv.org/abs/2502.13923
+Code: ``Qwen2VLForConditionalGeneration`` and ``Qwen2_5_VLForConditionalGeneration`` of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers.vision_utils import get_vision_window_index
+
+from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.inputs import PIXELS
+from tokenprune.adapters.known import register_adapter
+from tokenprune.adapters.layout import Item, Unit
+from tokenprune.adapters.mrope import check_axes, close_gaps, mrope_positions
+from tokenprune.adapters.spec import decoder_spec
+from tokenprune.adapters.turns import no_new_images
+from tokenprune.errors import ModelError
+from tokenprune.types import ModelSpec, Signal, Step, TransformerSpec
+
+SIDE = 36  # visual tokens: height and width of the image that a ModelSpec is of; CDPruner's experiments fix it so
+
+
+@register_adapter("qwen_vl", paper="https://arxiv.org/abs/2502.13923")
+class QwenVLAdapter(ModelAdapter):
+    """Qwen2-VL, Qwen2.5-VL: a row of visual tokens for each image and frame of a video, 1296 for 1008 x 1008 pixels.
+
+    What the model takes for a frame are two frames of the video. Scopes: ``frame``, and ``video``, in which a video is
+    one row; budgets are of a whole video in both.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl")
+    example = "Qwen/Qwen2.5-VL-7B-Instruct"
+    prompt = "USER: <|vision_start|><|image_pad|><|vision_end|>{question} ASSISTANT:"
+    scopes = ("frame", "video")
+    offers = frozenset({Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK, Signal.KEYS, Signal.VISION_HIDDEN})
+
+    @classmethod
+    def spec_from_config(cls, config: Any) -> ModelSpec:
+        """See ``ModelAdapter``; for a square image of 36 x 36 visual tokens, as any size is possible."""
+        vision = config.vision_config
+        if config.model_type == "qwen2_vl":
+            return qwen_spec(config, vision.embed_dim, int(vision.embed_dim * vision.mlp_ratio), mlp_matrices=2)
+        return replace(
+            qwen_spec(config, vision.hidden_size, vision.intermediate_size, mlp_matrices=3),
+            vision_window=(vision.window_size // vision.patch_size) ** 2,
+            vision_window_layers=vision.depth - len(vision.fullatt_block_indexes),
+        )
+
+    @classmethod
+    def check_steps(cls, steps: Sequence[Step]) -> None:
+        """See ``ModelAdapter``."""
+        super().check_steps(steps)
+        check_axes(steps)
+
+    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """See ``ModelAdapter``; the model must be able to tell where images are in the picture and the text."""
+        super().check_inputs(inputs)
+        given = [f"{name}_grid_thw" for name, pixels in PIXELS.items() if inputs.get(pixels) is not None]
+        if missing := [name for name in (*given, "mm_token_type_ids") if inputs.get(name) is None]:
+            raise ModelError(f"{', '.join(missing)} must be given, too; use the model's own processor")
+        for name in given:
+            patches, rows = int(inputs[name].prod(-1).sum()), len(inputs[PIXELS[name.partition("_")[0]]])
+            if patches != rows:
+                raise ModelError(
+                    f"{name} tells of {patches} patches, but {rows} are given; use the model's own processor"
+                )
+
+    def count_images(self, ids: Tensor) -> Tensor:
+        """See ``ModelAdapter``; later turns bring none."""
+        return no_new_images(self.placeholders(ids))
+
+    def positions(self, inputs: Mapping[str, Any]) -> Tensor:
+        """(4, B, L), see ``ModelAdapter``."""
+        return mrope_positions(self.model, inputs)
+
+    def forward_positions(self, inputs: Mapping[str, Any]) -> Tensor:
+        """See ``ModelAdapter``; the same."""
+        return self.positions(inputs)
+
+    def repacked(self, positions: Tensor, placeholder: Tensor, gone: Tensor) -> Tensor:
+        """See ``ModelAdapter``."""
+        return close_gaps(positions, placeholder, gone)
+
+    def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
+        """See ``ModelAdapter``."""
+        found, merge = [], self.model.config.vision_config.spatial_merge_size
+        grids = inputs[f"{modality}_grid_thw"]
+        pixels = torch.split(inputs[PIXELS[modality]], grids.prod(-1).tolist())
+        for x, patches, (frames, height, width) in zip(output.pooler_output, pixels, grids.tolist(), strict=True):
+            grid, tokens = (height // merge, width // merge), torch.arange(len(x), device=x.device)
+            whole = self.scope == "video" and frames > 1
+            units = [Unit(tokens)] if whole else [Unit(frame, grid) for frame in tokens.view(frames, -1)]
+            found.append(Item(x, units, patches))
+        return found
+
+    def vision_signals(
+        self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
+    ) -> dict[Signal, Tensor]:
+        """See ``ModelAdapter``; of the last layer, the mean over the patches of each visual token."""
+        merge, signals = self.model.config.vision_config.spatial_merge_size, {}
+        if Signal.VISION_HIDDEN in requires:
+            signals[Signal.VISION_HIDDEN] = output.last_hidden_state
+        if Signal.KEYS in requires:
+            block = self.model.base_model.visual.blocks[-1]
+            signals[Signal.KEYS] = block.attn.qkv(block.norm1(output.hidden_states[-2])).chunk(3, dim=-1)[1]
+        order = self._tower_order(inputs[f"{modality}_grid_thw"])
+        return {name: x.view(-1, merge**2, x.shape[-1]).mean(1)[order] for name, x in signals.items()}
+
+    def _tower_order(self, grids: Tensor) -> Any:
+        """Where the tower has the patches of each visual token; windows are put side by side."""
+        vision = self.model.config.vision_config
+        if self.model.config.model_type != "qwen2_5_vl":
+            return slice(None)
+        sizes = {"window_size": vision.window_size, "patch_size": vision.patch_size}
+        index, _ = get_vision_window_index(grids, spatial_merge_size=vision.spatial_merge_size, **sizes)
+        return index.argsort().to(grids.device)
+
+
+def qwen_spec(config: Any, width: int, mlp_width: int, mlp_matrices: int) -> ModelSpec:
+    """Sizes of a model of a Qwen vision tower, a merger of patches and an LLM, for an image of ``SIDE`` x ``SIDE``.
+
+    Args:
+        config: of the model.
+        width: of the tower's hidden states.
+        mlp_width: of its MLPs.
+        mlp_matrices: of these.
+    """
+    vision, text = config.vision_config, config.text_config
+    merged = vision.spatial_merge_size**2
+    heads = vision.num_heads
+    return ModelSpec(
+        llm=decoder_spec(text),
+        vocabulary=text.vocab_size,
+        visual_tokens=SIDE**2,
+        vision=TransformerSpec(vision.depth, width, mlp_width, heads, heads, width // heads, mlp_matrices),
+        vision_tokens=SIDE**2 * merged,
+        patch_inputs=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+        projector=(merged * width, merged * width, text.hidden_size),
+    )

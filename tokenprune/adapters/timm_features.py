@@ -1,0 +1,126 @@
+"""Features of another encoder at the places of the visual tokens: of a vision model of timm (DINOv2, SigLIP, ...).
+
+The picture that the MLLM sees is taken out of its pixels: their normalisation is undone, they are resized to what the
+other model wants, and normalised as it wants. Its patches of the last block, after the final norm, are interpolated to
+the grid of the tokens. No paper says how; this is ours.
+"""
+
+from __future__ import annotations
+
+import threading
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from tokenprune.errors import ModelError
+
+if TYPE_CHECKING:
+    from tokenprune.adapters.encoded import Encoded
+
+TIMM = "timm:"
+
+
+class TimmEncoder:
+    """A vision model of timm as a source of features.
+
+    Args:
+        model: of timm, in evaluation mode.
+    """
+
+    def __init__(self, model: Any) -> None:
+        from timm.data import resolve_model_data_config
+
+        config = resolve_model_data_config(model)
+        weight = next(model.parameters())
+        self.model, self.size = model, config["input_size"][1:]
+        self.mean, self.std = (weight.new_tensor(config[name])[:, None, None] for name in ("mean", "std"))
+
+    def patches(self, pictures: Tensor) -> Tensor:
+        """(I, 3, H, W) RGB in [0, 1], of any size, to (I, C, height, width) features of patches."""
+        resized = interpolate(pictures.to(self.mean), tuple(self.size), mode="bicubic", antialias=True).clamp(0, 1)
+        options = {"norm": True, "output_fmt": "NCHW", "intermediates_only": True}
+        features: Tensor = self.model.forward_intermediates((resized - self.mean) / self.std, indices=1, **options)[-1]
+        return features
+
+    @torch.no_grad()
+    def features(self, encoded: Encoded, image_processor: Any) -> Tensor:
+        """(T, C) at the visual tokens of a batch, in the order of the placeholders; 0 for those in no row.
+
+        Args:
+            encoded: the images.
+            image_processor: that made the pixels.
+
+        Raises:
+            ModelError: if a row of tokens is no grid over a whole image, or pixels are not those of an image.
+        """
+        layout, found = encoded.layout, []
+        for unit, item, grid in zip(layout.units, layout.items, layout.grids, strict=True):
+            pixels = encoded.pixels[item]
+            if grid is None or layout.items.count(item) > 1 or pixels.dim() != 3 or pixels.shape[0] != 3:
+                what = (
+                    "no grid" if grid is None else f"pixels {tuple(pixels.shape)} and {layout.items.count(item)} rows"
+                )
+                raise ModelError(
+                    "features of another encoder need images whose visual tokens are one row in raster order and whose "
+                    f"pixels are (3, H, W); here is an image with {what}"
+                )
+            patches = self.patches(_picture(pixels, image_processor)[None])
+            placed = interpolate(patches, grid, mode="bilinear", antialias=True, align_corners=False)
+            found.append((unit, placed[0].flatten(1).mT))
+        whole = found[0][1].new_zeros(len(layout.numbers), found[0][1].shape[1])
+        for unit, features in found:
+            whole[unit.to(whole.device)] = features
+        return whole
+
+
+def _picture(pixels: Tensor, processor: Any) -> Tensor:
+    """(3, H, W) RGB in [0, 1] of normalised pixels."""
+    if not getattr(processor, "do_normalize", False):
+        return pixels.float()
+    mean, std = (pixels.new_tensor(getattr(processor, name)).float() for name in ("image_mean", "image_std"))
+    return (pixels.float() * std[:, None, None] + mean[:, None, None]).clamp(0, 1)
+
+
+def check_encoder(source: str) -> None:
+    """Raise ModelError if ``timm:<model>`` names a model that timm does not know; it loads nothing."""
+    import timm
+
+    name = source.removeprefix(TIMM)
+    if ":" not in name and not timm.is_model(name):
+        near = ", ".join(get_close_matches(name, timm.list_models(), n=5, cutoff=0.3))
+        raise ModelError(f"unknown timm model {name!r} in features; near names: {near or 'none'}")
+
+
+_LOADED: WeakKeyDictionary[nn.Module, dict[tuple[str, torch.device], TimmEncoder]] = WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+def load_encoder(model: Any, source: str) -> TimmEncoder:
+    """The encoder that ``timm:<model>`` names, on the device of an MLLM; loaded once and kept while that lives.
+
+    Raises:
+        ModelError: if timm cannot load it.
+    """
+    check_encoder(source)
+    with _LOCK:
+        loaded, key = _LOADED.setdefault(model, {}), (source, model.device)
+        if key not in loaded:
+            loaded[key] = _load(source.removeprefix(TIMM), model.device)
+    return loaded[key]
+
+
+def _load(name: str, device: torch.device) -> TimmEncoder:
+    import timm
+
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=0)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"timm model {name!r} cannot be loaded ({reason})") from error
+    if not hasattr(model, "forward_intermediates"):
+        raise ModelError(f"timm model {name!r} gives no features of patches")
+    return TimmEncoder(model.eval().to(device))

@@ -1,0 +1,35 @@
+"""In whose space a pruner measures how alike tokens are: the visual tokens' own, or that of another encoder.
+
+No paper of the methods here does the latter; it is ours.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tokenprune.errors import ConfigError
+from tokenprune.types import Signal, VisualTokens
+
+OWN, TIMM = "own", "timm:"
+
+
+def check_space(value: str) -> None:
+    """Raise ConfigError unless the value of the option ``features`` names a space."""
+    if value != OWN and not (value.startswith(TIMM) and value.removeprefix(TIMM)):
+        raise ConfigError(
+            f"option 'features' is {value!r}; allowed: {OWN}, or {TIMM}<model> for a vision model of timm"
+        )
+
+
+def space_signals(value: str) -> frozenset[Signal]:
+    """What the space needs besides the visual tokens."""
+    return frozenset() if value == OWN else frozenset({Signal.ENCODER_FEATURES})
+
+
+def in_space(tokens: VisualTokens, value: str) -> Tensor:
+    """(B, N, C) the tokens in the space.
+
+    Raises:
+        SelectionError: if the other encoder's features were not given.
+    """
+    return tokens.features if value == OWN else tokens.signal(Signal.ENCODER_FEATURES)
