@@ -25,6 +25,7 @@ from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
+from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.llava import LlavaAdapter
 from tokenprune.adapters.spec import decoder_spec, vision_spec
 from tokenprune.errors import ConfigError
@@ -138,9 +139,9 @@ def test_a_whole_llava_on_meta():
     with torch.device("meta"), torch.no_grad():
         model = LlamaModel(config)
         with FlopCounterMode(display=False) as prefill:
-            cache = model(inputs_embeds=torch.empty(1, 640, 4096), use_cache=True).past_key_values
+            cache = cache_of(model(inputs_embeds=torch.empty(1, 640, 4096), use_cache=True))
         with FlopCounterMode(display=False) as decode:
-            model(inputs_embeds=torch.empty(1, 1, 4096), past_key_values=cache)
+            model(inputs_embeds=torch.empty(1, 1, 4096), **{CACHE: cache})
     assert prefill.get_total_flops() == llm_prefill_flops(spec, plan, 64) == pytest.approx(8.504e12, rel=1e-4)
     assert decode.get_total_flops() == llm_decode_flops(spec, plan, 64) == pytest.approx(13.288e9, rel=1e-4)
     whole = sum((vision_flops(spec), projector_flops(spec), llm_prefill_flops(spec, plan, 64), lm_head_flops(spec)))
