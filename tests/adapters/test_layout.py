@@ -47,6 +47,7 @@ def test_budgets_are_of_items_and_divided_by_size():
     assert counts == [(3,), (2,), (3,)]  # the video has two tokens, which stay
     assert layout.divided([3, 2, 3]) == [3, 2, 2, 1]
     assert layout.divided([1, 1, 6]) == [1, 1, 4, 2]
+    assert layout.divided([1, 1, 4]) == [1, 1, 3, 1]  # two thirds of four are nearer to three
     assert layout.counts(Random(), SPEC, Budget(keep_ratio=0.5)) == [(2,), (1,), (3,)]
     assert layout.counts(Random(layer=2), SPEC, Budget(average_tokens=5)) == [(3,), (2,), (4,)]
     spent = 2 * Random().plan(SPEC, (2,), 2).prefill_flops(SPEC.llm, 0)
