@@ -18,12 +18,20 @@ class Family:
     """One kind of model. What is here holds for those that follow the conventions; a family overrides what differs.
 
     Attributes:
-        policies: positions that its pruners may have.
+        policies: positions that its pruners may have before the LLM.
+        inside: and inside it.
+        scopes: of its adapter, as far as ``ask`` makes inputs for them; the first is the default.
+        chat: whether its processor has a chat template.
         refused: pruners that it refuses though their signals are on offer, and a regular expression of the reason.
+        tower: kind of its vision tower, by which the tests choose a text tower; all are as wide.
         nominal: options of ``ask`` for an image that has as many tokens as the ``ModelSpec`` says.
     """
 
     policies = ("original", "repacked")
+    inside = ("original", "repacked")
+    scopes = ("image",)
+    chat = True
+    tower = "clip"
     refused: ClassVar[dict[str, str]] = {}
     nominal: ClassVar[dict[str, object]] = {}
 

@@ -35,7 +35,7 @@ def refused(call, monkeypatch):
 
     def refused(words, *arguments, **options):
         with monkeypatch.context() as patch:
-            patch.setattr(evaluate.Evaluator, "answer", lambda *args: pytest.fail("something was computed"))
+            patch.setattr(evaluate.Evaluator, "ask", lambda *args: pytest.fail("something was computed"))
             result = call(*arguments, **options)
         assert result.exit_code == 2, result.output
         assert result.stderr.startswith("tokenprune: ")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tokenprune import runner as runner_module
 from tokenprune.catalogue import REGISTRIES, entries, options
 from tokenprune.cli import app
+from tokenprune.evaluate import Evaluator
 from tokenprune.pruners.base import PRUNERS
 from tokenprune.tasks.base import TASKS
 from tokenprune.version import __version__
@@ -47,7 +47,7 @@ def test_quickstart(run):
     assert all(40 <= tokens < 44 for tokens in spent[1::2])
     assert f"report: {folder}/report.md" in result.stdout
     assert {path.name for path in folder.iterdir()} == {
-        *("config.yaml", "results.jsonl", "samples.jsonl", "report.md", "pareto.png"),
+        *(".lock", "config.yaml", "results.jsonl", "samples.jsonl", "report.md", "pareto.png"),
         *(f"kept_{name.replace(' ', '-').replace('=', '-').replace('+', '-')}.png" for name in names),
     }
 
@@ -67,7 +67,7 @@ def test_the_embedded_model_answers_and_pruning_costs_what_it_should(run):
 def test_again_computes_nothing_and_says_the_same(run, monkeypatch):
     first, folder, overrides = run
     before = (folder / "results.jsonl").read_bytes()
-    monkeypatch.setattr(runner_module._Worker, "_compute", lambda *args: pytest.fail("computed again"))
+    monkeypatch.setattr(Evaluator, "ask", lambda *args: pytest.fail("computed again"))
     again = call("run", QUICKSTART, *overrides)
     assert again.exit_code == 0, again.output
     assert again.stdout == first.stdout
@@ -75,7 +75,7 @@ def test_again_computes_nothing_and_says_the_same(run, monkeypatch):
 
 
 def test_the_written_config_is_the_run(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(runner_module._Worker, "_compute", lambda *args: pytest.fail("computed again"))
+    monkeypatch.setattr(Evaluator, "ask", lambda *args: pytest.fail("computed again"))
     assert call("run", run[1] / "config.yaml").exit_code == 0
 
 
@@ -101,7 +101,7 @@ def test_interrupted(tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner_module._Worker, "_compute", interrupt)
+    monkeypatch.setattr(Evaluator, "answer", interrupt)
     result = call("run", QUICKSTART, f"output={tmp_path}")
     assert result.exit_code == 130
     assert "interrupted; what is finished is kept" in result.stderr

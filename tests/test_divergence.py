@@ -175,7 +175,7 @@ def test_measure_adds_up_over_the_questions():
 
 
 def test_early_signals():
-    adapter = plain()
+    adapter = adapter_for(*shared_llava("sdpa"), text_tower="is only named")
     assert early_signals(adapter, tp.create_pruner("random")) == frozenset()
     assert early_signals(adapter, tp.create_pruner("fastv", layer=2)) == frozenset()  # what it needs is inside the LLM
     needs = early_signals(adapter, tp.create_pruner("dop", base={"name": "cdpruner"}))

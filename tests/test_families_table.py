@@ -5,6 +5,8 @@ from pathlib import Path
 from families import families
 
 from tokenprune.adapters.known import ADAPTERS
+from tokenprune.adapters.signals import PAIRED
+from tokenprune.adapters.text_tower import TUNED
 from tokenprune.pruners.base import PRUNERS, create_pruner
 from tokenprune.types import PRE_LLM
 
@@ -17,11 +19,17 @@ PRUNED["cdpruner, prompt_embedding"] = create_pruner("cdpruner", conditioning="p
 
 
 def cell(adapter, name, pruner):
-    """``yes``, or the signals that are missing, or ``refused`` where a contract test holds the reason."""
+    """``yes``, or the signals that are missing, or the reason of a refusal, which test_matrix meets.
+
+    Test_text_tower has those that must be given one.
+    """
     before = [step.selector.requires for step in pruner.steps(spec_of(adapter)) if step.stage == PRE_LLM]
+    unasked = any(requires & PAIRED for requires in before) and TUNED & {*ADAPTERS.get(adapter).model_types}
     missing = sorted({signal for requires in before for signal in requires - ADAPTERS.get(adapter).offers})
-    refused = any(name in family.refused for family in families(adapter).values())
-    return f"no: {', '.join(missing)}" if missing else "refused" if refused else "yes"
+    reasons = {family.refused[name] for family in families(adapter).values() if name in family.refused}
+    if missing or reasons:
+        return f"no: {', '.join(missing)}" if missing else f"refused: {', '.join(reasons)}"
+    return "yes, given `text_tower`" if unasked else "yes"
 
 
 def spec_of(adapter):

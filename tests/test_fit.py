@@ -265,7 +265,7 @@ def test_the_code_of_the_base_counts(config, monkeypatch):
     seen = []
     monkeypatch.setattr(provenance, "code_hash", lambda *classes: seen.append({c.__name__ for c in classes}) or "x")
     fit(config(samples=2, top=1))
-    assert seen == [{"DOP", "DivPrune"}]
+    assert seen == [{"DOP", "DivPrune", "LlavaAdapter"}]
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,11 @@ def unloaded(monkeypatch):
         ({"budget": {"flops": (9.0,)}}, BudgetError, "no policy within the curves costs 9 flops or less"),
         ({"pruner": Part("divprun")}, None, "did you mean 'divprune'"),
         ({"pruner": Part("fastv", {"layer": 2})}, ConfigError, "'fastv': .* selects before the LLM alone"),
-        ({"pruner": Part("dop", {"mlp_depth": 2})}, ConfigError, "'dop': .* selects before the LLM alone"),
+        (
+            {"pruner": Part("dop", {"base": "random", "mlp_depth": 2})},
+            ConfigError,
+            "'dop': .* selects before the LLM alone",
+        ),
         ({"pruner": Part("fastv", {"layer": 9})}, ConfigError, "layer=9, but the LLM has 4"),
         ({"task": Part("scene")}, None, "did you mean 'scenes'"),
     ],

@@ -83,7 +83,7 @@ def test_any_config(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "give one of --model and --config; models: internvl3-8b, llava-1.5-13b"),
+        ([], "give one of --model and --config; models: gemma-3-12b, gemma-3-27b"),
         (["--model", "llava-1.5-7b", "--config", "x"], "give one of --model and --config"),
         (["--model", "llava-1.5-8b"], "did you mean 'llava-1.5-7b'?"),
         (["--config", "/no/such/config.json"], "config '/no/such/config.json' does not exist"),

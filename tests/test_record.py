@@ -3,14 +3,18 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
+import threading
 from contextlib import contextmanager
 
 import pytest
 
 from tokenprune.config import parse_config
 from tokenprune.errors import DataError
+from tokenprune.journal import Journal
 from tokenprune.provenance import Provenance
-from tokenprune.record import Journal, RunFolder, RunRecord, run_id
+from tokenprune.record import RunFolder, RunRecord, run_id
 
 
 def config(tmp_path, **changes):
@@ -61,52 +65,22 @@ def test_a_record_survives_the_disk():
     assert RunRecord.from_mapping(line) == record(error="x")
 
 
-def test_append_and_read(tmp_path):
-    journal = Journal(tmp_path / "a.jsonl")
-    assert journal.read() == []
-    journal.append({"a": 1}, {"b": "é"})
-    journal.append({"c": None})
-    assert journal.read() == [{"a": 1}, {"b": "é"}, {"c": None}]
-
-
-@pytest.mark.parametrize("rest", [b'{"c": 3', b'{"c": 3,\x00', b"\xff"])
-def test_a_half_written_last_line_is_dropped(tmp_path, caplog, rest):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"a": 1}\n{"b": 2}\n' + rest)
-    journal = Journal(path)
-    assert journal.read() == [{"a": 1}, {"b": 2}]
-    journal.open()
-    assert "half-written" in caplog.text
-    journal.append({"d": 4})
-    assert path.read_bytes() == b'{"a": 1}\n{"b": 2}\n{"d": 4}\n'
-
-
-def test_a_whole_last_line_without_line_break_is_kept(tmp_path, caplog):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"a": 1}\n{"b": 2}')
-    journal = Journal(path)
-    journal.open()
-    journal.append({"c": 3})
-    assert journal.read() == [{"a": 1}, {"b": 2}, {"c": 3}]
-    assert not caplog.records
-
-
-def test_damage_inside_is_named(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"a": 1}\nnonsense\n{"b": 2}\n')
-    with pytest.raises(DataError, match="line 2 is not a JSON object"):
-        Journal(path).read()
+def write(folder, *records, **options):
+    with folder.writing({"a": 1}, **options):
+        folder.results.append(*(each.to_mapping() for each in records))
+    return folder
 
 
 def test_fresh_sets_earlier_results_aside(tmp_path):
+    folder = RunFolder(tmp_path)
     for number in range(3):
-        folder = RunFolder.create(config(tmp_path), fresh=True)
-        assert folder.results.read() == []
-        folder.results.append(record(seed=number).to_mapping())
-        folder.samples.append({"cell": "k", "sample": str(number)})
+        with folder.writing({}, fresh=True):
+            assert folder.results.read() == []
+            folder.results.append(record(seed=number).to_mapping())
+            folder.samples.append({"cell": "k", "sample": str(number)})
     names = {path.name for path in folder.path.iterdir()}
     assert names == {
-        *("config.yaml", "results.jsonl", "results.1.jsonl", "results.2.jsonl"),
+        *(".lock", "config.yaml", "results.jsonl", "results.1.jsonl", "results.2.jsonl"),
         *("samples.jsonl", "samples.1.jsonl", "samples.2.jsonl"),
     }
     assert Journal(folder.path / "results.1.jsonl").read()[0]["seed"] == 0
@@ -114,29 +88,54 @@ def test_fresh_sets_earlier_results_aside(tmp_path):
 
 
 def test_going_on_keeps_everything(tmp_path):
-    RunFolder.create(config(tmp_path)).results.append(record().to_mapping())
-    assert RunFolder.create(config(tmp_path)).records() == [record()]
+    write(RunFolder(tmp_path), record())
+    assert write(RunFolder(tmp_path)).records() == [record()]
+    assert (tmp_path / "config.yaml").read_text() == "a: 1\n"
 
 
 def test_the_latest_record_of_a_cell_counts(tmp_path):
-    folder = RunFolder.create(config(tmp_path))
-    other = record(label="random")
-    for line in (record(status="failed", error="x"), other, record()):
-        folder.results.append(line.to_mapping())
-    assert folder.records() == [record(), other]
+    other, elsewhere = record(label="random"), record(config={"model": {"name": "llava"}})
+    folder = write(RunFolder(tmp_path), record(status="failed", error="x"), other, elsewhere, record(cell="new code"))
+    assert folder.records() == [record(cell="new code"), other, elsewhere]
 
 
-def test_records_of_another_version_are_left_out(tmp_path, caplog):
-    folder = RunFolder.create(config(tmp_path))
+def test_records_of_another_version(tmp_path, caplog):
+    folder = RunFolder(tmp_path)
     folder.results.append({"from": "long ago"}, record().to_mapping())
     assert folder.records() == [record()]
     assert "another version" in caplog.text
+    with pytest.raises(DataError, match=r"results\.jsonl line 1 is of another version.*another output.*--fresh"):
+        write(folder)
+    assert write(folder, record(), fresh=True).records() == [record()]
 
 
 def test_answers_by_cell_and_sample(tmp_path):
-    folder = RunFolder.create(config(tmp_path))
+    folder = RunFolder(tmp_path)
     folder.samples.append({"cell": "k", "sample": "1", "answer": "a"}, {"cell": "l", "sample": "1", "answer": "b"})
     assert folder.answers()["l"]["1"]["answer"] == "b"
+    assert set(folder.answers({"k"})) == {"k"}
+
+
+def test_one_writes_at_a_time(tmp_path, caplog):
+    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
+    with first.writing({}):
+        with pytest.raises(DataError, match=r"another run is writing to .* \(it holds '.*\.lock'\); .* add --wait"):
+            write(second, fresh=True)
+        waiting = threading.Thread(target=write, args=(second, record()), kwargs={"wait": True})
+        waiting.start()
+        first.results.append(record(cell="first").to_mapping())
+        waiting.join(0.2)
+        assert waiting.is_alive()
+    waiting.join(10)
+    assert [line["cell"] for line in first.results] == ["first", "k"]
+    assert "waiting" in caplog.text
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    code = "import os, sys; from pathlib import Path; from tokenprune.record import RunFolder\n"
+    code += f"with RunFolder(Path({str(tmp_path)!r})).writing({{}}): os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    write(RunFolder(tmp_path), record())
 
 
 def test_read_only_folder(tmp_path):
@@ -144,25 +143,24 @@ def test_read_only_folder(tmp_path):
     target = tmp_path / "runs"
     target.mkdir(mode=0o555)
     with unprivileged(), pytest.raises(DataError, match="cannot be written: Permission denied"):
-        RunFolder.create(config(target))
+        write(RunFolder(target / "r"))
 
 
 def test_read_only_journal(tmp_path):
-    folder = RunFolder.create(config(tmp_path))
-    folder.results.append(record().to_mapping())
-    for path in (tmp_path, folder.path):
-        path.chmod(0o755)
-    (folder.path / "config.yaml").chmod(0o666)
+    folder = write(RunFolder(tmp_path), record())
+    tmp_path.chmod(0o755)
+    for name in ("config.yaml", ".lock"):
+        (tmp_path / name).chmod(0o666)
     folder.results.path.chmod(0o444)
     with unprivileged(), pytest.raises(DataError, match="cannot be written"):
-        RunFolder.create(config(tmp_path))
+        write(folder)
     assert folder.records() == [record()]
 
 
 def test_a_file_in_the_way(tmp_path):
     (tmp_path / "runs").write_text("")
     with pytest.raises(DataError, match="cannot be written"):
-        RunFolder.create(config(tmp_path / "runs"))
+        write(RunFolder(tmp_path / "runs" / "r"))
 
 
 def test_records_are_frozen():

@@ -10,6 +10,7 @@ from tiny import save_llava
 
 from tokenprune import evaluate, provenance, runner
 from tokenprune.adapters.base import ModelAdapter
+from tokenprune.build import build
 from tokenprune.config import parse_config
 from tokenprune.errors import BudgetError, DataError, TokenPruneError
 from tokenprune.metrics.flops import llm_prefill_flops
@@ -48,9 +49,9 @@ def answered(monkeypatch):
     """What the model was really asked, in order: one list of sample ids for each batch."""
     batches, answer = [], evaluate.Evaluator.answer
 
-    def spy(self, cell, batch):
-        batches.append((cell.label, str(cell.budget), [sample.id for sample in batch]))
-        return answer(self, cell, batch)
+    def spy(self, cell, asked):
+        batches.append((cell.label, str(cell.budget), [sample.id for sample in asked.samples]))
+        return answer(self, cell, asked)
 
     monkeypatch.setattr(evaluate.Evaluator, "answer", spy)
     return batches
@@ -84,11 +85,14 @@ def test_files_of_a_run(config):
     assert not outcome.failed
     cells = [("none", {}), *((label, {"keep_tokens": k}) for label in ("random", "uniform") for k in (10, 5))]
     assert [(record.label, record.budget) for record in outcome.records] == cells
-    assert {path.name for path in outcome.folder.path.iterdir()} == {"config.yaml", "results.jsonl", "samples.jsonl"}
+    names = {".lock", "config.yaml", "results.jsonl", "samples.jsonl"}
+    assert {path.name for path in outcome.folder.path.iterdir()} == names
     assert len(lines(outcome.folder.results.path)) == 5
     answers = lines(outcome.folder.samples.path)
     assert len(answers) == 5 * 7
-    assert [line["sample"] for line in answers[:7]] == [sample.id for sample in outcome.samples]
+    for record in outcome.records:
+        own = [line["sample"] for line in answers if line["cell"] == record.cell]
+        assert sorted(own) == [sample.id for sample in outcome.samples]
     assert answers[0].keys() == {
         *("cell", "sample", "kind", "question", "truth", "answer", "correct"),
         *("visual_tokens", "text_tokens", "grid", "evidence_kept", "stages"),
@@ -120,7 +124,7 @@ def test_metrics(config):
 
 def test_flops_and_cache_are_those_of_the_prompts(config):
     outcome = runner.run(config(task={"name": "scenes", "num_samples": 1}))
-    spec = runner.build(config()).model.spec
+    spec = build(config()).model.spec
     per_token = 2 * 4 * spec.llm.layers * spec.llm.kv_heads * spec.llm.head_dim  # K and V, bytes of float32
     (text,) = {line["text_tokens"] for cell in outcome.folder.answers().values() for line in cell.values()}
     for record in outcome.records:
@@ -164,21 +168,24 @@ def test_a_rerun_skips_what_is_finished(config, answered):
 
 
 def test_an_interrupted_run_goes_on_within_the_cell(config, answered, monkeypatch):
-    prepare, calls = ModelAdapter.prepare, []
+    generate, calls = ModelAdapter.generate, []
 
-    def interrupted(self, samples):
-        calls.append(len(samples))
-        if len(calls) == 6:
+    def interrupted(self, inputs, **options):
+        calls.append(inputs)
+        if len(calls) == 8:
             raise KeyboardInterrupt
-        return prepare(self, samples)
+        return generate(self, inputs, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ModelAdapter, "prepare", interrupted)
+        patch.setattr(ModelAdapter, "generate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             runner.run(config())
+    before = list(answered)
     answered.clear()
     outcome = runner.run(config())
-    assert answered[0] == ("random", "keep_tokens=10", ["test-0-3", "test-0-4", "test-0-5"])  # 0 to 2 were on the disk
+    assert len(before) == 8
+    assert answered[0] == before[-1]  # the first batch of all five, and the second of two of them, were on the disk
+    assert len(answered) == 15 - 7
     fresh = runner.run(config(), fresh=True)
     for a, b in zip(outcome.records, fresh.records, strict=True):
         assert a.metrics["accuracy_by_kind"] == b.metrics["accuracy_by_kind"]
@@ -190,9 +197,10 @@ def test_half_written_lines_cost_only_themselves(config, answered, caplog):
     for journal in (outcome.folder.results, outcome.folder.samples):
         content = journal.path.read_bytes()
         journal.path.write_bytes(content[:-20])
+    last = answered[-1]
     answered.clear()
     again = runner.run(config())
-    assert answered == [("uniform", "keep_tokens=5", ["test-0-6"])]
+    assert answered == [last]  # as it was before, with what the other questions of the batch are
     assert "half-written" in caplog.text
     assert [r.metrics["accuracy"] for r in again.records] == [r.metrics["accuracy"] for r in outcome.records]
     assert len(lines(outcome.folder.results.path)) == 5
@@ -210,7 +218,7 @@ def test_fresh_redoes_and_keeps_the_old(config, answered):
 
 def test_other_code_weights_or_data_make_results_stale(config, answered, monkeypatch):
     runner.run(config())
-    for name in ("code_hash", "model_hash", "data_hash"):
+    for name in ("code_hash", "checkpoint_hash", "data_hash"):
         answered.clear()
         with monkeypatch.context() as patch:
             patch.setattr(provenance, name, lambda *args: "other")
@@ -226,17 +234,16 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(config, faulty, answere
     assert failed.metrics == {}
     assert "faulty keep_tokens=10 failed" in caplog.text
     answered.clear()
-    again = runner.run(config(pruner="faulty"))
-    assert {(label, budget) for label, budget, _ in answered} == {
-        ("faulty", "keep_tokens=10")
-    }  # only this is tried again
-    assert len(again.failed) == 1
+    assert len(runner.run(config(pruner="faulty")).failed) == 1
+    assert answered == []
+    assert len(runner.run(config(pruner="faulty"), retry_failed=True).failed) == 1
+    assert {(label, budget) for label, budget, _ in answered} == {("faulty", "keep_tokens=10")}
 
 
 def test_retention_is_relative_to_this_run(config, monkeypatch):
     right = {"none": 1.0, "random": 0.5, "uniform": 0.25}
 
-    def answer(self, cell, batch):
+    def answer(self, cell, asked):
         return [
             {
                 "sample": s.id,
@@ -248,7 +255,7 @@ def test_retention_is_relative_to_this_run(config, monkeypatch):
                 "evidence_kept": None,
             }
             | {"stages": [{"stage": "pre_llm", "kept": [0], "tokens": 1}] if cell.pruner else []}
-            for s in batch
+            for s in asked.samples
         ]
 
     monkeypatch.setattr(evaluate.Evaluator, "answer", answer)

@@ -19,6 +19,7 @@ def test_signals_are_public_strings():
         "prompt_embeds",
         "prompt_mask",
         "cls_attention",
+        "received_attention",
         "vision_hidden",
         "encoder_features",
         "keys",
@@ -31,7 +32,7 @@ def test_signals_are_public_strings():
         "text_normed_hidden",
         "rope_similarity",
     ]
-    assert set(list(Signal)[7:]) == LLM_SIGNALS
+    assert set(list(Signal)[8:]) == LLM_SIGNALS
     tokens = VisualTokens(F, {"keys": torch.ones(2, 6, 3)})
     assert torch.equal(tokens.signal(Signal.KEYS), torch.ones(2, 6, 3))
     shared = VisualTokens(F, {"clip_text_embeds": torch.ones(5, 3)})

@@ -1,9 +1,9 @@
 """A tiny Gemma 3 of random weights and its processor: 9 visual tokens an image, each of four patches."""
 
 import torch
+from checks import finish, picture, text_config
 from families import Family
 from tiny import QUESTIONS
-from tiny_tiles import finish, picture, text_config
 
 PIXELS, PATCH, TOKENS = 48, 8, 9
 MARKS = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
@@ -70,6 +70,8 @@ def scaled(model):
 
 
 class Gemma3(Family):
+    tower = "siglip"
+
     def make(self, attention):
         return tiny_gemma3(attention), tiny_processor()
 

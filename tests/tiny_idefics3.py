@@ -1,11 +1,10 @@
 """A tiny Idefics3 and a tiny SmolVLM of random weights, and their processors: 9 visual tokens a tile of 36 patches."""
 
-import functools
-
 import torch
-from tiny_tiles import Tiles, finish, text_config
+from checks import Tiles, finish, text_config
 
 PIXELS, PATCH, FACTOR = 48, 8, 2
+NAMES = {"idefics3": "Idefics3", "smolvlm": "SmolVLM"}  # prefixes of the classes' names
 CHAT_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}:"
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>"
@@ -31,22 +30,22 @@ def tiny_tokenizer(kind):
 
 
 def tiny_processor(kind="smolvlm"):
-    """SmolVLM's own processor is Idefics3's with videos."""
-    from transformers import Idefics3ImageProcessor, Idefics3Processor, SmolVLMImageProcessor
+    """SmolVLM's takes videos, too."""
+    import transformers
 
-    images = {"idefics3": Idefics3ImageProcessor, "smolvlm": SmolVLMImageProcessor}[kind]
-    return Idefics3Processor(
-        images(size={"longest_edge": 4 * PIXELS}, max_image_size={"longest_edge": PIXELS}),
-        tiny_tokenizer(kind),
-        image_seq_len=(PIXELS // PATCH // FACTOR) ** 2,
-        chat_template=CHAT_TEMPLATE,
-    )
+    sizes = {"size": {"longest_edge": 4 * PIXELS}, "max_image_size": {"longest_edge": PIXELS}}
+    parts = [getattr(transformers, f"{NAMES[kind]}ImageProcessor")(**sizes), tiny_tokenizer(kind)]
+    if kind == "smolvlm":
+        parts.append(transformers.SmolVLMVideoProcessor(**sizes))
+    tokens = (PIXELS // PATCH // FACTOR) ** 2
+    processor = getattr(transformers, f"{NAMES[kind]}Processor")
+    return processor(*parts, image_seq_len=tokens, chat_template=CHAT_TEMPLATE)
 
 
 def tiny_idefics3(kind="smolvlm", attention="sdpa", decoder="llama"):
     import transformers
 
-    name = {"idefics3": "Idefics3", "smolvlm": "SmolVLM"}[kind]
+    name = NAMES[kind]
     tokenizer = tiny_tokenizer(kind)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
     config = getattr(transformers, f"{name}Config")(
@@ -60,6 +59,7 @@ def tiny_idefics3(kind="smolvlm", attention="sdpa", decoder="llama"):
 
 
 class Idefics3(Tiles):
+    tower = "siglip"
     nominal = {"sizes": [(PIXELS, PIXELS)], "longest": 4 * PIXELS}  # noqa: RUF012 - as in Family
 
     def __init__(self, kind, marker):
@@ -68,9 +68,15 @@ class Idefics3(Tiles):
     def make(self, attention):
         return tiny_idefics3(self.kind, attention), tiny_processor(self.kind)
 
-    def ask(self, processor, *images_per_row, longest=2 * PIXELS, **options):
-        """Images in 4 + 1, 2 + 1, 2 + 1 and 4 + 1 tiles."""
-        return super().ask(functools.partial(processor, size={"longest_edge": longest}), *images_per_row, **options)
+    def ask(self, processor, *images_per_row, longest=2 * PIXELS, only=None, **options):
+        """Images in 4 + 1, 2 + 1, 2 + 1 and 4 + 1 tiles; the processor wants to know whose they are."""
+
+        def nested(images, **how):
+            rows, left = images_per_row if only is None else images_per_row[only : only + 1], iter(images)
+            images = [[next(left) for _ in range(number)] for number in rows]
+            return processor(images=images, size={"longest_edge": longest}, **how)
+
+        return super().ask(nested, *images_per_row, only=only, **options)
 
     def fixed(self, model, inputs):
         return [[] for _ in inputs["input_ids"]]

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from tiny_tiles import Tiles, finish, text_config
+from checks import Tiles, finish, text_config
 
 PIXELS, PATCH = 40, 4
 MARKS = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}

@@ -2,8 +2,8 @@
 
 from typing import ClassVar
 
+from checks import CANVASES, Tiles, finish, text_config
 from tiny import IMAGE_SIZE, PATCH_SIZE, tiny_vision_config
-from tiny_tiles import CANVASES, Tiles, finish, text_config
 
 
 def tiny_processor():

@@ -5,11 +5,9 @@ Of more than two tiles' tokens it makes fewer, so that the largest pictures are 
 
 from typing import ClassVar
 
-import torch
-from tiny import IMAGE_SIZE, PATCH_SIZE, QUESTIONS
-from tiny_tiles import CANVASES, Tiles, finish, picture, text_config
+from checks import CANVASES, Mixed, Tiles, finish, text_config
+from tiny import IMAGE_SIZE, PATCH_SIZE
 
-FRAMES = 3
 MOST = "anyres_max_2"
 
 
@@ -68,38 +66,16 @@ def tiny_llava_onevision(attention="sdpa", decoder="qwen2", **changes):
     return finish(LlavaOnevisionForConditionalGeneration(config), attention, video)
 
 
-def clip(seed):
-    """A video of random pixels, (frames, 3, height, width)."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 255, (FRAMES, 3, 50, 60), dtype=torch.uint8, generator=generator)
-
-
 class Images(Tiles):
+    tower = "siglip"
     nominal: ClassVar = {"sizes": [(40, 80)]}
 
     def make(self, attention):
         return tiny_llava_onevision(attention), tiny_processor()
 
 
-class Mixed(Images):
+class Videos(Mixed, Images):
     """Each second picture is a video."""
 
-    def ask(self, processor, *images_per_row, seed=0, side="left", only=None, sizes=None):
-        sizes, number, texts, images, videos = sizes or self.sizes, seed, [], [], []
-        for row, count in enumerate(images_per_row):
-            marks = ""
-            for _ in range(count):
-                video = (number - seed) % 2
-                if only in (None, row) and video:
-                    videos.append(clip(number))
-                elif only in (None, row):
-                    images.append(picture(number, *sizes[(number - seed) % len(sizes)]))
-                marks += f"where {'<video>' if video else '<image>'}\n"
-                number += 1
-            texts.append("USER: " + "on the left " * row + marks + QUESTIONS[row] + " ASSISTANT:")
-        texts = texts if only is None else texts[only : only + 1]
-        how = {"padding": True, "padding_side": side, "return_tensors": "pt"}
-        return dict(processor(images=images or None, videos=videos or None, text=texts, **how))
 
-
-FAMILIES = {"llava_onevision": Images(), "llava_onevision_video": Mixed()}
+FAMILIES = {"llava_onevision": Images(), "llava_onevision_video": Videos()}

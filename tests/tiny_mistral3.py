@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 import torch
-from tiny_tiles import Tiles, finish, text_config
+from checks import Tiles, finish, text_config
 
 PIXELS, PATCH = 96, 8
 MARKS = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
@@ -47,6 +47,7 @@ def tiny_mistral3(attention="sdpa", decoder="mistral", layer=-1, **text):
 
 
 class Mistral3(Tiles):
+    scopes = ("image",)
     token = "[IMG]"
     nominal: ClassVar = {"sizes": [(PIXELS, PIXELS)]}
 

@@ -2,10 +2,10 @@
 
 import warnings
 
+from checks import finish, picture, text_config
 from families import Family
 from tiny import QUESTIONS
 from tiny_gemma3 import PIXELS, scaled, siglip_config
-from tiny_tiles import finish, picture, text_config
 
 PATCH, TOKENS = 16, 9
 
@@ -45,6 +45,8 @@ def tiny_paligemma(attention="sdpa", decoder="gemma", **text):
 
 
 class PaliGemma(Family):
+    chat, tower = False, "siglip"
+
     def make(self, attention):
         return tiny_paligemma(attention), tiny_processor()
 

@@ -89,8 +89,10 @@ class QwenVL(Family):
         text: of the language model.
     """
 
+    inside = ("original",)
+    scopes = ("frame",)
     nominal = {"sizes": ((288, 288),)}  # noqa: RUF012
-    refused = {"pyramiddrop": "several axes", "sparsevlm": "several axes"}  # noqa: RUF012
+    refused = dict.fromkeys(("pyramiddrop", "sparsevlm"), "gaps cannot be closed inside the LLM")
 
     def __init__(self, kind, vision, **text):
         self.kind, self.vision, self.text = kind, vision, text

@@ -14,7 +14,7 @@ KINDS = ("keep_tokens", "keep_ratio", "average_tokens", "flops")
 
 @dataclass(frozen=True)
 class Budget:
-    """A budget per row of visual tokens (an image, a tile, a frame, as the adapter documents).
+    """A budget of visual tokens for each image or video, or for each frame, as the adapter's scope says.
 
     Give exactly one of the first four. For pruners of several stages the first two count what is left after the last.
 

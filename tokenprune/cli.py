@@ -14,10 +14,11 @@ from rich.markup import escape
 from rich.table import Column, Table
 from typer.core import TyperGroup
 
+from tokenprune import cli_sweep
 from tokenprune.errors import TokenPruneError
 from tokenprune.version import __version__
 
-USER_ERROR, FAILED_CELL, INTERRUPTED = 2, 1, 130  # exit statuses
+USER_ERROR, INTERRUPTED = 2, 130  # exit statuses
 
 
 class _Group(TyperGroup):
@@ -57,22 +58,8 @@ def setup(
         logger.addHandler(RichHandler(console=Console(stderr=True), show_time=False, show_path=False))
 
 
-@app.command("run")
-def run_command(
-    config: Annotated[Path, typer.Argument(help="YAML file, such as configs/quickstart.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="pruner.kernel=rbf budget.keep_tokens=24 ...")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Set aside earlier results and compute all anew.")] = False,
-) -> None:
-    """Run an experiment: a pruner and its baselines, each at each budget. Finished cells are skipped."""
-    from tokenprune import report, runner
-    from tokenprune.config import load_config
-
-    console = Console()
-    outcome = runner.run(load_config(config, overrides or ()), fresh=fresh, console=Console(stderr=True))
-    console.print(report.console_table(outcome.records))
-    console.print(f"report: {report.write(outcome.folder, outcome.samples)}", soft_wrap=True)
-    if outcome.failed:
-        raise typer.Exit(FAILED_CELL)
+app.command("run")(cli_sweep.run_command)
+app.command("sweep")(cli_sweep.sweep_command)
 
 
 @app.command("report")

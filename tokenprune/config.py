@@ -68,9 +68,10 @@ class ModelConfig:
         dtype: of the weights.
         device: ``cpu``, ``cuda``, ``cuda:1``, ...
         attention: attention implementation.
-        text_tower: hub id or folder of the CLIP model that pairs with the vision tower, or
+        text_tower: hub id or folder of the CLIP or SigLIP that pairs with the vision tower, or
             ``open_clip:<model>[@<tag>]``; None lets the adapter find it.
         scope: what a row is that a pruner chooses among, see ``ModelAdapter.scopes``; None is the adapter's default.
+        device_map: ``auto`` lets accelerate spread the weights over all GPUs and the main memory; ``device`` is unused.
     """
 
     name: str = EMBEDDED
@@ -80,6 +81,7 @@ class ModelConfig:
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
     text_tower: str | None = None
     scope: str | None = None
+    device_map: Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
         if (self.name == EMBEDDED) != (self.path is None):
@@ -106,6 +108,7 @@ class RunConfig:
         timing_repeats: timed pairs of prefills per cell; 0 measures no time.
         output: folder of the runs' folders.
         tracking: where records go besides the disk.
+        launcher: where cells are computed.
     """
 
     model: ModelConfig = ModelConfig()
@@ -119,6 +122,7 @@ class RunConfig:
     timing_repeats: int = 5
     output: str = "runs"
     tracking: Part = Part("none")
+    launcher: Part = Part("local")
 
     def __post_init__(self) -> None:
         for key, least in {"batch_size": 1, "max_new_tokens": 1, "timing_repeats": 0, "seed": 0}.items():
@@ -139,6 +143,7 @@ class RunConfig:
             "baselines": [part.to_mapping() for part in self.baselines],
             "budget": {**first.to_mapping(), first.kind: [budget.value for budget in self.budget]},
             "tracking": self.tracking.to_mapping(),
+            "launcher": self.launcher.to_mapping(),
         }
 
 
@@ -196,9 +201,8 @@ def parse_config(raw: Any) -> RunConfig:
     """Make a ``RunConfig`` of plain mappings; raises as ``load_config`` does."""
     parsers: dict[str, Callable[[Any, str], Any]] = {
         "model": parse_model,
-        "task": Part.of,
         "pruner": parse_pruner,
-        "tracking": Part.of,
+        **dict.fromkeys(("task", "tracking", "launcher"), Part.of),
         "baselines": _pruners,
         "budget": parse_budgets,
     }

@@ -1,34 +1,47 @@
-"""One cell: a pruner at a budget answers all questions, and its cost is measured."""
+"""A batch of questions, answered by one cell after another, and what a cell costs."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.cache_argument import cache_of
-from tokenprune.adapters.inputs import PrunedInputs
+from tokenprune.adapters.encoded import Encoded
+from tokenprune.adapters.inputs import Prepared, PrunedInputs
 from tokenprune.build import Cell
-from tokenprune.metrics import flops
+from tokenprune.errors import DataError
 from tokenprune.metrics.evidence import evidence_kept, evidence_tokens
 from tokenprune.metrics.latency import Stages, compare, timed
 from tokenprune.metrics.memory import kv_cache_bytes_by_layer
-from tokenprune.metrics.retention import standard_error
 from tokenprune.tasks.base import Task
 from tokenprune.trace import stage_traces
-from tokenprune.types import ModelSpec, OperationPlan, Sample
+from tokenprune.types import PRE_LLM, Sample, Signal
 
 TIMING_BATCH = 8  # questions whose prefill is timed: enough to fill two cores, few enough to repeat
 Line = dict[str, Any]
 
 
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Questions whose images are encoded.
+
+    Attributes:
+        samples: the questions.
+        prepared: the same as a model takes them.
+        encoded: their images; signals of them are made when a pruner first needs them, and kept.
+    """
+
+    samples: Sequence[Sample]
+    prepared: Prepared
+    encoded: Encoded
+
+
 @dataclass(frozen=True)
 class Evaluator:
-    """Answers questions and measures costs with one loaded model; keeps nothing between cells.
+    """Answers questions and measures costs with one loaded model; keeps nothing between calls.
 
     Attributes:
         adapter: the model.
@@ -40,20 +53,34 @@ class Evaluator:
     task: Task
     max_new_tokens: int
 
-    def answer(self, cell: Cell, batch: Sequence[Sample]) -> list[Line]:
-        """Answer a batch of questions.
+    def ask(self, samples: Sequence[Sample], cells: Iterable[Cell]) -> Asked:
+        """Prepare questions and encode their images, once for all cells that will answer them.
+
+        Args:
+            samples: the questions.
+            cells: tell which signals the vision tower must give.
+        """
+        prepared = self.adapter.prepare(samples)
+        return Asked(samples, prepared, self.adapter.encode(prepared.inputs, self._requires(cells)))
+
+    def _requires(self, cells: Iterable[Cell]) -> frozenset[Signal]:
+        steps = [step for cell in cells if cell.pruner for step in cell.pruner.steps(self.adapter.spec)]
+        return frozenset().union(*(step.selector.requires for step in steps if step.stage == PRE_LLM))
+
+    def answer(self, cell: Cell, asked: Asked) -> list[Line]:
+        """Let a cell answer.
 
         Returns:
             One line a question: what was asked, answered and kept. ``stages`` tells for each stage which visual tokens
             were still alive (``kept``) and how many with those that were appended (``tokens``).
         """
-        pruned = self._prune(cell, batch)
+        pruned = self._prune(cell, asked)
         answers = self.adapter.generate(pruned, max_new_tokens=self.max_new_tokens)
-        traces, totals = stage_traces(pruned, len(batch)), pruned.layout.free_tokens()
+        traces, totals = stage_traces(pruned, len(asked.samples)), pruned.layout.free_tokens()
         lengths, grids = pruned.inputs["attention_mask"].sum(1).tolist(), pruned.layout.row_grids()
         entered = pruned.entered
         lines = []
-        for row, (sample, answer) in enumerate(zip(batch, answers, strict=True)):
+        for row, (sample, answer) in enumerate(zip(asked.samples, answers, strict=True)):
             stages = [{"stage": str(t.stage), "kept": t.keep[row], "tokens": t.counts[row]} for t in traces]
             kept, grid = traces[-1].keep[row] if traces else list(range(totals[row])), grids[row]
             evidence = evidence_tokens(sample.boxes, sample.image.size, grid) if grid else []
@@ -64,7 +91,7 @@ class Evaluator:
                     "question": sample.question,
                     "truth": sample.answer,
                     "answer": answer,
-                    "correct": self.task.score(sample, answer),
+                    "correct": self._score(sample, answer),
                     "visual_tokens": totals[row],
                     "text_tokens": lengths[row] - entered[row],
                     "grid": grid and list(grid),
@@ -74,6 +101,12 @@ class Evaluator:
             )
         return lines
 
+    def _score(self, sample: Sample, answer: str) -> float:
+        score = self.task.score(sample, answer)
+        if not 0 <= score <= 1:  # not a number is neither
+            raise DataError(f"{type(self.task).__name__} scores {answer!r} with {score}; a score is in [0, 1]")
+        return float(score)
+
     def measure(self, cell: Cell, batch: Sequence[Sample], repeats: int) -> dict[str, Any]:
         """Time the prefill of a batch next to the unpruned one, and weigh the cache of one question.
 
@@ -82,7 +115,8 @@ class Evaluator:
             batch: questions; more than ``TIMING_BATCH`` are cut off.
             repeats: timed pairs; with 0 no time is measured.
         """
-        alone = kv_cache_bytes_by_layer(cache_of(self.adapter.prefill(self._prune(cell, batch[:1]))))
+        one = self.ask(batch[:1], [cell])
+        alone = kv_cache_bytes_by_layer(cache_of(self.adapter.prefill(self._prune(cell, one))))
         batch = batch[:TIMING_BATCH]
         measured: dict[str, Any] = {"kv_cache_bytes": sum(alone), "kv_cache_bytes_by_layer": alone}
         if repeats:
@@ -94,51 +128,12 @@ class Evaluator:
         return measured
 
     def _stages(self, cell: Cell, batch: Sequence[Sample]) -> Stages:
-        pruned = self._prune(cell, batch)
+        prepared = self.adapter.prepare(batch)  # not encoded yet, so that all of it is timed
+        pruned = self.adapter.prune_inputs(prepared.inputs, cell.pruner, cell.budget, prepared.questions)
         _, prefill = timed(lambda: self.adapter.prefill(pruned), self.adapter.model.device)
         inside = pruned.inside.seconds["selection"] if pruned.inside else 0.0
         return Stages(pruned.seconds["vision"], pruned.seconds["selection"] + inside, prefill - inside)
 
-    def _prune(self, cell: Cell, batch: Sequence[Sample]) -> PrunedInputs:
-        prepared = self.adapter.prepare(batch)
-        return self.adapter.prune_inputs(prepared.inputs, cell.pruner, cell.budget, prepared.questions)
-
-
-def summarise(cell: Cell, lines: Sequence[Line], spec: ModelSpec) -> dict[str, Any]:
-    """Metrics that follow from the answers and the model's sizes."""
-    accuracy = fmean(line["correct"] for line in lines)
-    kinds = sorted({line["kind"] for line in lines})
-    by_kind = {kind: fmean(line["correct"] for line in lines if line["kind"] == kind) for kind in kinds}
-    evidence = [line["evidence_kept"] for line in lines if line["evidence_kept"] is not None]
-    grids = {tuple(line["grid"] or ()) for line in lines}
-    plans = Counter(
-        (tuple(stage["tokens"] for stage in line["stages"]), line["visual_tokens"], line["text_tokens"])
-        for line in lines
-    )
-    weighed = [(_plan(cell, spec, alive, total), text, n) for (alive, total, text), n in plans.items()]
-    return {
-        "questions": len(lines),
-        "accuracy": accuracy,
-        "accuracy_standard_error": standard_error(accuracy, len(lines)),
-        "accuracy_by_kind": by_kind if kinds != [""] else {},
-        "visual_tokens": fmean(line["visual_tokens"] for line in lines),
-        "kept_tokens": fmean(
-            line["stages"][-1]["tokens"] if line["stages"] else line["visual_tokens"] for line in lines
-        ),
-        "average_tokens": sum(plan.mean_tokens * n for plan, _, n in weighed) / len(lines),
-        "text_tokens": fmean(line["text_tokens"] for line in lines),
-        "evidence_kept": fmean(evidence) if evidence else None,
-        "grid": list(grids.pop()) or None if len(grids) == 1 else None,
-        "llm_prefill_flops": sum(flops.llm_prefill_flops(spec, plan, text) * n for plan, text, n in weighed)
-        / len(lines),
-        "lm_head_flops": flops.lm_head_flops(spec),
-        "vision_flops": flops.vision_flops(spec),
-        "projector_flops": flops.projector_flops(spec),
-    }
-
-
-def _plan(cell: Cell, spec: ModelSpec, alive: Sequence[int], total: int) -> OperationPlan:
-    """What ran for a question, from the visual tokens that really went on from each stage."""
-    if cell.pruner is None:
-        return OperationPlan.drop_at(spec, (), (), total)
-    return cell.pruner.plan(spec, alive, total)
+    def _prune(self, cell: Cell, asked: Asked) -> PrunedInputs:
+        inputs, questions = asked.prepared.inputs, asked.prepared.questions
+        return self.adapter.prune_inputs(inputs, cell.pruner, cell.budget, questions, encoded=asked.encoded)

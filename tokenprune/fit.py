@@ -17,10 +17,10 @@ from tokenprune.build import build_base, build_task
 from tokenprune.divergence import Measured, Objective, Varied
 from tokenprune.errors import ConfigError, DataError
 from tokenprune.fit_config import FitConfig
+from tokenprune.journal import Journal
 from tokenprune.measurements import Measurements
 from tokenprune.pruners.base import Pruner
 from tokenprune.pruners.dop import DOP
-from tokenprune.record import Journal
 from tokenprune.search import cost as costs
 from tokenprune.search import policy, policy_file
 from tokenprune.search.curves import Curves
@@ -154,7 +154,7 @@ def _measurements(
         path=config.model.path,
         weights=provenance.model_hash(adapter.model),
         data=provenance.data_hash(samples),
-        code=provenance.code_hash(DOP, *classes),
+        code=provenance.code_hash(DOP, type(adapter), *classes),
     )
     return Measurements(adapter, samples, config.batch_size, objective, base, journal, origin, console)
 

@@ -17,10 +17,10 @@ from tokenprune import provenance
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.budget import Budget
 from tokenprune.divergence import Batch, Measured, Objective, Varied, early_signals, measure
+from tokenprune.journal import Journal
 from tokenprune.layer_timing import time_layers
 from tokenprune.pruners.base import Pruner
 from tokenprune.pruners.dop import DOP
-from tokenprune.record import Journal
 from tokenprune.search.depths import Depths
 from tokenprune.search.latency import LatencyModel
 from tokenprune.search.policy import Origin

@@ -1,20 +1,24 @@
-"""Published models by their sizes alone, so that costs at paper scale need neither weights nor a network.
+"""Published models by their configs alone, so that costs at paper scale need neither weights nor a network.
 
-The cards are the YAML files in ``tokenprune/cards``; their keys are the fields of ``ModelSpec``.
+The cards are the YAML files in ``tokenprune/cards``. Each holds what sizes depend on in the model's ``config.json``,
+which the model's adapter reads as it reads any other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from tokenprune.adapters.known import adapter_class
+from tokenprune.adapters.load import config_of
 from tokenprune.errors import ConfigError, hint
 from tokenprune.options import construct
-from tokenprune.types import ModelSpec, TransformerSpec
+from tokenprune.types import ModelSpec
 
 FOLDER = Path(__file__).parent / "cards"
 
@@ -26,14 +30,24 @@ class ModelCard:
     Attributes:
         name: of its file.
         hub: its id on the Hugging Face hub.
+        source: where the config is from.
+        billions: of parameters, as its page on the hub says.
         note: where its number of visual tokens comes from.
-        spec: its sizes, for one image.
+        config: as of its ``config.json``, as far as sizes depend on it.
     """
 
     name: str
     hub: str
+    source: str
+    billions: float
     note: str
-    spec: ModelSpec
+    config: Mapping[str, Any]
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """Its sizes, for one image."""
+        config = config_of(self.config)
+        return adapter_class(config.model_type).spec_from_config(config)
 
 
 def card_names() -> list[str]:
@@ -53,10 +67,4 @@ def load_card(name: str) -> ModelCard:
     if name not in card_names():
         raise ConfigError(f"there is no model card {name!r}; {hint(name, card_names())}")
     raw: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-    hub, note = raw.pop("hub"), raw.pop("note")
-    return ModelCard(name, hub, note, _spec(raw, f"model card {name!r}"))
-
-
-def _spec(raw: Mapping[str, Any], where: str) -> ModelSpec:
-    towers = {key: construct(TransformerSpec, raw[key], f"{where}: {key}") for key in ("llm", "vision") if key in raw}
-    return construct(ModelSpec, {**raw, **towers}, where)
+    return construct(ModelCard, {"name": name, **raw}, f"model card {name!r}")

@@ -12,15 +12,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tokenprune.types import Sample
 from tokenprune.version import __version__
 
 PACKAGE = Path(__file__).parent
-SHOWING = ("cli.py", "draw.py", "report.py", "comparison.py", "plots.py", "overlay.py", "tracking.py", "study_report")
+# What shows results, or decides which are wanted and where they are computed: files and folders.
+SHOWING = {
+    *("cli.py", "cli_sweep.py", "dry_run.py", "sweep.py", "state.py", "runner.py", "launch", "record.py", "journal.py"),
+    *("tracking.py", "tracking", "report.py", "report", "comparison.py", "plots.py", "overlay.py", "draw.py"),
+    *("catalogue.py", "study", "study_report", "fit.py", "fit_config.py", "measurements.py"),
+    *("flops_table.py", "flops_request.py", "model_card.py"),
+}
 SHARED = ("base.py", "member.py")  # of pruners and tasks
-SAMPLED = 64  # weights of each tensor that enter the fingerprint
+FAMILY = b"\n@register_adapter("  # what makes a file of adapters one that is of a model family alone
+SAMPLED = 64  # weights of each tensor that enter the fingerprint of a loaded model
+WHOLE = 1 << 24  # bytes of a file up to which all of it enters that of a checkpoint; of a larger one, 65,536
+WEIGHTS = {".safetensors", ".bin", ".pt", ".pth"}
+SETTINGS = {".json", ".jinja", ".model", ".txt"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +67,16 @@ def digest(*parts: bytes | str) -> str:
 def code_hash(*classes: type) -> str:
     """Hash of the source that decides about a result.
 
-    That is the package without what only shows results, and without other pruners and tasks than those that were used:
-    a new method does not make the results of the old ones stale.
+    That is the package without what only shows results, and without other pruners, tasks and adapters than those that
+    were used: a new method does not make the results of the old ones stale.
 
     Args:
-        *classes: the pruner's and the task's class; from outside the package or inside, their files and those of their
-            base classes count.
+        *classes: the pruner's, the task's and the adapter's class; from outside the package or inside, their files and
+            those of their base classes count.
     """
-    files = {f for f in PACKAGE.rglob("*.py") if not {f.name, f.parent.name} & set(SHOWING)}
+    files = {f for f in PACKAGE.rglob("*.py") if not {f.name, f.parent.name} & SHOWING}
     package = {f for f in files if f.parent.name not in ("pruners", "tasks") or f.name in SHARED}
+    package -= {f for f in package if f.parent.name == "adapters" and FAMILY in f.read_bytes()}
     used = {Path(found) for cls in classes for base in cls.__mro__ if (found := _source_file(base))}
     return digest(*(file.read_bytes() for file in sorted(package | used)))
 
@@ -116,6 +128,31 @@ def model_hash(model: torch.nn.Module) -> str:
             yield flat[at].double().cpu().numpy().tobytes()
 
     return digest(*parts())
+
+
+def checkpoint_hash(path: str, commit: str | None) -> str:
+    """Fingerprint of a checkpoint before it loads: its files, weights by evenly spaced bytes; quick at any size.
+
+    Args:
+        path: its folder, or a hub id.
+        commit: of the hub's repository; stands for the files where there is no folder.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return digest(path, commit or "")
+    files = sorted(f for f in folder.rglob("*") if f.suffix in WEIGHTS | SETTINGS and f.is_file())
+
+    def parts() -> Iterable[str | bytes]:
+        for file in files:
+            yield f"{file.relative_to(folder)} {file.stat().st_size}"
+            yield _some_bytes(file) if file.stat().st_size > WHOLE else file.read_bytes()
+
+    return digest(*parts())
+
+
+def _some_bytes(file: Path) -> bytes:
+    data = np.memmap(file, mode="r")
+    return data[np.linspace(0, len(data) - 1, WHOLE // 256).astype(np.int64)].tobytes()
 
 
 def data_hash(samples: Iterable[Sample]) -> str:

@@ -85,7 +85,7 @@ def prune(
         raise ConfigError(f"the pruner's options fix its budget ({budget}); leave out {', '.join(given)}")
     adapter = adapter_for(model, processor, text_tower=text_tower, scope=scope)
     adapter.check_pruner(chosen)
-    chosen.schedule(adapter.spec, budget, adapter.spec.visual_tokens)
+    adapter.check_budget(chosen, adapter.spec, budget)
     block = Block(adapter, chosen, budget, question)
     token = _BLOCKS.set((*_BLOCKS.get(), block))
     _install(model)

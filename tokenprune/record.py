@@ -1,8 +1,8 @@
 """What a run leaves on disk: one record a cell, one line an answer, appended and never rewritten.
 
-``runs/<id>/results.jsonl`` holds records, ``samples.jsonl`` answers. Both name their cell by a key that covers the
-configuration, the code, the weights and the data: an edited pruner or another checkpoint gets other keys, so a rerun
-computes anew what changed and skips what did not.
+``<output>/<name or id>/results.jsonl`` holds records, ``samples.jsonl`` answers. Both name their cell by a key, see
+``keys``: an edited pruner or another checkpoint gets other keys, so a rerun computes anew what changed and skips the
+rest.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ import dataclasses
 import itertools
 import json
 import logging
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml  # type: ignore[import-untyped]
+from filelock import FileLock, Timeout
 
 from tokenprune.config import RunConfig
 from tokenprune.errors import ConfigError, DataError
+from tokenprune.journal import Journal
 from tokenprune.options import construct
 from tokenprune.provenance import Provenance, digest
 
 log = logging.getLogger(__name__)
+ELSEWHERE = ("output", "tracking", "launcher")  # keys that decide where things happen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +35,22 @@ class RunRecord:
     """The result of one cell: a pruner at a budget.
 
     Attributes:
-        run: id of the run, a hash of its configuration.
-        cell: key of the cell, see the head of this file.
+        run: id of the run or sweep that computed it, a hash of its configuration.
+        cell: key of the cell.
         label: the pruner's name with the options that differ from their defaults, for tables.
         pruner: its name and all its options.
         budget: ``{"keep_tokens": 48}`` or ``{"keep_ratio": 0.5}``; empty if nothing was pruned.
-        config: the whole resolved configuration.
+        config: all that the cell was asked: ``model``, ``task``, ``pruner``, ``budget``, ``max_new_tokens``,
+            ``timing_repeats``.
         provenance: what else the result depends on.
         seed: the run's.
         status: whether it was computed.
         metrics: by name; empty if it failed.
-        seconds: of the whole cell.
+        seconds: of answering, with the cell's share of what it had in common with others.
+        answered: questions that took these seconds; fewer than all if an earlier process answered the others.
         finished: time of the record, ISO 8601, UTC.
         error: traceback if it failed.
+        notes: what else one should know, such as that memory ran out and batches were made smaller.
     """
 
     run: str
@@ -60,6 +66,8 @@ class RunRecord:
     seconds: float
     finished: str
     error: str | None = None
+    answered: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def to_mapping(self) -> dict[str, Any]:
         """As one line of ``results.jsonl``."""
@@ -77,84 +85,16 @@ class RunRecord:
 
 
 def run_id(config: RunConfig) -> str:
-    """Hash of a resolved configuration, without what does not change a result: ``output`` and ``tracking``."""
-    relevant = {key: value for key, value in config.to_mapping().items() if key not in ("output", "tracking")}
+    """Hash of a resolved configuration, without what does not change a result, see ``ELSEWHERE``."""
+    relevant = {key: value for key, value in config.to_mapping().items() if key not in ELSEWHERE}
     return digest(json.dumps(relevant, sort_keys=True))
 
 
-class Journal:
-    """An append-only file of JSON objects, one a line, that survives being killed while it writes.
-
-    Args:
-        path: the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def read(self) -> list[dict[str, Any]]:
-        """All lines; a half-written last one is left out, with a warning.
-
-        Raises:
-            DataError: if another line is not a JSON object, or the file cannot be read.
-        """
-        whole, rest = self._split()
-        if rest:
-            log.warning("%s: the last line is half-written and is left out", self.path)
-        lines = []
-        for number, text in enumerate(whole, 1):
-            if (line := _parse(text)) is None:
-                raise DataError(f"{self.path} line {number} is not a JSON object; mend it, or move the file away")
-            lines.append(line)
-        return lines
-
-    def open(self) -> None:
-        """Get ready to append: drop a half-written last line, or close one that lacks only its line break.
-
-        Raises:
-            OSError: if the file cannot be written.
-        """
-        _, rest = self._split()
-        with self.path.open("ab") as file:
-            if rest:
-                log.warning("%s: the last line is half-written and is dropped", self.path)
-                file.truncate(file.tell() - len(rest))
-            elif file.tell() and not self.path.read_bytes().endswith(b"\n"):
-                file.write(b"\n")
-
-    def append(self, *lines: Mapping[str, Any]) -> None:
-        """Write lines and wait until they are on the disk."""
-        with self.path.open("a", encoding="utf-8") as file:
-            for line in lines:
-                file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-                file.flush()
-            os.fsync(file.fileno())
-
-    def _split(self) -> tuple[list[bytes], bytes]:
-        """Whole lines, and what is half-written after them."""
-        try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            content = b""
-        except OSError as error:
-            raise DataError(f"{self.path} cannot be read: {error.strerror}") from None
-        *whole, rest = content.split(b"\n")
-        return ([*whole, rest], b"") if rest and _parse(rest) is not None else (whole, rest)
-
-
-def _parse(text: bytes) -> dict[str, Any] | None:
-    try:
-        line = json.loads(text)
-    except ValueError:
-        return None
-    return line if isinstance(line, dict) else None
-
-
 class RunFolder:
-    """The folder of one run.
+    """The folder of a run or sweep.
 
     Args:
-        path: ``<output>/<run id>``.
+        path: ``<output>/<name or id>``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -162,28 +102,58 @@ class RunFolder:
         self.results = Journal(path / "results.jsonl")
         self.samples = Journal(path / "samples.jsonl")
 
-    @classmethod
-    def create(cls, config: RunConfig, *, fresh: bool = False) -> RunFolder:
-        """Make the folder, or go on in it.
+    @contextmanager
+    def writing(self, config: Mapping[str, Any], *, fresh: bool = False, wait: bool = False) -> Iterator[None]:
+        """Make the folder, or go on in it, while nobody else writes to it.
 
         Args:
-            config: resolved configuration; it is written to ``config.yaml``.
+            config: of the run or sweep; it is written to ``config.yaml``.
             fresh: keep what is there as ``results.1.jsonl``, ``samples.1.jsonl`` (2, 3, ...) and start anew.
+            wait: until another run that writes to the folder ends, instead of refusing.
 
         Raises:
-            DataError: if it cannot be written, so that this shows before anything is computed.
+            DataError: if the folder is in use, cannot be written or is of another version, so that this shows before
+                anything is computed.
         """
-        folder = cls(Path(config.output) / run_id(config))
+        lock = FileLock(self.path / ".lock")
+        with self._named():
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                held = f"another run is writing to {str(self.path)!r} (it holds {lock.lock_file!r})"
+                if not wait:
+                    raise DataError(f"{held}; let it end, or add --wait") from None
+                log.warning("%s; waiting", held)
+                lock.acquire()
         try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            if fresh:
-                folder._set_aside()
-            (folder.path / "config.yaml").write_text(yaml.safe_dump(config.to_mapping(), sort_keys=False))
-            folder.results.open()
-            folder.samples.open()
+            with self._named():
+                self._make_ready(config, fresh)
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            raise DataError(f"results folder {str(folder.path)!r} cannot be written: {error.strerror}") from None
-        return folder
+            raise DataError(f"results folder {str(self.path)!r} cannot be written: {error.strerror}") from None
+
+    def _make_ready(self, config: Mapping[str, Any], fresh: bool) -> None:
+        if fresh:
+            self._set_aside()
+        self.results.open()
+        self.samples.open()
+        for number, line in enumerate(self.results, 1):
+            try:
+                RunRecord.from_mapping(line)
+            except ConfigError as error:
+                raise DataError(
+                    f"{self.results.path} line {number} is of another version of tokenprune ({error}); use another "
+                    "output, or set it aside with --fresh"
+                ) from None
+        (self.path / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
 
     def _set_aside(self) -> None:
         files = [journal.path for journal in (self.results, self.samples) if journal.path.exists()]
@@ -192,20 +162,31 @@ class RunFolder:
             file.rename(file.with_suffix(f".{number}.jsonl"))
 
     def records(self) -> list[RunRecord]:
-        """The latest record of each pruner and budget, in the order in which they first appear."""
+        """The latest record of whatever was asked, in the order in which they first appear."""
         latest: dict[str, RunRecord] = {}
-        for line in self.results.read():
+        for line in self.results:
             try:
                 record = RunRecord.from_mapping(line)
             except ConfigError as error:
                 log.warning("%s: a record of another version is left out (%s)", self.results.path, error)
             else:
-                latest[f"{record.label} {record.budget}"] = record
+                latest[_asked(record)] = record
         return list(latest.values())
 
-    def answers(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Lines of ``samples.jsonl`` by cell and sample."""
-        cells: dict[str, dict[str, dict[str, Any]]] = {}
-        for line in self.samples.read():
-            cells.setdefault(str(line.get("cell")), {})[str(line.get("sample"))] = line
-        return cells
+    def answers(self, cells: Container[str] | None = None) -> dict[str, dict[str, dict[str, Any]]]:
+        """Lines of ``samples.jsonl`` by cell and sample.
+
+        Args:
+            cells: keys of the cells that are wanted; None for all, which may be large.
+        """
+        found: dict[str, dict[str, dict[str, Any]]] = {}
+        for line in self.samples:
+            if cells is None or line.get("cell") in cells:
+                found.setdefault(str(line.get("cell")), {})[str(line.get("sample"))] = line
+        return found
+
+
+def _asked(record: RunRecord) -> str:
+    """What two records have in common of which the later one counts: all but code, weights and data."""
+    shared = [record.config.get(key) for key in ("model", "task", "max_new_tokens", "timing_repeats")]
+    return json.dumps([record.label, record.pruner, record.budget, *shared], sort_keys=True)

@@ -1,41 +1,44 @@
-"""A run: its cells one after another, each on the disk before the next begins, finished ones skipped."""
+"""Runs a sweep: what is not on the disk yet is computed, and each answer is on the disk as soon as it is known.
+
+This process alone writes. What computes, a launcher's business, tells it by events; one that comes twice counts once.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import logging
-import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tokenprune import provenance
-from tokenprune.build import Cell, Experiment, build
 from tokenprune.config import RunConfig
-from tokenprune.evaluate import Evaluator, summarise
+from tokenprune.errors import TokenPruneError
+from tokenprune.launch.base import LAUNCHERS, Answered, Event, Failed, Halved, Job, Measured
 from tokenprune.metrics.retention import retention
-from tokenprune.provenance import digest
-from tokenprune.record import RunFolder, RunRecord, run_id
-from tokenprune.tracking import start_tracking
-from tokenprune.types import ModelSpec, Sample
+from tokenprune.parts import make_part
+from tokenprune.record import RunFolder, RunRecord
+from tokenprune.state import Group, State, job_of, prepare, states
+from tokenprune.sweep import Sweep
+from tokenprune.tracking import Session, start_tracking
+from tokenprune.types import Sample
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left.
+    """What a run or sweep left.
 
     Attributes:
         folder: its files.
         records: one a cell, in the order of the configuration; earlier runs' included.
-        samples: the questions.
+        samples: the questions, of the first model and task if there are several.
     """
 
     folder: RunFolder
@@ -48,117 +51,157 @@ class Outcome:
         return [record for record in self.records if record.status == "failed"]
 
 
-def run(config: RunConfig, *, fresh: bool = False, console: Console | None = None) -> Outcome:
-    """Run all cells that are not finished.
+def run(config: RunConfig, **options: Any) -> Outcome:
+    """Run all cells of one configuration that are not finished; options and errors are those of ``sweep``."""
+    return sweep(Sweep((config,)), **options)
+
+
+def sweep(
+    asked: Sweep,
+    *,
+    fresh: bool = False,
+    wait: bool = False,
+    retry_failed: bool = False,
+    console: Console | None = None,
+) -> Outcome:
+    """Run all cells of a sweep that are not finished.
 
     Args:
-        config: as loaded.
+        asked: as loaded.
         fresh: set aside what an earlier run left and compute everything anew.
+        wait: until another run that writes to the folder ends, instead of refusing.
+        retry_failed: compute cells again that failed; otherwise they stay failed until their code changes.
         console: shows progress; None shows none.
 
     Raises:
         TokenPruneError: if something is wrong with configuration, data, results folder or checkpoint; nothing has been
-            computed then. An error inside a cell is recorded instead, and the other cells go on.
+            computed then. Or if the disk is full. An error inside a cell is recorded instead, and the others go on.
     """
-    experiment = build(config)
-    samples = tuple(experiment.task.samples())
-    folder = RunFolder.create(experiment.config, fresh=fresh)
-    worker = _Worker(experiment, samples, folder)
-    resolved = experiment.config.to_mapping()
-    session = start_tracking(experiment.tracker, run_id(experiment.config), resolved, folder.path)
-    records: list[RunRecord] = []
+    groups, folder = prepare(asked)
+    config = groups[0].experiment.config
+    launcher = make_part(config.launcher, LAUNCHERS, "launcher")[1]
+    launcher.check()
+    name = asked.id(config)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    try:
-        with Progress(*columns, console=console or Console(quiet=True)) as progress:
-            bar = progress.add_task("", total=len(experiment.cells) * len(samples))
-            for index, cell in enumerate(experiment.cells):
-                progress.update(bar, description=f"{cell.label} {cell.budget or ''}")
-                record = worker.cell(cell, records[0] if records else None, lambda n: progress.advance(bar, n))
-                progress.update(bar, completed=(index + 1) * len(samples))
-                records.append(record)
-                session.log(index, record.label, record.metrics)
-    finally:
-        session.finish()
-    return Outcome(folder, tuple(records), samples)
-
-
-def _classes(cell: Cell, spec: ModelSpec) -> set[type]:
-    """The pruner's class, and those of its parts."""
-    return {type(cell.pruner)} | {type(step.selector) for step in (cell.pruner.steps(spec) if cell.pruner else ())}
-
-
-class _Worker:
-    """Computes single cells on the loaded model, or finds them finished."""
-
-    def __init__(self, experiment: Experiment, samples: Sequence[Sample], folder: RunFolder) -> None:
-        self.config, self.task, self.samples, self.folder = experiment.config, experiment.task, samples, folder
-        self.finished = {record.cell: record for record in folder.records() if record.status == "ok"}
-        self.answered = folder.answers()
-        self.adapter = experiment.model.load()
-        self.evaluator = Evaluator(self.adapter, self.task, self.config.max_new_tokens)
-        self.code = {
-            cell.label: provenance.code_hash(type(self.task), *_classes(cell, self.adapter.spec))
-            for cell in experiment.cells
-        }
-        self.origin = provenance.Provenance(
-            code="",
-            git=provenance.git_state(),
-            versions=provenance.versions(),
-            device=provenance.device_name(self.adapter.model.device),
-            model=provenance.model_hash(self.adapter.model),
-            data=provenance.data_hash(samples),
-        )
-
-    def cell(self, cell: Cell, unpruned: RunRecord | None, advance: Callable[[int], None]) -> RunRecord:
-        """The record of a cell, computed unless an earlier run has it.
-
-        Args:
-            cell: the pruner and budget.
-            unpruned: the record without pruning; None if this is it.
-            advance: told of each number of questions answered.
-        """
-        origin = dataclasses.replace(self.origin, code=self.code[cell.label])
-        run = run_id(self.config)
-        what = json.dumps([cell.part.to_mapping(), str(cell.budget)], sort_keys=True)
-        key = digest(run, what, origin.code, origin.model, origin.data)
-        if key in self.finished:
-            return self.finished[key]
-        start, metrics, error = time.perf_counter(), dict[str, Any](), None
+    with folder.writing(asked.written or config.to_mapping(), fresh=fresh, wait=wait):
+        session = start_tracking(groups[0].experiment.tracker, name, config.to_mapping(), folder.path)
         try:
-            metrics = self._compute(cell, key, advance)
-            base = metrics if unpruned is None else unpruned.metrics
-            metrics["retention"] = retention(metrics["accuracy"], base["accuracy"]) if base else None
-        except Exception:  # whatever a method does wrong, the other cells go on
-            metrics, error = {}, traceback.format_exc()
-            log.error("%s %s failed: %s", cell.label, cell.budget or "", error.strip().rpartition("\n")[2])
-        record = RunRecord(
-            run=run,
-            cell=key,
+            with Progress(*columns, TimeRemainingColumn(), console=console or Console(quiet=True)) as progress:
+                driver = _Driver(name, folder, groups, session, progress, retry_failed)
+                with closing(launcher.run(driver.jobs())) as events:  # type: ignore[type-var]
+                    driver.follow(events)
+        finally:
+            session.finish()
+    return Outcome(folder, tuple(driver.records()), groups[0].samples)
+
+
+class _Driver:
+    """Writes down what the launcher tells."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: RunFolder,
+        groups: Sequence[Group],
+        session: Session,
+        progress: Progress,
+        retry_failed: bool,
+    ) -> None:
+        self.name, self.folder, self.groups, self.session, self.progress = name, folder, groups, session, progress
+        self.states = states(groups, folder, retry_failed)
+        self.told = 0
+        done = [len(s.group.samples) if s.record else len(s.tally.samples) for s in self.states.values()]
+        total = sum(len(state.group.samples) for state in self.states.values())
+        self.bar = progress.add_task("loading", total=total, completed=sum(done))
+        self._tell()
+
+    def records(self) -> Iterable[RunRecord]:
+        """Of all cells, in their order."""
+        return (state.record for state in self.states.values() if state.record)
+
+    def jobs(self) -> list[Job]:
+        """What is to be done, for each group that is not finished."""
+        return [job for group in self.groups if (job := job_of(group, self.states))]
+
+    def follow(self, events: Iterable[Event]) -> None:
+        """Take events until there are no more.
+
+        Raises:
+            TokenPruneError: if the disk is full, or cells are left over.
+        """
+        for event in events:
+            state = self.states[event.cell]
+            if state.record is None:  # else it is of a job that ran twice
+                self._take(state, event)
+                if state.complete:
+                    self._settle(state.group)
+        left = sum(state.record is None for state in self.states.values())
+        if left:
+            raise TokenPruneError(f"{left} cells are not finished; the same command goes on from there")
+
+    def _take(self, state: State, event: Event) -> None:
+        cell = state.keyed.cell
+        match event:
+            case Answered():
+                new = [line for line in event.lines if line["sample"] not in state.tally.samples]
+                self.folder.samples.append(*({"cell": event.cell, **line} for line in new), sync=False)
+                for line in new:
+                    state.tally.add(line)
+                state.seconds += event.seconds * len(new) / len(event.lines)
+                state.answered += len(new)
+                self.progress.update(self.bar, advance=len(new), description=str(cell))
+            case Measured():
+                state.costs, state.device = dict(event.costs), event.device
+            case Failed():
+                state.error = event.error
+                log.error("%s failed: %s", cell, event.error.strip().rpartition("\n")[2])
+            case Halved():
+                state.notes.append(f"memory ran out; batches of {event.batch_size} questions from there on")
+                log.warning("%s: %s", cell, state.notes[-1])
+
+    def _settle(self, group: Group) -> None:
+        """Write the records of complete cells; the others wait for that without pruning, which they are compared to."""
+        unpruned = self.states[group.cells[0].key]
+        for each in group.cells:
+            state = self.states[each.key]
+            if state.record is None and state.complete and (state is unpruned or unpruned.record):
+                state.record = self._record(state, unpruned.record)
+                self.folder.samples.sync()
+                self.folder.results.append(state.record.to_mapping())
+        self._tell()
+
+    def _record(self, state: State, unpruned: RunRecord | None) -> RunRecord:
+        cell, metrics, error = state.keyed.cell, dict[str, Any](), state.error
+        if error is None:
+            try:
+                metrics = state.tally.metrics(cell, state.group.experiment.model.spec) | (state.costs or {})
+            except Exception:  # a pruner's plan may fail as anything of it
+                error = traceback.format_exc()
+            else:
+                base = unpruned.metrics if unpruned else metrics
+                metrics["retention"] = retention(metrics["accuracy"], base["accuracy"]) if base else None
+        return RunRecord(
+            run=self.name,
+            cell=state.keyed.key,
             label=cell.label,
             pruner=cell.part.to_mapping(),
-            budget=cell.budget.to_mapping() if cell.budget else {},
-            config=self.config.to_mapping(),
-            provenance=origin,
-            seed=self.config.seed,
+            budget=state.keyed.asked["budget"],
+            config=state.keyed.asked,
+            provenance=dataclasses.replace(state.keyed.origin, device=state.device),
+            seed=cell.seed,
             status="failed" if error else "ok",
             metrics=metrics,
-            seconds=time.perf_counter() - start,
+            seconds=state.seconds,
             finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             error=error,
+            answered=state.answered,
+            notes=state.notes,
         )
-        self.folder.results.append(record.to_mapping())
-        return record
 
-    def _compute(self, cell: Cell, key: str, advance: Callable[[int], None]) -> dict[str, Any]:
-        lines = dict(self.answered.get(key, {}))
-        left = [sample for sample in self.samples if sample.id not in lines]
-        advance(len(lines))
-        for start in range(0, len(left), self.config.batch_size):
-            batch = left[start : start + self.config.batch_size]
-            answered = [{"cell": key, **line} for line in self.evaluator.answer(cell, batch)]
-            self.folder.samples.append(*answered)
-            lines |= {line["sample"]: line for line in answered}
-            advance(len(batch))
-        costs = self.evaluator.measure(cell, self.samples, self.config.timing_repeats)
-        quality = summarise(cell, list(lines.values()), self.adapter.spec)
-        return {**quality, **costs}
+    def _tell(self) -> None:
+        """Tell the tracker of what is finished, in the order of the cells."""
+        for index, state in list(enumerate(self.states.values()))[self.told :]:
+            if state.record is None:
+                return
+            self.session.log(index, state.record.label, state.record.metrics)
+            self.told += 1

@@ -14,6 +14,7 @@ class Signal(StrEnum):
     PROMPT_EMBEDS = "prompt_embeds"  # (B, P, D) the LLM's input embeddings of the instruction
     PROMPT_MASK = "prompt_mask"  # (B, P) bool, False for padding
     CLS_ATTENTION = "cls_attention"  # (B, H, N) attention of the vision tower's CLS token to the patches
+    RECEIVED_ATTENTION = "received_attention"  # (B, H, N) mean attention of the image's patches to a token's patches
     VISION_HIDDEN = "vision_hidden"  # (B, N, V) the vision tower's features before the projector
     ENCODER_FEATURES = "encoder_features"  # (B, N, C) another encoder's features of the image at the tokens' places
     # Before the LLM, of a layer of the vision tower; inside, of the scoring layer, after rotation.

@@ -81,14 +81,14 @@ def test_the_question_matters_and_can_be_given(saved):
 @pytest.mark.parametrize("kind", ["clip", "open_clip"])
 def test_the_pruner_s_library_must_be_the_tower_s(saved, kind):
     model, processor = shared_llava("sdpa")
-    inputs = ask(processor, 1)
-    with tp.prune(model, processor, Relevance(text_tower=kind), keep_tokens=8, text_tower=saved) as trace:
-        if kind == "clip":
-            model.generate(**inputs, max_new_tokens=1)
-            assert trace.counts == [(25, 8)]
-        else:
-            with pytest.raises(ModelError, match="needs text_tower to be open_clip"):
-                model.generate(**inputs, max_new_tokens=1)
+    block = tp.prune(model, processor, Relevance(text_tower=kind), keep_tokens=8, text_tower=saved)
+    if kind == "clip":
+        with block as trace:
+            model.generate(**ask(processor, 1), max_new_tokens=1)
+        assert trace.counts == [(25, 8)]
+    else:
+        with pytest.raises(ModelError, match="needs text_tower to be open_clip"), block:
+            pass
 
 
 def test_loading_does_not_count_as_selection(saved, monkeypatch):

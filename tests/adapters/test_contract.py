@@ -1,23 +1,29 @@
 """What every adapter must do; see ``families`` for how a new one joins."""
 
+import copy
 from importlib.util import find_spec
 
 import pytest
 import torch
+from checks import STEPS, check_identity, check_masking, check_operations, generated, picture
 from families import families
 from masked_layers import masked_layers_logits
-from tiny import Project
+from tiny import QUESTIONS, Project
+from tiny_inside import Within
+from tiny_plans import depthwise, random_plan
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import cache_of
 from tokenprune.adapters.known import ADAPTERS, adapter_for
 from tokenprune.budget import Budget
+from tokenprune.errors import ModelError
 from tokenprune.trace import stage_traces
+from tokenprune.types import Sample
 
-STEPS = 9  # the first is the prefill's
-GENERATION = {"max_new_tokens": STEPS, "return_dict_in_generate": True, "output_logits": True, "do_sample": False}
 FAMILIES = families()
+SCOPES = [(name, scope) for name, family in FAMILIES.items() for scope in family.scopes]
 POLICIES = [(name, policy) for name, family in FAMILIES.items() for policy in family.policies]
+BEFORE = [(name, scope, policy) for name, scope in SCOPES for policy in FAMILIES[name].policies]
 
 
 @pytest.fixture(params=["sdpa", "eager"])
@@ -30,47 +36,60 @@ def family(request):
     return FAMILIES[request.param]
 
 
-def generated(model, inputs):
-    """Answer tokens (B, T) and their logits (B, T, vocabulary)."""
-    out = model.generate(**inputs, **GENERATION)
-    return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, 1)
-
-
 @pytest.mark.parametrize("adapter", ADAPTERS.names())
 def test_it_has_a_tiny_model(adapter):
     assert find_spec(f"tiny_{adapter}"), f"add tests/tiny_{adapter}.py with FAMILIES"
 
 
-@pytest.mark.parametrize(("name", "positions"), POLICIES)
+@pytest.mark.parametrize(("name", "scope", "positions"), BEFORE)
 @pytest.mark.parametrize("rows", [(1,), (1, 2)], ids=str)
-def test_keeping_everything_is_the_unpruned_model_bit_for_bit(name, attention, rows, positions):
+def test_keeping_everything_is_the_unpruned_model_bit_for_bit(name, scope, attention, rows, positions):
     family = FAMILIES[name]
     model, processor = family.build(attention)
-    inputs = family.ask(processor, *rows)
-    tokens, logits = generated(model, inputs)
-    with torch.no_grad():
-        forward = model(**inputs).logits
-        with tp.prune(model, processor, Project(positions=positions), keep_ratio=1.0) as trace:
-            assert torch.equal(model(**inputs).logits, forward)
-            again = generated(model, inputs)
-    assert torch.equal(again[0], tokens)
-    assert torch.equal(again[1], logits)
-    assert len(trace.calls) == 2  # so the images did go through the pruner
+    check_identity(model, processor, family.ask(processor, *rows), Project(positions=positions), scope)
 
 
-@pytest.mark.parametrize(("name", "positions"), POLICIES)
+@pytest.mark.parametrize(("name", "scope", "positions"), BEFORE)
 @pytest.mark.parametrize("rows", [(1,), (2, 1), (1, 0, 2)], ids=str)
-def test_dropping_is_masking(name, attention, rows, positions):
+def test_dropping_is_masking(name, scope, attention, rows, positions):
     family = FAMILIES[name]
     model, processor = family.build(attention)
     inputs = family.ask(processor, *rows)
-    with tp.prune(model, processor, Project(positions=positions), keep_tokens=7) as trace:
-        tokens, logits = generated(model, inputs)
+    trace = check_masking(family, model, processor, inputs, Project(positions=positions), scope, keep_tokens=7)
     assert trace.counts == family.counts(model, inputs, 7)
-    wanted = masked_layers_logits(model, inputs, trace.stages, [positions], tokens, family=family)
-    torch.testing.assert_close(logits, wanted, atol=5e-5, rtol=0)
-    assert torch.equal(wanted.argmax(-1), tokens)
-    assert (tokens != tokens[:, :1]).any()  # a model that repeats itself would hide errors in decoding
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.chat])
+def test_dropping_from_a_chat_is_masking(name, attention):
+    """Text, image, text, image, text, as the family's template puts them, beside a row of one image."""
+    family, image = FAMILIES[name], {"type": "image"}
+    model, processor = family.build(attention)
+    left, where, one, two = ({"type": "text", "text": text} for text in ("on the left", "where", *QUESTIONS[:2]))
+    texts = [
+        processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+        for parts in ([left, image, where, image, one], [image, two])
+    ]
+    images = [[picture(0, 40, 80), picture(1, 80, 40)], [picture(2, 80, 80)]]
+    inputs = dict(processor(images=images, text=texts, padding=True, padding_side="left", return_tensors="pt"))
+    trace = check_masking(family, model, processor, inputs, Project(), keep_tokens=7)
+    assert [after for _, after in trace.counts] == [14, 7]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("layers", [(2,), (1, 3)], ids=["one stage", "two stages"])
+@pytest.mark.parametrize("rows", [(1,), (1, 0, 2)], ids=str)
+def test_dropping_inside_is_masking_from_that_layer_on(name, attention, rows, layers):
+    family = FAMILIES[name]
+    model, processor = family.build(attention)
+    inputs, positions = family.ask(processor, *rows), family.inside[-1] if len(layers) > 1 else "original"
+    trace = check_masking(family, model, processor, inputs, Within(layers=layers, positions=positions), keep_tokens=7)
+    assert trace.counts == family.counts(model, inputs, 7)
+
+
+@pytest.mark.parametrize("plan", [depthwise(4, 3, 2), depthwise(3, 2, 0), random_plan(1)], ids=["dop", "early", "any"])
+def test_skipping_operations_is_throwing_them_away(family, attention, plan):
+    model, processor = family.build(attention)
+    check_operations(family, model, processor, family.ask(processor, 2, 1), plan, keep_tokens=7)
 
 
 @pytest.mark.parametrize(("name", "positions"), POLICIES)
@@ -107,21 +126,48 @@ def test_the_stateless_way_is_the_same(name, attention, positions):
     ]
 
 
-def test_a_sample_alone_is_the_sample_in_a_batch(family, attention):
+@pytest.mark.parametrize(("name", "scope"), SCOPES)
+def test_a_sample_alone_is_the_sample_in_a_batch(name, scope, attention):
+    family = FAMILIES[name]
     model, processor = family.build(attention)
     batch, alone = family.ask(processor, 2, 1), family.ask(processor, 2, 1, only=1)
-    with tp.prune(model, processor, Project(), keep_tokens=7) as trace:
+    with tp.prune(model, processor, Project(), scope=scope, keep_tokens=7) as trace:
         tokens, logits = generated(model, batch)
         together = trace.stages[0].keep
         single, single_logits = generated(model, alone)
     assert trace.stages[0].keep == together[1:]
     assert single.tolist() == tokens[1:].tolist()
     torch.testing.assert_close(single_logits, logits[1:], atol=5e-5, rtol=0)
-    adapter = adapter_for(model, processor)
+    adapter = adapter_for(model, processor, scope=scope)
     layouts = [adapter.encode(inputs).layout for inputs in (batch, alone)]
     ids = [layout.ids.tolist() for layout in layouts]
     assert ids[1] == layouts[0].ids[layouts[0].rows == 1].tolist()
     assert len(set(ids[0])) == len(ids[0]) >= 3
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma's processor
+def test_samples_are_prepared(family):
+    model, processor = family.build("sdpa")
+    sizes = {"is there a star ?": (80, 80), "where ?": (80, 24)}
+    samples = [Sample(text, picture(1, *size), text, "yes") for text, size in sizes.items()]
+    for scope in type(adapter_for(model, processor)).scopes:
+        adapter = adapter_for(model, processor, scope=scope)
+        prepared = adapter.prepare(samples)
+        assert adapter.questions(prepared.inputs) == prepared.questions == list(sizes)
+        assert prepared.inputs["attention_mask"][:, -1].tolist() == [1, 1]
+        assert prepared.inputs["attention_mask"].min() == 0  # of different lengths, padded on the left
+        pruned = adapter.prune_inputs(prepared.inputs, Project(), Budget(keep_tokens=7))
+        assert pruned.entered == [7, 7]
+        assert len(adapter.generate(pruned, max_new_tokens=2)) == 2
+
+
+def test_a_processor_of_another_model_is_refused(family):
+    model, processor = family.build("sdpa")
+    ours = model.config.image_token_id
+    other = copy.deepcopy(processor)
+    other.image_token_id = other.tokenizer.image_token_id = 77
+    with pytest.raises(ModelError, match=f"not this model's processor: images are token 77 there, token {ours} here"):
+        adapter_for(model, other)
 
 
 def test_encoding_once_is_enough(family, attention):
@@ -151,6 +197,8 @@ def test_nothing_is_left_on_the_model(family):
     with torch.no_grad(), tp.prune(model, processor, Project(), keep_tokens=5):
         model(**family.ask(processor, 1))
         model.generate(**inputs, max_new_tokens=2)
+        with tp.prune(model, processor, Within(), keep_tokens=5):
+            model.generate(**inputs, max_new_tokens=2)
     assert state() == before
 
 

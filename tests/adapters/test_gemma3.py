@@ -1,25 +1,26 @@
 import pytest
 import torch
+from checks import check_identity, check_masking, check_operations, picture
 from tiny import Project
-from tiny_gemma3 import FAMILIES, TOKENS, tiny_gemma3, tiny_processor
+from tiny_gemma3 import FAMILIES, TOKENS, tiny_gemma3
 from tiny_inside import Within
-from tiny_plans import depthwise, random_plan
-from tiny_tiles import check_identity, check_masking, check_operations, picture
+from tiny_plans import depthwise
+from tiny_siglip import shared_tower
 from transformers import Gemma3Config, StaticCache
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.gemma3 import Gemma3Adapter
+from tokenprune.adapters.inputs import CHUNKS_WORK
 from tokenprune.adapters.known import adapter_for
-from tokenprune.budget import Budget
 from tokenprune.errors import ModelError
 from tokenprune.metrics.flops import projector_flops, vision_flops
-from tokenprune.types import Sample, Signal
+from tokenprune.types import Signal
 
 ROWS = (1, 0, 2)
 WINDOW = 13  # of the prompts with two images even those that are pruned are longer
 FAMILY = FAMILIES["gemma3"]
-VISION = frozenset({Signal.KEYS, Signal.VISION_HIDDEN})
+VISION = frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.KEYS, Signal.VISION_HIDDEN})
 
 
 @pytest.fixture(params=["sdpa", "eager"])
@@ -47,7 +48,8 @@ def test_the_spec_of_the_4b_model():
     spec = Gemma3Adapter.spec_from_config(config_4b())
     assert (spec.visual_tokens, spec.vision_tokens, spec.vision_tiles) == (256, 4096, 1)
     d, n = 1152, 4096  # 27 layers of four projections, an MLP of two matrices and attention; the patch embedding
-    assert vision_flops(spec) == 27 * n * (8 * d**2 + 4 * d * 4304 + 4 * n * d) + 2 * n * 3 * 14**2 * d
+    head = 4 * n * d**2 + 4 * d**2 + 4 * n * d + 4 * d * 4304  # one query over the patches, which nothing reads
+    assert vision_flops(spec) == 27 * n * (8 * d**2 + 4 * d * 4304 + 4 * n * d) + 2 * n * 3 * 14**2 * d + head
     assert projector_flops(spec) == 2 * 256 * 1152 * 2560
 
 
@@ -59,18 +61,6 @@ def test_images_look_ahead(built):
     first = int((inputs["token_type_ids"][0] == 1).nonzero()[0])
     assert torch.equal(logits[:, :first], causal[:, :first])
     assert (logits[:, first] - causal[:, first]).abs().max() > 1e-2
-
-
-@pytest.mark.parametrize("pruner", [Within(), Within(layers=(1, 3), positions="repacked")], ids=["one", "two"])
-def test_dropping_inside_the_llm(attention, pruner):
-    model, processor = FAMILY.build(attention)
-    trace = check_masking(FAMILY, model, processor, FAMILY.ask(processor, *ROWS), pruner, keep_tokens=4)
-    assert trace.counts == [(9, 4), (0, 0), (18, 8)]
-
-
-@pytest.mark.parametrize("plan", [depthwise(4, 3, 2), depthwise(3, 2, 0), random_plan(1)], ids=["dop", "early", "any"])
-def test_operations(built, plan):
-    check_operations(FAMILY, *built, FAMILY.ask(built[1], *ROWS), plan, keep_tokens=4)
 
 
 @pytest.fixture
@@ -137,24 +127,28 @@ def test_beam_search(built):
 @torch.no_grad()
 def test_signals_follow_their_patches(built):
     model, inputs = built[0], FAMILY.ask(built[1], 1, 2)
-    tokens, tower = adapter_for(*built).visual_tokens(inputs, VISION), model.base_model.vision_tower
+    tokens = adapter_for(*built).visual_tokens(inputs, VISION, tower=shared_tower())
+    tower = model.base_model.vision_tower
     assert tokens.grid == (3, 3)
     for row, pixels in enumerate(inputs["pixel_values"]):
         seen = tower(pixels[None], output_hidden_states=True)
         last = tower.encoder.layers[-1]
         keys = last.self_attn.k_proj(last.layer_norm1(seen.hidden_states[-2]))
+        embeds = shared_tower().project(seen.last_hidden_state, normed=True)
         for number in range(TOKENS):
             y, x = divmod(number, 3)
             patches = [6 * (2 * y + dy) + 2 * x + dx for dy in range(2) for dx in range(2)]
             hidden, key = seen.last_hidden_state[0, patches].mean(0), keys[0, patches].mean(0)
             torch.testing.assert_close(tokens.signals["vision_hidden"][row, number], hidden, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(tokens.signals["keys"][row, number], key, atol=1e-4, rtol=1e-4)
+            embed = embeds[0, patches].mean(0)
+            torch.testing.assert_close(tokens.signals["clip_image_embeds"][row, number], embed, atol=1e-4, rtol=1e-4)
             normed = model.base_model.multi_modal_projector.mm_soft_emb_norm(hidden)
             feature = normed @ model.base_model.multi_modal_projector.mm_input_projection_weight
             torch.testing.assert_close(tokens.features[row, number], feature, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("more", [0, 1], ids=["text", "image"])
+@pytest.mark.parametrize("more", [0, 1] if CHUNKS_WORK else [0])
 def test_a_second_turn(built, more):
     """On the cache it says what it says without."""
     model, processor = built
@@ -184,16 +178,20 @@ def test_a_second_turn(built, more):
             torch.testing.assert_close(logits, whole.logits[0], atol=5e-5, rtol=0)
 
 
-def test_prepare(built):
-    samples = [Sample(str(i), picture(i), text, "yes") for i, text in enumerate(["is there a star ?", "where ?"])]
-    adapter = adapter_for(*built)
-    prepared = adapter.prepare(samples)
-    assert adapter.questions(prepared.inputs) == prepared.questions == ["is there a star ?", "where ?"]
-    assert prepared.inputs["attention_mask"][0, -1] == 1
-    pruned = adapter.prune_inputs(prepared.inputs, Project(), Budget(keep_tokens=4))
-    assert pruned.entered == [4, 4]
-    assert pruned.inputs["token_type_ids"].sum(1).tolist() == [4, 4]
-    assert len(adapter.generate(pruned, max_new_tokens=2)) == 2
+def test_images_of_a_later_turn_are_refused_where_transformers_masks_them_wrongly(built, monkeypatch):
+    inputs = FAMILY.ask(built[1], 1)
+    monkeypatch.setattr("tokenprune.adapters.gemma3.CHUNKS_WORK", False)
+    with tp.prune(*built, Project(), keep_tokens=4):
+        first = built[0].generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
+        joined = {"input_ids": torch.cat([first.sequences, inputs["input_ids"]], 1)}
+        said = torch.zeros(1, 3, dtype=torch.long)
+        for name, between in {"token_type_ids": said, "attention_mask": said + 1}.items():
+            joined[name] = torch.cat([inputs[name], between, inputs[name]], 1)
+        pixels = inputs["pixel_values"].repeat(2, 1, 1, 1)
+        with pytest.raises(
+            ModelError, match=r"masks images of a later turn wrongly; give all at first or take >= 5.23"
+        ):
+            built[0].generate(**joined, pixel_values=pixels, **{CACHE: cache_of(first)}, max_new_tokens=2)
 
 
 def test_inputs_that_do_not_fit(built):
@@ -202,7 +200,3 @@ def test_inputs_that_do_not_fit(built):
         adapter.encode({**inputs, "pixel_values": inputs["pixel_values"][..., :40, :]})
     with pytest.raises(ModelError, match="token_type_ids must be 1 for the images' placeholders"):
         adapter.encode({**inputs, "token_type_ids": torch.zeros_like(inputs["token_type_ids"])})
-    other = tiny_processor()
-    other.tokenizer.image_token_id = 77
-    with pytest.raises(ModelError, match="images are token 77 there"):
-        adapter_for(built[0], other)

@@ -1,23 +1,18 @@
 import pytest
 import torch
+from checks import ROWS, check_beams, check_masking, check_second_turn, picture
 from tiny import Project
-from tiny_inside import Within
 from tiny_internvl import FAMILIES, MARKS, tiny_internvl, tiny_processor
-from tiny_plans import depthwise, random_plan
-from tiny_tiles import ROWS, check_beams, check_identity, check_masking, check_operations, picture
 from transformers import InternVLConfig, InternVLVisionConfig, Qwen2Config
 
 import tokenprune as tp
-from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.internvl import InternVLAdapter
 from tokenprune.adapters.known import adapter_for
-from tokenprune.budget import Budget
 from tokenprune.errors import ModelError
 from tokenprune.model_card import load_card
 from tokenprune.types import Sample, Signal
 
 FAMILY = FAMILIES["internvl"]
-SCOPES = ["tile", "image"]
 VISION = frozenset({Signal.CLS_ATTENTION, Signal.KEYS, Signal.VISION_HIDDEN})
 
 
@@ -48,28 +43,6 @@ def test_the_spec_of_the_8b_model_is_its_card():
     spec = InternVLAdapter.spec_from_config(InternVLConfig(vision_config=InternVLVisionConfig(), text_config=text))
     assert spec == load_card("internvl3-8b").spec
     assert (spec.visual_tokens, spec.vision_tiles) == (13 * 256, 13)
-
-
-def test_keeping_everything_of_a_joint_row(built):
-    check_identity(*built, FAMILY.ask(built[1], 2, 1), Project(), "image")
-
-
-@pytest.mark.parametrize("positions", ["original", "repacked"])
-@pytest.mark.parametrize("rows", ROWS, ids=str)
-def test_dropping_from_a_joint_row_is_masking(built, rows, positions):
-    check_masking(FAMILY, *built, FAMILY.ask(built[1], *rows), Project(positions=positions), "image", keep_tokens=20)
-
-
-@pytest.mark.parametrize("pruner", [Within(), Within(layers=(1, 3), positions="repacked")], ids=["one", "two"])
-@pytest.mark.parametrize("rows", ROWS, ids=str)
-def test_dropping_inside_the_llm(built, rows, pruner):
-    trace = check_masking(FAMILY, *built, FAMILY.ask(built[1], *rows), pruner, keep_tokens=20)
-    assert [after for _, after in trace.counts] == [20 * number for number in rows]
-
-
-@pytest.mark.parametrize("plan", [depthwise(4, 3, 2), depthwise(3, 2, 0), random_plan(1)], ids=["dop", "early", "any"])
-def test_operations(built, plan):
-    check_operations(FAMILY, *built, FAMILY.ask(built[1], 2, 1), plan, keep_tokens=20)
 
 
 @pytest.mark.parametrize("rows", ROWS, ids=str)
@@ -121,31 +94,18 @@ def test_signals_are_means_of_patches(layer, norm):
         torch.testing.assert_close(found.mT if name == "cls_attention" else found, mean)
 
 
-def test_prepare(model, processor):
-    adapter = adapter_for(model, processor)
-    pictures = [picture(0, 70, 70), picture(1, 80, 24)]
-    samples = [Sample("0", pictures[0], "is there a star ?", "yes"), Sample("1", pictures[1], "where ?", "top")]
-    prepared = adapter.prepare(samples)
-    assert adapter.questions(prepared.inputs) == prepared.questions == ["is there a star ?", "where ?"]
-    pruned = adapter.prune_inputs(prepared.inputs, Project(), Budget(keep_tokens=20))
-    assert pruned.entered == [20, 20]
-    assert len(adapter.generate(pruned, max_new_tokens=2)) == 2
+def test_a_processor_without_a_template(model):
     bare = tiny_processor()
     bare.chat_template = None
-    again = adapter_for(model, bare).prepare(samples)
-    image = model.config.image_token_id
-    assert (again.inputs["input_ids"] == image).sum(1).tolist() == [125, 100]
+    samples = [
+        Sample(str(seed), picture(seed, *size), "where ?", "top") for seed, size in enumerate([(70, 70), (80, 24)])
+    ]
+    prepared = adapter_for(model, bare).prepare(samples)
+    assert (prepared.inputs["input_ids"] == model.config.image_token_id).sum(1).tolist() == [125, 100]
 
 
 def test_a_second_turn(model, processor):
-    inputs = FAMILY.ask(processor, 2)
-    text = processor.tokenizer("USER: is there a star ? ASSISTANT:", add_special_tokens=False, return_tensors="pt")
-    with tp.prune(model, processor, Project(), keep_tokens=20):
-        first = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
-        ids = torch.cat([first.sequences, text.input_ids], 1)
-        second = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        out = model.generate(**second, **{CACHE: cache_of(first)}, max_new_tokens=5)
-        assert torch.equal(out, model.generate(**second, max_new_tokens=5))
+    check_second_turn(model, processor, FAMILY.ask(processor, 2, 1), keep_tokens=20)
 
 
 def test_frames_of_a_video_are_images(model, processor):
@@ -167,13 +127,6 @@ def test_inputs_that_do_not_fit(model, processor):
     less[0, first] = 1
     with pytest.raises(ModelError, match=r"number \[124, 75\], but there are 8 tiles of 25"):
         adapter.encode({**inputs, "input_ids": less})
-    with pytest.raises(ModelError, match="whose number of tokens varies; give them all at first"):
-        adapter.count_images(inputs["input_ids"])
-    assert adapter.count_images(inputs["input_ids"][:, -3:]).tolist() == [0]
-    other = tiny_processor()
-    other.image_token_id = 77
-    with pytest.raises(ModelError, match="images are token 77 there"):
-        adapter_for(model, other)
     assert MARKS["context_image_token"] == processor.image_token
 
 

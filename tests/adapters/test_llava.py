@@ -30,6 +30,7 @@ def test_the_spec_of_llava_1_5_7b():
         visual_tokens=576,
         vision=TransformerSpec(24, 1024, 4096, 16, 16, 64, 2),
         vision_tokens=577,
+        vision_prefix=1,
         patch_inputs=588,
         projector=(1024, 4096, 4096),
     )
@@ -140,9 +141,14 @@ def test_a_siglip_tower():
     with tp.prune(model, processor, Project(), keep_tokens=8) as trace:
         model.generate(**inputs, max_new_tokens=1)
     assert trace.counts == [(25, 8)]
-    signals = adapter.visual_tokens(inputs, frozenset({Signal.KEYS, Signal.VISION_HIDDEN})).signals
+    wanted = frozenset({Signal.KEYS, Signal.VISION_HIDDEN, Signal.RECEIVED_ATTENTION})
+    signals = adapter.visual_tokens(inputs, wanted).signals
     assert signals["keys"].shape == signals["vision_hidden"].shape == (1, 25, 32)
-    with pytest.raises(ModelError, match="has no CLS token"):
+    with torch.no_grad():
+        model.base_model.vision_tower.set_attn_implementation("eager")
+        seen = model.base_model.vision_tower(inputs["pixel_values"], output_attentions=True)
+    torch.testing.assert_close(signals["received_attention"], seen.attentions[-2].mean(2))
+    with pytest.raises(ModelError, match=r"has no CLS token .*; received_attention stands in for cls_attention"):
         adapter.visual_tokens(inputs, frozenset({Signal.CLS_ATTENTION}))
 
 

@@ -1,33 +1,20 @@
 import pytest
 import torch
+from checks import ROWS, STEPS, check_beams, check_identity, check_masking, check_second_turn, picture
 from PIL import Image
 from tiny import Project
 from tiny_inside import Within
 from tiny_llava_next import FAMILIES, tiny_llava_next, tiny_processor
-from tiny_plans import depthwise, random_plan
-from tiny_tiles import (
-    ROWS,
-    STEPS,
-    check_beams,
-    check_identity,
-    check_masking,
-    check_operations,
-    generated,
-    picture,
-)
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig
 
 import tokenprune as tp
-from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.known import adapter_for
 from tokenprune.adapters.llava_next import LlavaNextAdapter
-from tokenprune.budget import Budget
 from tokenprune.errors import ModelError
 from tokenprune.model_card import load_card
 from tokenprune.types import Sample, Signal
 
 VISION = frozenset({Signal.CLS_ATTENTION, Signal.KEYS, Signal.VISION_HIDDEN})
-SCOPES = ["tile", "image"]
 FAMILY = FAMILIES["llava_next"]
 
 
@@ -64,29 +51,6 @@ def test_the_spec_of_the_7b_model_is_its_card():
     spec = LlavaNextAdapter.spec_from_config(config_7b())
     assert spec == load_card("llava-next-7b").spec
     assert (spec.visual_tokens, spec.vision_tiles) == (2880, 5)
-
-
-def test_keeping_everything_of_a_joint_row(built):
-    for positions in ("original", "repacked"):
-        check_identity(*built, FAMILY.ask(built[1], 2, 1), Project(positions=positions), "image")
-
-
-@pytest.mark.parametrize("positions", ["original", "repacked"])
-@pytest.mark.parametrize("rows", ROWS, ids=str)
-def test_dropping_from_a_joint_row_is_masking(built, rows, positions):
-    check_masking(FAMILY, *built, FAMILY.ask(built[1], *rows), Project(positions=positions), "image", keep_tokens=20)
-
-
-@pytest.mark.parametrize("pruner", [Within(), Within(layers=(1, 3), positions="repacked")], ids=["one", "two"])
-@pytest.mark.parametrize("rows", ROWS, ids=str)
-def test_dropping_inside_the_llm(built, rows, pruner):
-    trace = check_masking(FAMILY, *built, FAMILY.ask(built[1], *rows), pruner, keep_tokens=20)
-    assert [after for _, after in trace.counts] == [20 * number for number in rows]
-
-
-@pytest.mark.parametrize("plan", [depthwise(4, 3, 2), depthwise(3, 2, 0), random_plan(1)], ids=["dop", "early", "any"])
-def test_operations(built, plan):
-    check_operations(FAMILY, *built, FAMILY.ask(built[1], 2, 1), plan, keep_tokens=20)
 
 
 def test_budgets_are_of_images_and_divided_over_tiles(model, processor):
@@ -145,61 +109,40 @@ def test_a_tile_is_a_row(model, processor):
     torch.testing.assert_close(tokens.signals["vision_hidden"], seen.hidden_states[-2][:, 1:])
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-def test_a_sample_alone_is_the_sample_in_a_batch(model, processor, scope):
-    batch = FAMILY.ask(processor, 2, 1)
-    alone = {"input_ids": batch["input_ids"][1:, -int(batch["attention_mask"][1].sum()) :]}
-    alone |= {"pixel_values": batch["pixel_values"][2:, :3], "image_sizes": batch["image_sizes"][2:]}
-    with tp.prune(model, processor, Project(), scope=scope, keep_tokens=20) as trace:
-        tokens, logits = generated(model, batch)
-        together = trace.stages[0].keep[1]
-        single, single_logits = generated(model, alone)
-    assert trace.stages[0].keep[0] == together
-    assert single.tolist() == tokens[1:].tolist()
-    torch.testing.assert_close(single_logits, logits[1:], atol=5e-5, rtol=0)
-    adapter = adapter_for(model, processor, scope=scope)
-    ids = [adapter.visual_tokens(inputs, frozenset()).row_ids.tolist() for inputs in (batch, alone)]
-    assert ids[1] == ids[0][-len(ids[1]) :]
-    assert len(set(ids[0])) == len(ids[0])
-
-
 @pytest.mark.parametrize("rows", ROWS, ids=str)
 def test_beam_search(built, rows):
     check_beams(FAMILY, *built, FAMILY.ask(built[1], *rows), Project(positions="repacked"), keep_tokens=20)
 
 
 def test_a_second_turn(model, processor):
-    inputs = FAMILY.ask(processor, 2, 1)
-    text = processor.tokenizer(
-        ["USER: is there a star ? ASSISTANT:"] * 2, add_special_tokens=False, return_tensors="pt"
-    )
-    with tp.prune(model, processor, Project(), keep_tokens=20):
-        first = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
-        ids = torch.cat([first.sequences, text.input_ids], 1)
-        mask = torch.cat([inputs["attention_mask"], torch.ones(2, ids.shape[1] - inputs["input_ids"].shape[1])], 1)
-        second = {**inputs, "input_ids": ids, "attention_mask": mask.long()}
-        out = model.generate(**second, **{CACHE: cache_of(first)}, max_new_tokens=5)
-        assert torch.equal(out, model.generate(**second, max_new_tokens=5))
-        more = torch.cat([ids, inputs["input_ids"][:, -80:]], 1)
-        longer = {**second, "input_ids": more, "attention_mask": torch.ones_like(more)}
-        first = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
-        with pytest.raises(ModelError, match="whose number of tokens varies; give them all at first"):
-            model.generate(**longer, **{CACHE: cache_of(first)}, max_new_tokens=5)
+    check_second_turn(model, processor, FAMILY.ask(processor, 2, 1), keep_tokens=20)
 
 
-@pytest.mark.parametrize("scope", LlavaNextAdapter.scopes)
-def test_prepare(model, processor, scope):
-    adapter = adapter_for(model, processor, scope=scope)
-    samples = [
-        Sample(str(i), picture(i, *size), text, "yes")
-        for i, (size, text) in enumerate([((80, 80), "is there a star ?"), ((80, 24), "where ?")])
-    ]
-    prepared = adapter.prepare(samples)
-    assert adapter.questions(prepared.inputs) == prepared.questions == ["is there a star ?", "where ?"]
-    assert prepared.inputs["attention_mask"][0, -1] == 1
-    pruned = adapter.prune_inputs(prepared.inputs, Project(), Budget(keep_tokens=20))
-    assert pruned.entered == [20, 20]
-    assert len(adapter.generate(pruned, max_new_tokens=2)) == 2
+class Free(type(FAMILY)):
+    """Newline tokens may leave."""
+
+    def fixed(self, model, inputs):
+        return [[] for _ in inputs["input_ids"]]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("pruner", [Project(), Within(layers=(1, 3))], ids=["before", "inside"])
+def test_newlines_leave_if_the_scope_says_so(attention, pruner):
+    built = FAMILY.build(attention)
+    inputs = FAMILY.ask(built[1], 2, 1)
+    check_identity(*built, inputs, pruner, "all")
+    trace = check_masking(Free(), *built, inputs, pruner, "all", keep_tokens=20)
+    assert trace.counts == [(200 + 10 + 5, 40), (55 + 10, 20)]
+
+
+@torch.no_grad()
+def test_signals_of_newlines_are_zero(model, processor):
+    inputs = FAMILY.ask(processor, 1)
+    tokens = adapter_for(model, processor, scope="all").visual_tokens(inputs, VISION)
+    newline = (tokens.features == model.base_model.image_newline).all(-1)
+    assert newline.sum() == 10
+    assert not tokens.signals["vision_hidden"][newline].any()
+    assert tokens.signals["vision_hidden"][~newline].any(-1).all()
 
 
 # The papers' protocol
@@ -306,19 +249,3 @@ def test_inputs_that_do_not_fit(model, processor):
         adapter.encode({**inputs, "image_sizes": torch.tensor([[40, 80]])})
     with pytest.raises(ModelError, match="scope 'tiles' is not one of LlavaNextAdapter; did you mean"):
         adapter_for(model, processor, scope="tiles")
-    other = tiny_processor()
-    other.image_token_id = 77
-    with pytest.raises(ModelError, match="images are token 77 there, token 4 here"):
-        adapter_for(model, other)
-
-
-def test_nothing_is_left_on_the_model(processor):
-    model = tiny_llava_next()
-    before = {name: dict(module._forward_pre_hooks) for name, module in model.named_modules()}
-    config, inputs = model.config.to_dict(), FAMILY.ask(processor, 2, 1)
-    for pruner in (Project(), Within()):
-        with tp.prune(model, processor, pruner, keep_tokens=20):
-            model.generate(**inputs, max_new_tokens=2)
-    assert {name: dict(module._forward_pre_hooks) for name, module in model.named_modules()} == before
-    assert model.config.to_dict() == config
-    assert "generate" not in vars(model)

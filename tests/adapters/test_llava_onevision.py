@@ -1,33 +1,20 @@
 import pytest
 import torch
+from checks import FRAMES, ROWS, check_beams, check_identity, check_masking, check_second_turn, picture
 from tiny import Project
-from tiny_inside import Within
-from tiny_llava_onevision import FAMILIES, FRAMES, tiny_llava_onevision, tiny_processor
-from tiny_plans import depthwise, random_plan
-from tiny_tiles import (
-    ROWS,
-    STEPS,
-    check_beams,
-    check_identity,
-    check_masking,
-    check_operations,
-    generated,
-    picture,
-)
+from tiny_llava_onevision import FAMILIES
+from tiny_siglip import shared_tower
 from transformers import LlavaOnevisionConfig, Qwen2Config
 
 import tokenprune as tp
-from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.known import adapter_for
 from tokenprune.adapters.llava_onevision import LlavaOnevisionAdapter
-from tokenprune.budget import Budget
 from tokenprune.errors import ModelError
 from tokenprune.metrics.flops import vision_flops
-from tokenprune.types import ModelSpec, Sample, Signal, TransformerSpec
+from tokenprune.types import ModelSpec, Signal, TransformerSpec
 
 FAMILY, MIXED = FAMILIES["llava_onevision"], FAMILIES["llava_onevision_video"]
-SCOPES = ["tile", "image"]
-VISION = frozenset({Signal.KEYS, Signal.VISION_HIDDEN})
+VISION = frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.KEYS, Signal.VISION_HIDDEN})
 
 
 @pytest.fixture(params=["sdpa", "eager"])
@@ -74,28 +61,6 @@ def test_the_spec_of_the_7b_model():
     assert vision_flops(spec) == 10 * one  # tiles do not see one another
 
 
-def test_keeping_everything_of_a_joint_row(built, family):
-    check_identity(*built, family.ask(built[1], 2, 1), Project(), "image")
-
-
-@pytest.mark.parametrize("positions", ["original", "repacked"])
-@pytest.mark.parametrize("rows", ROWS, ids=str)
-def test_dropping_from_a_joint_row_is_masking(built, family, rows, positions):
-    check_masking(family, *built, family.ask(built[1], *rows), Project(positions=positions), "image", keep_tokens=15)
-
-
-@pytest.mark.parametrize("pruner", [Within(), Within(layers=(1, 3), positions="repacked")], ids=["one", "two"])
-@pytest.mark.parametrize("rows", ROWS, ids=str)
-def test_dropping_inside_the_llm(built, family, rows, pruner):
-    trace = check_masking(family, *built, family.ask(built[1], *rows), pruner, keep_tokens=15)
-    assert [after for _, after in trace.counts] == [15 * number for number in rows]
-
-
-@pytest.mark.parametrize("plan", [depthwise(4, 3, 2), depthwise(3, 2, 0), random_plan(1)], ids=["dop", "early", "any"])
-def test_operations(built, family, plan):
-    check_operations(family, *built, family.ask(built[1], 2, 1), plan, keep_tokens=15)
-
-
 @pytest.mark.parametrize("rows", [*ROWS, (2, 2)], ids=str)
 def test_beam_search(built, family, rows):
     check_beams(family, *built, family.ask(built[1], *rows), Project(positions="repacked"), keep_tokens=15)
@@ -137,12 +102,13 @@ def test_of_several_images_of_a_prompt_the_tower_sees_the_whole_alone(model, pro
 def test_signals_of_images(model, processor):
     """The whole image's are of its patches; the tiles' are put together and resized as a picture would be."""
     inputs = FAMILY.ask(processor, 1)
-    tokens = adapter_for(model, processor, scope="image").visual_tokens(inputs, VISION)
+    tokens = adapter_for(model, processor, scope="image").visual_tokens(inputs, VISION, tower=shared_tower())
     tower = model.base_model.vision_tower
     seen = tower(inputs["pixel_values"][0], output_hidden_states=True)
     block = tower.encoder.layers[-1]
     keys = block.self_attn.k_proj(block.layer_norm1(seen.hidden_states[-2]))
-    for name, x in {"vision_hidden": seen.hidden_states[-1], "keys": keys}.items():
+    embeds = shared_tower().project(seen.hidden_states[-1])  # which are before the last norm
+    for name, x in {"vision_hidden": seen.hidden_states[-1], "keys": keys, "clip_image_embeds": embeds}.items():
         whole, tiles = x[0], x[1:].view(2, 2, 5, 5, 32)
         stitched = torch.cat([torch.cat([*row], 1) for row in tiles], 0)
         small = torch.nn.functional.interpolate(stitched.permute(2, 0, 1)[None], [7, 7], mode="bilinear")[0]
@@ -153,46 +119,27 @@ def test_signals_of_images(model, processor):
 @torch.no_grad()
 def test_signals_of_videos(model, processor):
     inputs = MIXED.ask(processor, 2)
-    tokens = adapter_for(model, processor).visual_tokens(inputs, VISION)
+    tokens = adapter_for(model, processor).visual_tokens(inputs, VISION, tower=shared_tower())
     hidden = model.base_model.vision_tower(inputs["pixel_values_videos"][0], output_hidden_states=True).hidden_states
-    frames = hidden[-1].view(FRAMES, 5, 5, 32).permute(0, 3, 1, 2)
-    small = torch.nn.functional.interpolate(frames, [3, 3], mode="bilinear").flatten(2).mT
-    torch.testing.assert_close(tokens.signals["vision_hidden"][5:, :9], small)
+    embeds = shared_tower().project(hidden[-1])
+    for name, x in {"vision_hidden": hidden[-1], "clip_image_embeds": embeds}.items():
+        frames = x.view(FRAMES, 5, 5, 32).permute(0, 3, 1, 2)
+        small = torch.nn.functional.interpolate(frames, [3, 3], mode="bilinear").flatten(2).mT
+        torch.testing.assert_close(tokens.signals[name][5:, :9], small)
 
 
-def test_a_sample_alone_is_the_sample_in_a_batch(model, processor):
-    batch, alone = MIXED.ask(processor, 1, 2), MIXED.ask(processor, 1, 2, only=1)
-    assert batch["pixel_values_videos"].shape == alone["pixel_values_videos"].shape
-    for scope in SCOPES:
-        with tp.prune(model, processor, Project(), scope=scope, keep_tokens=15) as trace:
-            tokens, logits = generated(model, batch)
-            together = trace.stages[0].keep[1]
-            single, single_logits = generated(model, alone)
-        assert trace.stages[0].keep[0] == together
-        assert single.tolist() == tokens[1:].tolist()
-        torch.testing.assert_close(single_logits, logits[1:], atol=5e-5, rtol=0)
+@pytest.mark.parametrize("rows", [(2,), (2, 1)], ids=str)
+def test_a_second_turn(family, model, processor, rows):
+    check_second_turn(model, processor, family.ask(processor, *rows), keep_tokens=15)
 
 
-def test_a_second_turn_on_a_video(model, processor):
-    inputs = MIXED.ask(processor, 2)
-    text = processor.tokenizer("USER: is there a star ? ASSISTANT:", add_special_tokens=False, return_tensors="pt")
-    with tp.prune(model, processor, Project(), keep_tokens=15):
-        first = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
-        ids = torch.cat([first.sequences, text.input_ids], 1)
-        second = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        out = model.generate(**second, **{CACHE: cache_of(first)}, max_new_tokens=STEPS)
-        assert torch.equal(out, model.generate(**second, max_new_tokens=STEPS))
-
-
-def test_prepare(model, processor):
-    adapter = adapter_for(model, processor)
-    pictures = [picture(0, 80, 80), picture(1, 80, 24)]
-    samples = [Sample("0", pictures[0], "is there a star ?", "yes"), Sample("1", pictures[1], "where ?", "top")]
-    prepared = adapter.prepare(samples)
-    assert adapter.questions(prepared.inputs) == prepared.questions == ["is there a star ?", "where ?"]
-    pruned = adapter.prune_inputs(prepared.inputs, Project(), Budget(keep_tokens=15))
-    assert pruned.entered == [15, 15]
-    assert len(adapter.generate(pruned, max_new_tokens=2)) == 2
+def test_a_budget_is_of_each_frame_if_the_scope_says_so(model, processor):
+    inputs = MIXED.ask(processor, 2)  # of which the second is a video
+    check_identity(model, processor, inputs, Project(), "per_frame")
+    trace = check_masking(MIXED, model, processor, inputs, Project(), "per_frame", keep_tokens=3)
+    kept = torch.tensor(trace.stages[0].keep[0][3:])
+    first = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    assert kept.sub(first).div(9, rounding_mode="floor").tolist() == [0] * 3 + [1] * 3 + [2] * 3
 
 
 def test_inputs_that_do_not_fit(model, processor):
@@ -203,29 +150,11 @@ def test_inputs_that_do_not_fit(model, processor):
         adapter.encode({**inputs, "pixel_values_videos": inputs["pixel_values_videos"][0]})
     with pytest.raises(ModelError, match=r"placeholders \(row by row\), but the 1 given images"):
         adapter.encode({**inputs, "pixel_values_videos": inputs["pixel_values_videos"][:, :2]})
-    with pytest.raises(ModelError, match="whose number of tokens varies; give them all at first"):
-        adapter.count_images(inputs["input_ids"])
     with pytest.raises(ModelError, match="no placeholder for it"), tp.prune(model, processor, Project(), keep_tokens=5):
         model.generate(input_ids=inputs["input_ids"][:, -4:], pixel_values_videos=inputs["pixel_values_videos"])
-    other = tiny_processor()
-    other.image_token_id = 77
-    with pytest.raises(ModelError, match="images are token 77 there"):
-        adapter_for(model, other)
 
 
 def test_its_tower_has_no_cls_token(model, processor):
     adapter = adapter_for(model, processor)
     with pytest.raises(ModelError, match="LlavaOnevisionAdapter cannot give the signals cls_attention"):
         adapter.visual_tokens(FAMILY.ask(processor, 1), frozenset({Signal.CLS_ATTENTION}))
-    with pytest.raises(ModelError, match="cannot give the signals clip_image_embeds, clip_text_embeds"):
-        adapter.check_pruner(tp.create_pruner("cdpruner"))
-
-
-def test_nothing_is_left_on_the_model(processor):
-    model, inputs = tiny_llava_onevision(), MIXED.ask(processor, 2, 1)
-    config, hooks = model.config.to_dict(), {name: dict(m._forward_pre_hooks) for name, m in model.named_modules()}
-    for pruner in (Project(), Within()):
-        with tp.prune(model, processor, pruner, keep_tokens=15):
-            model.generate(**inputs, max_new_tokens=2)
-    assert {name: dict(m._forward_pre_hooks) for name, m in model.named_modules()} == hooks
-    assert model.config.to_dict() == config

@@ -1,20 +1,18 @@
 import pytest
 import torch
+from checks import check_beams, check_identity, check_masking, check_second_turn
 from tiny import Project
 from tiny_inside import Within
 from tiny_mistral3 import FAMILIES, tiny_mistral3, tiny_processor
-from tiny_plans import Planned, depthwise, random_plan
-from tiny_tiles import check_beams, check_identity, check_masking, check_operations, picture
+from tiny_plans import Planned, depthwise
 from transformers import CLIPVisionConfig, Mistral3Config
 
 import tokenprune as tp
-from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.known import adapter_for
 from tokenprune.adapters.mistral3 import Mistral3Adapter
-from tokenprune.budget import Budget
 from tokenprune.errors import ModelError
 from tokenprune.metrics.flops import projector_flops, vision_flops
-from tokenprune.types import Sample, Signal
+from tokenprune.types import Signal
 
 ROWS = (1, 0, 2)
 FAMILY = FAMILIES["mistral3"]
@@ -39,19 +37,6 @@ def test_towers_that_are_not_known():
         Mistral3Adapter.spec_from_config(Mistral3Config(vision_config=CLIPVisionConfig()))
     with pytest.raises(ModelError, match=r"of which layer \[-2, -1\] is read"):
         Mistral3Adapter.spec_from_config(Mistral3Config(vision_feature_layer=[-2, -1]))
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("pruner", [Within(), Within(layers=(1, 3), positions="repacked")], ids=["one", "two"])
-def test_dropping_inside_the_llm(attention, pruner):
-    model, processor = FAMILY.build(attention)
-    trace = check_masking(FAMILY, model, processor, FAMILY.ask(processor, *ROWS), pruner, keep_tokens=6)
-    assert trace.counts == [(25, 6), (0, 0), (25, 12)]
-
-
-@pytest.mark.parametrize("plan", [depthwise(4, 3, 2), depthwise(3, 2, 0), random_plan(1)], ids=["dop", "early", "any"])
-def test_operations(built, plan):
-    check_operations(FAMILY, *built, FAMILY.ask(built[1], *ROWS), plan, keep_tokens=6)
 
 
 def test_beam_search(built):
@@ -96,21 +81,7 @@ def test_signals_follow_their_patches(layer):
 
 
 def test_a_second_turn(built):
-    model, processor = built
-    inputs = FAMILY.ask(processor, 2, 1)
-    text = processor.tokenizer(["USER: is there a star ? ASSISTANT:"] * 2, return_tensors="pt").input_ids
-    with tp.prune(model, processor, Project(), keep_tokens=6):
-        first = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
-        ids = torch.cat([first.sequences, text], 1)
-        mask = torch.cat([inputs["attention_mask"], torch.ones(2, ids.shape[1] - inputs["input_ids"].shape[1])], 1)
-        second = {**inputs, "input_ids": ids, "attention_mask": mask.long()}
-        out = model.generate(**second, **{CACHE: cache_of(first)}, max_new_tokens=5)
-        assert torch.equal(out, model.generate(**second, max_new_tokens=5))
-        more = torch.cat([ids, inputs["input_ids"][:, -29:]], 1)
-        longer = {**second, "input_ids": more, "attention_mask": torch.ones_like(more)}
-        first = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
-        with pytest.raises(ModelError, match="whose number of tokens varies; give them all at first"):
-            model.generate(**longer, **{CACHE: cache_of(first)}, max_new_tokens=5)
+    check_second_turn(*built, FAMILY.ask(built[1], 2, 1), keep_tokens=6)
 
 
 @pytest.fixture(scope="module")
@@ -134,21 +105,6 @@ def test_ministral_inside_the_llm_is_refused(ministral, pruner):
         ministral[0].generate(**FAMILY.ask(ministral[1], 1), max_new_tokens=1)
 
 
-def test_prepare(built):
-    samples = [
-        Sample(str(i), picture(i, *size), text, "yes")
-        for i, (size, text) in enumerate([((80, 80), "is there a star ?"), ((80, 24), "where ?")])
-    ]
-    adapter = adapter_for(*built)
-    prepared = adapter.prepare(samples)
-    assert adapter.questions(prepared.inputs) == prepared.questions == ["is there a star ?", "where ?"]
-    assert prepared.inputs["attention_mask"][0, -1] == 1
-    pruned = adapter.prune_inputs(prepared.inputs, Project(), Budget(keep_tokens=6))
-    assert pruned.layout.sizes == (25, 10)
-    assert pruned.entered == [6, 6]
-    assert len(adapter.generate(pruned, max_new_tokens=2)) == 2
-
-
 def test_inputs_that_do_not_fit(built):
     adapter, inputs = adapter_for(*built), FAMILY.ask(built[1], 2, 1)
     with pytest.raises(ModelError, match=r"got \(3, 80, 80\) and 3 image_sizes"):
@@ -159,7 +115,3 @@ def test_inputs_that_do_not_fit(built):
     wrong["image_sizes"][0, 0] = 64
     with pytest.raises(ModelError, match="but the 3 given images have"):
         adapter.encode(wrong)
-    other = tiny_processor()
-    other.image_token_id = 77
-    with pytest.raises(ModelError, match="images are token 77 there"):
-        adapter_for(built[0], other)

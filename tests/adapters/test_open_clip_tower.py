@@ -167,11 +167,11 @@ def test_siglip_embeds_a_patch_as_if_it_pooled_that_patch_alone():
     assert trunk.global_pool == "map"
     visual = torch.nn.Module()  # as open_clip's TimmModel without a projection
     visual.trunk, visual.head = trunk, torch.nn.Sequential()
-    head, width = open_clip_tower._patch_head(visual)
-    assert width == 32
+    family, norm, head, width = open_clip_tower._patch_head(visual)
+    assert (family, norm, width) == ("siglip", trunk.norm, 32)
     hidden = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        embeds = head(hidden)
+        embeds = head(norm(hidden))
         assert embeds.shape == (2, 4, 32)
         # Four copies of one patch pool to what the patch alone gives, whatever the attention.
         copies = hidden[0, 2].expand(1, 4, 32)

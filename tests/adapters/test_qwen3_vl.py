@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from checks import check_masking, generated
 from masked_layers import masked_layers_logits
 from tiny import Project
 from tiny_inside import Within
 from tiny_plans import LAYERS, Planned, depthwise, random_plan
 from tiny_qwen3_vl import FAMILIES, VISION
 from tiny_qwen_vl import tiny_qwen
-from tiny_tiles import check_masking, generated
 from transformers import Qwen3VLConfig
 
 import tokenprune as tp

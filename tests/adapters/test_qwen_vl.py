@@ -1,17 +1,17 @@
 """Qwen2-VL and Qwen2.5-VL, and what Qwen3-VL has in common with them: positions with three axes, videos, frames."""
 
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from checks import check_identity, check_masking, generated
 from families import families
 from masked_layers import masked_layers_logits
 from PIL import Image
 from tiny import Project
 from tiny_inside import Within
-from tiny_plans import depthwise, random_plan
-from tiny_qwen_vl import FRAMES, MERGE, PATCH, pixels, tiny_processor
-from tiny_tiles import check_identity, check_masking, check_operations, generated
+from tiny_qwen_vl import FRAMES, MERGE, PATCH, pixels, tiny_processor, tiny_qwen
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2_5_VLConfig, Qwen2VLConfig
 
@@ -20,7 +20,6 @@ from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.known import adapter_class, adapter_for
 from tokenprune.adapters.mrope import close_gaps
 from tokenprune.adapters.qwen_vl import QwenVLAdapter
-from tokenprune.budget import Budget
 from tokenprune.errors import ModelError
 from tokenprune.metrics.flops import projector_flops, vision_flops
 from tokenprune.model_card import load_card
@@ -120,23 +119,15 @@ def test_an_image_without_its_last_column_is_numbered_as_the_smaller_image():
 # Inside the LLM
 
 
-@pytest.mark.parametrize("rows", [(1,), (1, 2)], ids=str)
-@pytest.mark.parametrize(
-    "pruner", [Within(), Within(layers=(1, 3)), Within(layers=(1, 2, 3), own=True)], ids=["one", "two", "three"]
-)
-def test_dropping_inside_is_masking_from_that_layer_on(family, built, rows, pruner):
-    inputs = family.ask(built[1], *rows)
-    trace = check_masking(family, *built, inputs, pruner, keep_tokens=6)
+def test_dropping_by_the_attention_of_the_layer_itself(family, built):
+    """Which is computed with the positions of all axes."""
+    inputs = family.ask(built[1], 1, 2)
+    trace = check_masking(family, *built, inputs, Within(layers=(1, 2, 3), own=True), keep_tokens=6)
     assert trace.counts == family.counts(built[0], inputs, 6)
 
 
 def test_keeping_everything_inside(family, built):
     check_identity(*built, family.ask(built[1], 1, 2), Within(layers=(1, 3)))
-
-
-@pytest.mark.parametrize("plan", [*map(random_plan, range(3)), depthwise(3, 2, 2), depthwise(1, 1, 1)], ids=str)
-def test_operations(family, built, plan):
-    check_operations(family, *built, family.ask(built[1], 1, 2), plan, keep_tokens=7)
 
 
 def test_gaps_cannot_be_closed_inside(family, plain):
@@ -208,6 +199,25 @@ def test_a_budget_is_of_the_whole_video(family, plain):
     assert kept["video"] != [5, 5, 5]
 
 
+@pytest.mark.parametrize("pruner", [Project(), Within()], ids=["before", "inside"])
+def test_a_budget_is_of_each_frame_if_the_scope_says_so(family, built, pruner):
+    inputs = family.ask(built[1], 1, 0, videos=(1, 1))  # an image of 25 tokens, three frames of 25, two of 18
+    check_identity(*built, inputs, pruner, "per_frame")
+    trace = check_masking(family, *built, inputs, pruner, "per_frame", keep_tokens=5)
+    assert trace.counts == [(100, 20), (36, 10)]
+    if pruner == Project():
+        assert [number // 25 for number in trace.stages[0].keep[0]] == sorted([0, 1, 2, 3] * 5)
+
+
+def test_a_budget_may_be_of_larger_images_than_the_nominal_one(family, plain):
+    """Of 36 x 36 tokens: one of 38 x 36 keeps 1300 tokens, and a smaller one all of its 25."""
+    model, processor = plain
+    inputs = family.ask(processor, 1, 1, sizes=((304, 288), (40, 40)))
+    with tp.prune(model, processor, Project(), keep_tokens=1300) as trace:
+        model.generate(**inputs, max_new_tokens=1)
+    assert trace.counts == [(38 * 36, 1300), (25, 25)]
+
+
 def test_a_video_alone_is_the_video_in_a_batch(family, plain):
     model, processor = plain
     batch, alone = (family.ask(processor, 1, 1, videos=(1, 1), only=only) for only in (None, 1))
@@ -256,6 +266,52 @@ def test_signals_are_those_of_the_last_layer(family, plain, videos):
         merged = model.base_model.visual.merger(output.last_hidden_state)[order]
         torch.testing.assert_close(merged, torch.cat(list(output.pooler_output)))
     assert adapter.visual_tokens(inputs, TOWER).signals.keys() == TOWER
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("videos", [{}, {"videos": (1, 1)}], ids=["images", "videos"])
+@pytest.mark.parametrize(("name", "full"), [*((name, None) for name in FAMILIES), ("qwen2_5_vl", [1])])
+def test_received_attention_is_the_mean_of_the_tower_s_own_softmax(name, full, monkeypatch, videos, attention):
+    """Of the last layer without windows, within an image or frame, after rotation."""
+    family = FAMILIES[name]
+    vision = {**family.vision, "depth": 3, "fullatt_block_indexes": full} if full else family.vision
+    models = {kind: tiny_qwen(family.kind, kind, vision, **family.text) for kind in ("eager", attention)}
+    processor, model = tiny_processor(family.kind), models[attention]
+    inputs = family.ask(processor, 1, 2, **videos)
+    tower = models["eager"].base_model.visual
+    module, seen = tower.blocks[full[0] if full else -1].attn, []
+    modeling = sys.modules[type(module).__module__]
+    eager = modeling.eager_attention_forward
+
+    def recording(asking, *arguments, **options):
+        output, weights = eager(asking, *arguments, **options)
+        if asking is module:
+            seen.append(weights[0].mean(1).T)  # (P, H) of one picture
+        return output, weights
+
+    monkeypatch.setattr(modeling, "eager_attention_forward", recording)
+    models["eager"](**inputs)
+    requires, pictures = frozenset({Signal.RECEIVED_ATTENTION}), iter([*seen])
+    adapter = adapter_for(model, processor)
+    encoded = adapter.encode(inputs, requires)
+    for modality, output in encoded.outputs.items():
+        grids = inputs[f"{modality}_grid_thw"].tolist()
+        patches = torch.cat([next(pictures) for count, _, _ in grids for _ in range(count)])
+        wanted = patches.view(-1, MERGE**2, patches.shape[1]).mean(1)[tower_order(model, grids)]
+        found = adapter.vision_signals(modality, output, inputs, requires)
+        assert found.keys() == requires
+        torch.testing.assert_close(found[Signal.RECEIVED_ATTENTION], wanted, atol=1e-6, rtol=1e-4)
+    assert next(pictures, None) is None
+    assert adapter.visual_tokens(inputs, requires).signals["received_attention"].shape[1] == 4
+
+
+def test_a_tower_of_windows_alone_has_no_received_attention():
+    model = tiny_qwen("Qwen2_5_VL", "sdpa", {**FAMILIES["qwen2_5_vl"].vision, "fullatt_block_indexes": []})
+    processor = tiny_processor("Qwen2_5_VL")
+    inputs = FAMILIES["qwen2_5_vl"].ask(processor, 1)
+    with pytest.raises(ModelError, match="attend within windows, so received_attention is not known"):
+        adapter_for(model, processor).visual_tokens(inputs, frozenset({Signal.RECEIVED_ATTENTION}))
 
 
 def tower_order(model, grids):
@@ -368,20 +424,12 @@ def test_a_later_turn_brings_no_images(family, plain):
 # Inputs
 
 
-def test_prepare(family, plain):
+def test_a_processor_without_a_template(family, plain):
     model, processor = plain
-    adapter = adapter_for(model, processor)
-    images = [Image.fromarray(pixels(seed, *size)) for seed, size in enumerate([(40, 40), (24, 48)])]
-    samples = [Sample(str(i), image, "is there a star ?", "yes") for i, image in enumerate(images)]
-    prepared = adapter.prepare(samples)
-    assert adapter.questions(prepared.inputs) == prepared.questions == ["is there a star ?"] * 2
-    assert prepared.inputs["attention_mask"][1, 0] == 0  # on the left
-    pruned = adapter.prune_inputs(prepared.inputs, Project(), Budget(keep_tokens=5))
-    assert pruned.entered == [5, 5]
-    assert len(adapter.generate(pruned, max_new_tokens=2)) == 2
+    samples = [Sample("0", Image.fromarray(pixels(0, 40, 40)), "is there a star ?", "yes")]
     bare = tiny_processor(family.kind)
     bare.chat_template = None
-    again = adapter_for(model, bare).prepare(samples)
+    prepared, again = (adapter_for(model, each).prepare(samples) for each in (processor, bare))
     assert torch.equal(again.inputs["input_ids"], prepared.inputs["input_ids"])
 
 
@@ -407,10 +455,3 @@ def test_mistakes(family, plain, change, message):
     change(inputs)
     with pytest.raises(ModelError, match=message), tp.prune(model, processor, Project(), keep_tokens=5):
         model.generate(**inputs)
-
-
-def test_a_processor_of_another_model(plain):
-    from tiny import tiny_processor as processor_of_llava
-
-    with pytest.raises(ModelError, match="is not this model's processor: images are token 4 there"):
-        adapter_for(plain[0], processor_of_llava())

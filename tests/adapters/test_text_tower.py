@@ -1,11 +1,19 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from families import families
 from tiny import shared_llava, tiny_clip, tiny_vision_config
+from tiny_siglip import save_siglip
 from transformers import CLIPVisionConfig, LlavaConfig, SiglipVisionConfig
 
-from tokenprune.adapters.text_tower import KNOWN, TextTower, find_source
+import tokenprune as tp
+from tokenprune.adapters.known import ADAPTERS
+from tokenprune.adapters.signals import PAIRED
+from tokenprune.adapters.text_tower import KNOWN, TUNED, TextTower, find_source, load_text_tower
+from tokenprune.build import build
+from tokenprune.config import parse_config
 from tokenprune.errors import ModelError
+from tokenprune.types import PRE_LLM, Step
 
 
 class Letters(TextTower):
@@ -65,7 +73,8 @@ def test_where_the_tower_comes_from(tmp_path):
     assert find_source(config(LARGE), None, None) == "openai/clip-vit-large-patch14-336"
     assert find_source(config(LARGE), None, "clip") == "openai/clip-vit-large-patch14-336"
     assert find_source(config(LARGE), None, "open_clip") == "open_clip:ViT-L-14-336-quickgelu@openai"
-    assert find_source(config(SIGLIP), None, None) == "open_clip:ViT-SO400M-14-SigLIP-384@webli"
+    assert find_source(config(SIGLIP), None, None) == "google/siglip-so400m-patch14-384"
+    assert find_source(config(SIGLIP), None, "open_clip") == "open_clip:ViT-SO400M-14-SigLIP-384@webli"
     assert find_source(config(LARGE), "mine", "clip") == "mine"
     assert find_source(config(LARGE), "open_clip:ViT-L-14@openai", None) == "open_clip:ViT-L-14@openai"
     named = CLIPVisionConfig(**LARGE.to_dict())
@@ -83,7 +92,6 @@ def test_where_the_tower_comes_from(tmp_path):
     [
         (None, None, None, "4 layers, 32 wide, 40 pixels in patches of 8.*give text_tower="),
         (None, None, "open_clip", "give text_tower=open_clip:<model>@<weights>"),
-        (SIGLIP, None, "clip", "no text tower is known"),
         (LARGE, "some/folder", "open_clip", "needs text_tower to be open_clip:<model>@<weights>, got 'some/folder'"),
         (LARGE, "open_clip:ViT-L-14@openai", "clip", "needs text_tower to be a hub id or the folder"),
     ],
@@ -91,6 +99,64 @@ def test_where_the_tower_comes_from(tmp_path):
 def test_no_tower(vision, given, kind, message):
     with pytest.raises(ModelError, match=message):
         find_source(config(vision), given, kind)
+
+
+SIGLIPS = ("gemma3", "idefics3", "llava_onevision", "paligemma")
+
+
+@pytest.mark.parametrize("kind", [None, "clip", "open_clip"])
+@pytest.mark.parametrize("model_type", sorted(TUNED))
+def test_a_tower_that_was_trained_further_has_none_by_its_sizes(model_type, kind, tmp_path):
+    made = config(SIGLIP, tmp_path)
+    made.model_type = model_type
+    with pytest.raises(ModelError, match=f"type '{model_type}' trained their SigLIP further.*docs/families.md"):
+        find_source(made, None, kind)
+    given = "open_clip:ViT-SO400M-14-SigLIP-384@webli" if kind == "open_clip" else "google/siglip"
+    assert find_source(made, given, kind) == given
+    if kind != "open_clip":  # the checkpoint brings its own
+        (tmp_path / "clip").mkdir()
+        (tmp_path / "clip/config.json").touch()
+        assert find_source(made, None, kind) == str(tmp_path / "clip")
+
+
+def test_who_trained_it_further():
+    paired = {name for name in ADAPTERS.names() if ADAPTERS.get(name).offers >= PAIRED}
+    assert paired == {"llava", "llava_next", "llava_next_video", *SIGLIPS}
+    assert {kind for name in SIGLIPS for kind in ADAPTERS.get(name).model_types} == TUNED
+
+
+@pytest.mark.parametrize("name", SIGLIPS)
+def test_a_missing_tower_is_told_before_the_weights_load(name, tmp_path):
+    family = next(iter(families(name).values()))
+    model, processor = family.build("sdpa")
+    with pytest.raises(ModelError, match="give text_tower="), tp.prune(model, processor, "cdpruner", keep_tokens=4):
+        pass
+    model.config.save_pretrained(tmp_path)
+    run = {"model": {"name": name, "path": str(tmp_path)}, "pruner": "cdpruner", "budget": {"keep_tokens": 4}}
+    with pytest.raises(ModelError, match=r"pruner 'cdpruner': .*give text_tower="):
+        build(parse_config(run))
+    run["model"]["text_tower"] = "somebody/siglip"
+    assert build(parse_config(run)).model.text_tower == "somebody/siglip"
+
+
+@pytest.mark.parametrize("name", ["internvl", "mistral3", "qwen_vl", "qwen3_vl"])
+def test_families_without_one_say_what_works(name):
+    message = "no text tower is known for its vision tower: use conditioning prompt_embedding or none"
+    with pytest.raises(ModelError, match=message):
+        ADAPTERS.get(name).check_steps([Step(PRE_LLM, tp.create_pruner("cdpruner"))])
+    for conditioning in ("prompt_embedding", "none"):
+        ADAPTERS.get(name).check_steps([Step(PRE_LLM, tp.create_pruner("cdpruner", conditioning=conditioning))])
+
+
+def test_towers_of_another_kind(tmp_path):
+    model, _ = shared_llava("sdpa")
+    with pytest.raises(ModelError, match="is a siglip, the vision tower is a 'clip_vision_model'"):
+        load_text_tower(model, save_siglip(tmp_path / "siglip"), None)
+    model.config.save_pretrained(tmp_path / "llava")
+    with pytest.raises(ModelError, match="is of type 'llava'; allowed: clip, siglip, siglip2"):
+        load_text_tower(model, str(tmp_path / "llava"), None)
+    with pytest.raises(ModelError, match=r"cannot be loaded \(.*; give another text_tower="):
+        load_text_tower(model, "no/such-tower", None)
 
 
 def test_known_open_clip_towers_exist():

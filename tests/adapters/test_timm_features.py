@@ -1,19 +1,20 @@
-import dataclasses
-import re
+import copy
 
 import numpy as np
 import pytest
 import timm
 import torch
+from families import families
 from PIL import Image
 from tiny import IMAGE_SIZE, ask, randomise, shared_llava, tiny_processor
+from torch.nn.functional import adaptive_avg_pool2d
 
 import tokenprune as tp
 from tokenprune.adapters.known import adapter_for
-from tokenprune.adapters.timm_features import TimmEncoder, _picture, load_encoder
+from tokenprune.adapters.timm_features import TimmEncoder, denormalised, load_encoder
 from tokenprune.errors import ModelError
 from tokenprune.pruners.base import ScorePruner
-from tokenprune.types import Signal
+from tokenprune.types import Sample, Signal
 
 NAME = "timm:vit_tiny_patch16_224"
 build = timm.create_model  # the real one
@@ -50,7 +51,7 @@ def test_the_picture_comes_back_out_of_the_pixels():
     pixels = processor(Image.fromarray(image), return_tensors="pt")["pixel_values"][0]
     assert pixels.min() < -0.5
     expected = torch.from_numpy(image).permute(2, 0, 1) / 255
-    torch.testing.assert_close(_picture(pixels, processor), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(denormalised(pixels, processor), expected, atol=1e-5, rtol=0)
 
 
 def test_patches_are_those_of_the_model_on_its_own_normalisation():
@@ -74,10 +75,10 @@ def test_features_lie_where_the_tokens_do(llava):
     encoded = adapter.encode(inputs)
     encoder = TimmEncoder(tiny_encoder())
     encoder.patches = lambda pictures: pictures
-    found = encoder.features(encoded, processor.image_processor)
+    found = encoder.features(encoded, processor)
     assert found.shape == (75, 3)
     for index, pixels in enumerate(inputs["pixel_values"]):
-        squares = torch.nn.functional.avg_pool2d(_picture(pixels, processor.image_processor), 8)
+        squares = torch.nn.functional.avg_pool2d(denormalised(pixels, processor.image_processor), 8)
         near = found[25 * index : 25 * index + 25].mT.view(3, 5, 5)
         right, *wrong = (correlation(x, squares) for x in (near, near.mT, near.flip(1), near.flip(2)))
         assert right > 0.85
@@ -95,7 +96,7 @@ def test_pruners_choose_in_the_encoder_s_space(llava, name, options):
         alone = trace.keep
     assert asked == [("vit_tiny_patch16_224", {"pretrained": True, "num_classes": 0})]  # once
     adapter = adapter_for(model, processor)
-    features = load_encoder(model, NAME).features(adapter.encode(inputs), processor.image_processor)
+    features = load_encoder(model, NAME).features(adapter.encode(inputs), processor)
     expected = tp.create_pruner(name, **options).select(tp.VisualTokens(features.view(3, 25, -1)), 8)
     assert torch.equal(together, expected.keep)
     assert torch.equal(alone, together[:1])
@@ -121,22 +122,196 @@ def test_signals_of_the_model_and_of_the_encoder_together(llava):
     assert seen == [{"keys": (2, 25, 32), "encoder_features": (2, 25, 24)}]
 
 
-def test_rows_without_a_grid_and_pixels_that_are_no_image(llava, monkeypatch):
+# What each token gets, where the picture is its own map: red is how far right a place is, green how far down.
+
+WIDE, HIGH, SQUARE = (40, 80), (80, 40), (80, 80)
+
+
+def ramp(height, width, blue=0.0):
+    """(height, width, 3) uint8; places are told as parts of the width, the height, and ``blue``."""
+    x = np.broadcast_to((np.arange(width) + 0.5) / width, (height, width))
+    y = np.broadcast_to(((np.arange(height) + 0.5) / height)[:, None], (height, width))
+    return np.stack([255 * x, 255 * y, np.full((height, width), 255 * blue)], 2).round().astype(np.uint8)
+
+
+def lattice(rows, columns, box=(0, 0, 1, 1)):
+    """The middles (x, y) of a lattice over a part (left, top, right, bottom) of the picture, in raster order."""
+    left, top, right, bottom = box
+    return [
+        (left + (right - left) * (x + 0.5) / columns, top + (bottom - top) * (y + 0.5) / rows)
+        for y in range(rows)
+        for x in range(columns)
+    ]
+
+
+def tiles(down, across, side):
+    """Tiles of side x side places, tile after tile."""
+    boxes = [(x / across, y / down, (x + 1) / across, (y + 1) / down) for y in range(down) for x in range(across)]
+    return [place for box in boxes for place in lattice(side, side, box)]
+
+
+def lines(rows, columns, end=(0, 0)):
+    """A lattice of which each line ends with a newline token."""
+    places = lattice(rows, columns)
+    return [place for row in range(rows) for place in [*places[row * columns : (row + 1) * columns], end]]
+
+
+# Family: the places of the tokens of a picture (height, width).
+PLACES = {
+    "llava": {SQUARE: lattice(5, 5)},
+    "gemma3": {SQUARE: lattice(3, 3), WIDE: lattice(3, 3)},
+    "paligemma": {SQUARE: lattice(3, 3), WIDE: lattice(3, 3)},
+    "mistral3": {(96, 96): lattice(6, 6), (48, 96): lattice(3, 6), (64, 32): lattice(4, 2)},
+    "qwen2_vl": {(40, 40): lattice(5, 5), (24, 48): lattice(3, 6)},
+    "qwen2_5_vl": {(40, 40): lattice(5, 5), (24, 48): lattice(3, 6), (56, 32): lattice(7, 4)},
+    "qwen3_vl": {(40, 40): lattice(5, 5), (24, 48): lattice(3, 6)},
+    "internvl": {
+        (40, 40): lattice(5, 5),
+        WIDE: tiles(1, 2, 5) + lattice(5, 5),
+        (80, 24): tiles(3, 1, 5) + lattice(5, 5),
+        (70, 70): tiles(2, 2, 5) + lattice(5, 5),
+    },
+    "idefics3": {(60, 60): tiles(4, 4, 3) + lattice(3, 3), (48, 96): tiles(2, 4, 3) + lattice(3, 3)},
+    "smolvlm": {(60, 60): tiles(4, 4, 3) + lattice(3, 3), (96, 48): tiles(4, 2, 3) + lattice(3, 3)},
+    "llava_next": {
+        SQUARE: lattice(5, 5) + lines(10, 10),
+        WIDE: lattice(5, 5) + lines(5, 10),
+        (80, 24): lattice(5, 5) + lines(10, 3),  # padding is taken off
+    },
+    "llava_next_video_images": {SQUARE: lattice(4, 4) + lines(8, 8), WIDE: lattice(4, 4) + lines(4, 8)},
+    "llava_onevision": {
+        SQUARE: lattice(5, 5) + lines(7, 7),  # so many tokens are made fewer, across the tiles' edges
+        HIGH: lattice(5, 5) + lines(10, 5),
+        (80, 24): lattice(5, 5) + lines(10, 3),
+    },
+}
+
+
+PIXELS = {"gemma3": 16, "paligemma": 16, "mistral3": 16, "idefics3": 16, "smolvlm": 16, "llava_next_video_images": 10}
+
+
+def seen(adapter, inputs, pixels=8):
+    """(T, 3) of an encoder that gives the mean color of each square of so many pixels."""
+    encoder = TimmEncoder(tiny_encoder())
+    encoder.patches = lambda x: adaptive_avg_pool2d(x, (round(x.shape[2] / pixels), round(x.shape[3] / pixels)))
+    return encoder.features(adapter.encode(inputs), adapter.processor)
+
+
+def check_places(found, places, atol=0.03):
+    assert found.shape == (len(places), 3)
+    torch.testing.assert_close(found[:, :2], torch.tensor(places, dtype=torch.float32), atol=atol, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # by the processor of PaliGemma
+@pytest.mark.parametrize("name", PLACES)
+def test_each_token_gets_what_its_place_shows(name):
+    """Whatever the scope, and the picture's size and place in the batch."""
+    model, processor = families()[name].build("sdpa")
+    samples = [Sample(str(size), Image.fromarray(ramp(*size)), "where ?", "") for size in PLACES[name]]
+    places = [place for each in PLACES[name].values() for place in each]
+    for scope in {*type(adapter_for(model, processor)).scopes} - {"papers"}:
+        adapter = adapter_for(model, processor, scope=scope)
+        check_places(seen(adapter, adapter.prepare(samples).inputs, PIXELS.get(name, 8)), places)
+
+
+def test_the_papers_protocol_has_no_newlines():
+    adapter = adapter_for(*families()["llava_next"].build("sdpa"), scope="papers")
+    inputs = adapter.prepare([Sample("", Image.fromarray(ramp(50, 50)), "where ?", "")]).inputs
+    check_places(seen(adapter, inputs), lattice(5, 5) + lattice(10, 10))
+
+
+def test_no_family_is_left_out():
+    videos = {"llava_next_video", "llava_onevision_video"}
+    assert set(families()) - videos == set(PLACES)
+
+
+BLUES = [0.1, 0.3, 0.5, 0.7, 0.2, 0.9]  # of the pictures of a video
+
+
+def film(frames, height, width):
+    return np.stack([ramp(height, width, blue) for blue in BLUES[:frames]])
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "pixels", "image"),
+    [("llava_next_video", 2, 20, lattice(4, 4)), ("llava_onevision_video", 3, 40 / 3, lattice(5, 5))],
+)
+def test_frames_that_the_tower_sees_one_by_one(monkeypatch, name, side, pixels, image):
+    """An image, then a video in each row; the last token of OneVision's is a newline."""
+    monkeypatch.setattr("checks.clip", lambda seed: torch.from_numpy(film(3, 50, 50)).permute(0, 3, 1, 2))
+    monkeypatch.setattr("checks.picture", lambda seed, height, width: Image.fromarray(ramp(height, width)))
+    model, processor = families()[name].build("sdpa")
+    inputs = families()[name].ask(processor, 2, sizes=[(40, 40)])
+    for scope in type(adapter_for(model, processor)).scopes:
+        found = seen(adapter_for(model, processor, scope=scope), inputs, pixels)
+        newline = name == "llava_onevision_video"
+        end = len(found) - newline
+        video = found[end - 3 * side**2 : end]
+        check_places(video, 3 * lattice(side, side))
+        torch.testing.assert_close(video[:, 2].view(3, -1).mean(1), torch.tensor(BLUES[:3]), atol=0.01, rtol=0)
+        check_places(found[: len(image)], image, atol=0.13)  # the encoder's squares are larger than its places
+        assert not newline or not found[-1].any()
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_frames_that_are_made_of_two_pictures(monkeypatch, name):
+    monkeypatch.setattr("tiny_qwen_vl.pixels", lambda seed, *shape: film(*shape) if len(shape) == 3 else ramp(*shape))
+    model, processor = families()[name].build("sdpa")
+    inputs = families()[name].ask(processor, 1, 1, videos=(1, 0))  # an image and a video, then an image
+    for scope in type(adapter_for(model, processor)).scopes:
+        found = seen(adapter_for(model, processor, scope=scope), inputs)
+        check_places(found, lattice(5, 5) + 3 * lattice(5, 5) + lattice(3, 6))
+        blue = found[25:100, 2].view(3, -1).mean(1)
+        pairs = torch.tensor(BLUES).view(3, 2).mean(1)
+        torch.testing.assert_close(blue, pairs, atol=0.01, rtol=0)
+        assert found[:25, 2].abs().max() < 0.01
+
+
+def test_each_modality_has_its_own_normalisation(monkeypatch):
+    monkeypatch.setattr("tiny_qwen_vl.pixels", lambda seed, *shape: film(*shape) if len(shape) == 3 else ramp(*shape))
+    model, processor = families()["qwen2_vl"].build("sdpa")
+    processor = copy.deepcopy(processor)
+    processor.video_processor.image_mean, processor.video_processor.image_std = [0.1, 0.2, 0.3], [0.9, 0.8, 0.7]
+    found = seen(adapter_for(model, processor), families()["qwen2_vl"].ask(processor, 1, videos=(1,)))
+    check_places(found, 4 * lattice(5, 5))
+
+
+@pytest.mark.parametrize("name", families())
+def test_every_family_is_pruned_in_the_encoder_s_space(llava, name):
+    """What stays is what the pruner picks among the encoder's features of each row."""
+    family = families()[name]
+    model, processor = family.build("sdpa")
+    adapter, inputs, pruner = adapter_for(model, processor), family.ask(processor, 1, 2), tp.create_pruner("divprune")
+    with tp.prune(model, processor, "divprune", features=NAME, keep_tokens=8) as trace:
+        model.generate(**inputs, max_new_tokens=1)
+    assert trace.counts == family.counts(model, inputs, 8)
+    encoded = adapter.encode(inputs)
+    features = load_encoder(model, NAME).features(encoded, processor)
+    kept = torch.zeros(len(features), dtype=torch.bool)
+    quotas = encoded.layout.divided(
+        [row[0] for row in encoded.layout.counts(pruner, adapter.spec, tp.Budget(keep_tokens=8))]
+    )
+    for unit, quota in zip(encoded.layout.units, quotas, strict=True):
+        if quota:
+            kept[unit[pruner.select(tp.VisualTokens(features[unit][None]), quota).keep[0]]] = True
+    rows = family.placeholder(model, inputs["input_ids"]).nonzero()[:, 0]
+    for row, keep in enumerate(trace.stages[0].keep):
+        assert encoded.layout.numbers[kept & (rows == row)].tolist() == keep
+
+
+def test_models_whose_tokens_have_no_known_place(llava, monkeypatch):
+    from tiny_vipllava import vipllava
+
     model, processor, _ = llava
     adapter, inputs = adapter_for(model, processor), ask(processor, 1)
     pruner, budget = tp.create_pruner("divprune", features=NAME), tp.Budget(keep_tokens=8)
     with monkeypatch.context() as patch:
         patch.setattr(type(adapter), "grid", lambda self: None)
-        with pytest.raises(ModelError, match=r"one row in raster order .* with no grid"):
+        with pytest.raises(ModelError, match=r"need visual tokens of which it is known where in the picture they are"):
             adapter.prune_inputs(inputs, pruner, budget)
-    encoded = adapter.encode(inputs)
-    for shape in ((3, 3, 40, 40), (3, 588), (1, 40, 40)):  # tiles, packed patches, grey
-        other = dataclasses.replace(encoded, pixels=(torch.zeros(shape),))
-        with pytest.raises(ModelError, match=rf"pixels {re.escape(str(shape))} and 1 rows"):
-            adapter.prune_inputs(inputs, pruner, budget, encoded=other)
-    halves = dataclasses.replace(encoded.layout, items=(0, 0), units=encoded.layout.units * 2, grids=((5, 5),) * 2)
-    with pytest.raises(ModelError, match="and 2 rows"):
-        load_encoder(model, NAME).features(dataclasses.replace(encoded, layout=halves), processor.image_processor)
+    unknown = adapter_for(*vipllava())
+    with pytest.raises(ModelError, match=r"this model's are not, as its adapter does not say it"):
+        unknown.prune_inputs(inputs, pruner, budget)
 
 
 def test_models_that_timm_does_not_have(monkeypatch):

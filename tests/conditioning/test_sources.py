@@ -4,6 +4,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from tokenprune.conditioning.base import CONDITIONINGS
 from tokenprune.errors import SelectionError
+from tokenprune.pruners.base import create_pruner
 from tokenprune.types import VisualTokens
 
 G = torch.Generator().manual_seed(0)
@@ -31,6 +32,8 @@ def test_signs_and_needs():
         "open_clip_text": (-1, "open_clip"),
         "prompt_embedding": (1, None),
         "prompt_embedding_per_token": (1, None),
+        "cls_attention": (1, None),
+        "received_attention": (1, None),
     }
 
 
@@ -52,6 +55,31 @@ def test_per_token_is_the_mean_of_the_cosines():
     cosines = normalize(FEATURES, dim=-1) @ normalize(PROMPT, dim=-1).mT
     expected = torch.stack([cosines[0].mean(1), cosines[1, :, :2].mean(1)])
     assert torch.allclose(source("prompt_embedding_per_token").relevance(TOKENS, "row"), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cls_attention", "received_attention"])
+def test_attention_is_the_mean_over_heads_whatever_the_prompt(name):
+    attention = torch.rand(2, 4, 7, generator=G)
+    tokens = VisualTokens(FEATURES, {name: attention.bfloat16(), "prompt_embeds": PROMPT})
+    expected = sum(attention.bfloat16().float()[:, head] for head in range(4)) / 4
+    for scope in ("row", "batch"):
+        found = source(name).relevance(tokens, scope)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected)
+    assert source(name).requires == {name}
+    for wrong in (attention[:, :, :6], attention[:, 0], attention[:, :0]):
+        with pytest.raises(SelectionError, match=rf"'{name}' must be \(B, H, 7\), got"):
+            source(name).relevance(VisualTokens(FEATURES, {name: wrong}), "row")
+    with pytest.raises(SelectionError, match=rf"'{name}' is needed but was not given"):
+        source(name).relevance(VisualTokens(FEATURES), "row")
+
+
+def test_cdpruner_keeps_what_is_attended_to_where_tokens_are_all_unlike():
+    """With an identity for the kernel, only relevance counts."""
+    attention = torch.rand(1, 3, 7, generator=G)
+    tokens = VisualTokens(torch.eye(7)[None], {"received_attention": attention})
+    kept = create_pruner("cdpruner", conditioning="received_attention").select(tokens, 3).keep[0]
+    assert kept.tolist() == attention.mean(1)[0].topk(3).indices.sort().values.tolist()
 
 
 def test_none_says_nothing():

@@ -114,6 +114,7 @@ def test_vision_equals_the_counter():
         visual_tokens=9,
         vision=TransformerSpec(2, 32, 64, 4, 4, 8, 2),
         vision_tokens=10,
+        vision_prefix=1,
         patch_inputs=3 * 8 * 8,
     )
     assert vision_flops(spec) == counter.get_total_flops()

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tokenprune.adapters.known import adapter_for
 from tokenprune.budget import Budget
+from tokenprune.conditioning.base import CONDITIONINGS
 from tokenprune.metrics.flops import llm_prefill_flops, lm_head_flops
 from tokenprune.metrics.selector import selection_flops
 from tokenprune.model_card import load_card
@@ -65,6 +66,12 @@ def test_every_pruner_can_be_asked(name):
     alive = pruner.alive(small, counts, 80)
     flops = selection_flops(small, pruner.steps(small), counts, (80, *alive[:-1]), 10)
     assert (flops == 0) == (name in ("random", "uniform"))
+
+
+@pytest.mark.parametrize("conditioning", sorted(CONDITIONINGS.names()))
+def test_every_conditioning_can_be_asked(conditioning):
+    spec, pruner = load_card("llava-1.5-7b").spec, create_pruner("cdpruner", conditioning=conditioning)
+    assert selection_flops(spec, pruner.steps(spec), [8], [80], 10) > 0
 
 
 def test_a_selection_before_the_llm_reads_nothing_of_it():

@@ -21,6 +21,7 @@ def signals(batch, n, generator, constant=False):
         Signal.PROMPT_EMBEDS: draw(batch, 5, D),
         Signal.PROMPT_MASK: torch.ones(batch, 5, dtype=torch.bool),
         Signal.CLS_ATTENTION: draw(batch, 2, n).softmax(-1),
+        Signal.RECEIVED_ATTENTION: draw(batch, 2, n).softmax(-1),
         Signal.TEXT_ATTENTION: draw(batch, 2, 3, n).softmax(-1),
         Signal.KEYS: draw(batch, n, C),
         Signal.VISION_HIDDEN: draw(batch, n, D),
@@ -48,7 +49,7 @@ def row(tokens, index):
 
 def shortened(tokens, n):
     """The first n visual tokens alone; those that entered the LLM remain the same."""
-    last = {Signal.CLS_ATTENTION, Signal.TEXT_ATTENTION, Signal.ROPE_SIMILARITY}
+    last = {Signal.CLS_ATTENTION, Signal.RECEIVED_ATTENTION, Signal.TEXT_ATTENTION, Signal.ROPE_SIMILARITY}
     second = {Signal.CLIP_IMAGE_EMBEDS, Signal.KEYS, Signal.VISION_HIDDEN, Signal.NORMED_HIDDEN}
     cut = dict(tokens.signals)
     cut |= {name: cut[name][..., :n] for name in last} | {name: cut[name][:, :n] for name in second}

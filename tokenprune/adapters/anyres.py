@@ -7,6 +7,7 @@ features it does here to anything else that there is of each patch.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from tokenprune.adapters.layout import Item, Unit
+from tokenprune.adapters.pictures import Pictures
 from tokenprune.errors import ModelError
 
 NEWLINE = -1
@@ -86,11 +88,22 @@ def image_items(
         joint: whether an image is one unit, else each of its tiles is.
         **options: of ``pack_image_features``.
     """
-    tiles, counts = token_tiles(model, inputs, **options), tile_counts(model.config, inputs)
-    return [
-        Item(x, [Unit((tile != NEWLINE).nonzero()[:, 0])] if joint else tile_units(model.config, tile), pixels[:count])
-        for x, tile, pixels, count in zip(features, tiles, inputs["pixel_values"], counts, strict=True)
-    ]
+    tiles, counts, found = token_tiles(model, inputs, **options), tile_counts(model.config, inputs), []
+    grid = (_patches(model.config),) * 2
+    parts = zip(features, tiles, inputs["pixel_values"], inputs["image_sizes"], counts, strict=True)
+    for x, tile, pixels, size, count in parts:
+        units = [Unit((tile != NEWLINE).nonzero()[:, 0])] if joint else tile_units(model.config, tile)
+        arrange = functools.partial(_pack_one, model, size, options)
+        found.append(Item(x, units, pixels[:count], Pictures(pixels[:count], grid, arrange)))
+    return found
+
+
+def _pack_one(model: Any, size: Tensor, options: Mapping[str, Any], x: Tensor) -> Tensor:
+    """What ``pack`` does, of one image: (tiles, N, C) to (n, C)."""
+    newline = x.new_zeros(x.shape[2])
+    packed: tuple[Tensor]
+    packed, _ = model.base_model.pack_image_features([x], size[None], image_newline=newline, **options)
+    return packed[0]
 
 
 def tile_units(config: Any, tile: Tensor) -> list[Unit]:

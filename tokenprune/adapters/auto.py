@@ -31,7 +31,7 @@ TOLERANCE = 1e-2  # of the largest logit: half precision sums in another order
 
 
 class AutoAdapter(ModelAdapter):
-    """Made only for models that no adapter serves; pruning before the LLM alone, without signals of the vision tower.
+    """Made only for models that no adapter serves; without signals of the vision tower, and checked before the LLM.
 
     Raises:
         ModelError: if the model does not follow the conventions, or fails the check; says which part.
@@ -40,6 +40,7 @@ class AutoAdapter(ModelAdapter):
     model_types = ()
     offers = frozenset({Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK})
     example = ""
+    any_size = True
 
     def __init__(self, model: Any, processor: Any, **options: Any) -> None:
         kind = f"no adapter knows models of type {model.config.model_type!r}, and this one"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from typing import Any, ClassVar
 
 import torch
@@ -19,12 +20,13 @@ from tokenprune.adapters import run
 from tokenprune.adapters.encoded import Encoded, encode
 from tokenprune.adapters.inputs import PIXELS, Prepared, PrunedInputs
 from tokenprune.adapters.layout import Grid, Item, Unit
+from tokenprune.adapters.pictures import Pictures
 from tokenprune.adapters.pruned import prune_inputs
 from tokenprune.adapters.question import ROLES, last_question
-from tokenprune.adapters.signals import check_steps, make_signals, rows_of
+from tokenprune.adapters.signals import check_steps, check_tower, make_signals, rows_of
 from tokenprune.adapters.text_tower import TextTower, load_text_tower
 from tokenprune.budget import Budget
-from tokenprune.errors import ModelError, hint
+from tokenprune.errors import BudgetExceedsError, ModelError, hint
 from tokenprune.types import ModelSpec, Sample, Selector, Signal, Step, VisualTokens
 
 
@@ -39,7 +41,9 @@ class ModelAdapter(ABC):
         roles: regular expressions of what begins a turn of the user and of the assistant.
         answer_type: what ``token_type_ids``, if the model takes any, are for what follows the prompt.
         scopes: what a row that a pruner chooses among can be; the first is the default. Budgets are of an image or a
-            video, whatever the scope.
+            video, unless the scope is ``per_frame``.
+        any_size: whether an image or video can have more visual tokens than the nominal image of the spec.
+        normed: whether VISION_HIDDEN has been through the vision tower's last norm.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -49,6 +53,8 @@ class ModelAdapter(ABC):
     roles: ClassVar[tuple[str, str]] = ROLES
     answer_type: ClassVar[int] = 0
     scopes: ClassVar[tuple[str, ...]] = ("image",)
+    any_size: ClassVar[bool] = False
+    normed: ClassVar[bool] = False
 
     def __init__(self, model: Any, processor: Any, *, text_tower: str | None = None, scope: str | None = None) -> None:
         """Wrap a loaded model.
@@ -56,7 +62,7 @@ class ModelAdapter(ABC):
         Args:
             model: the model.
             processor: that belongs to it.
-            text_tower: hub id or folder of the CLIPModel that its vision tower comes from, or
+            text_tower: hub id or folder of the CLIPModel or SiglipModel that its vision tower comes from, or
                 ``open_clip:<model>@<weights>``; None to find it. It is loaded when a pruner first needs it.
             scope: one of ``scopes``.
 
@@ -69,10 +75,8 @@ class ModelAdapter(ABC):
         several, ours = getattr(processor, "image_token_ids", None), model.config.image_token_id
         theirs = several[0] if isinstance(several, list) else getattr(processor, "image_token_id", None)
         if ours != theirs or not hasattr(processor, "image_processor"):
-            name = type(processor).__name__
-            raise ModelError(
-                f"{name} is not this model's processor: images are token {theirs} there, token {ours} here"
-            )
+            tokens = f"images are token {theirs} there, token {ours} here"
+            raise ModelError(f"{type(processor).__name__} is not this model's processor: {tokens}")
 
     @classmethod
     def check_scope(cls, scope: str | None) -> None:
@@ -83,20 +87,21 @@ class ModelAdapter(ABC):
     @classmethod
     @abstractmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
-        """Sizes of a model, from its config alone.
-
-        Raises:
-            ModelError: if it has parts that this adapter does not know.
-        """
+        """Sizes of a model, from its config alone; ModelError if it has parts that this adapter does not know."""
 
     @abstractmethod
     def vision_signals(
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
-        """CLS_ATTENTION (T, H), KEYS and VISION_HIDDEN (T, C), as far as required, from the output of an encoder.
+        """CLS_ATTENTION, RECEIVED_ATTENTION (T, H), KEYS and VISION_HIDDEN (T, C), as far as required.
 
         T are the visual tokens of the modality in the order of their placeholders; arguments as those of ``items``.
+        Where tokens are made of several patches, of each patch, as ``per_token`` takes it.
         """
+
+    def per_token(self, modality: str, x: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """(T, ...) of each visual token, from what ``vision_signals`` gives; here these are the same."""
+        return x
 
     def grid(self) -> Grid | None:
         """(height, width) of an image's visual tokens if they are in raster order and all images have the same."""
@@ -110,8 +115,8 @@ class ModelAdapter(ABC):
             output: of the modality's encoder.
             inputs: of the model.
         """
-        pairs = zip(output.pooler_output, inputs[PIXELS[modality]], strict=True)
-        return [Item(x, [Unit(torch.arange(len(x)), self.grid())], pixels) for x, pixels in pairs]
+        pairs, grid = zip(output.pooler_output, inputs[PIXELS[modality]], strict=True), self.grid()
+        return [Item(x, [Unit(torch.arange(len(x)), grid)], own, Pictures.of(own, grid)) for x, own in pairs]
 
     def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
         """What the model takes for the output of its encoder.
@@ -124,11 +129,7 @@ class ModelAdapter(ABC):
         return BaseModelOutputWithPooling(pooler_output=parts)
 
     def count_images(self, ids: Tensor) -> Tensor:
-        """(B,) long, how many images a later turn brings.
-
-        Raises:
-            ModelError: if it cannot be told from the prompt.
-        """
+        """(B,) long, how many images a later turn brings; ModelError if it cannot be told from the prompt."""
         numbers = self.placeholders(ids).sum(1)
         if bool((numbers % self.spec.visual_tokens).any()):
             raise ModelError("a later turn cannot bring images whose number of tokens varies; give them all at first")
@@ -160,30 +161,32 @@ class ModelAdapter(ABC):
         return torch.stack([ids == token for token in tokens if token is not None]).any(0)
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
-        """Refuse what cannot be pruned.
-
-        Raises:
-            ModelError: says why.
-        """
+        """Raise ModelError, which says why, for what cannot be pruned."""
         if inputs.get("inputs_embeds") is not None or inputs.get("input_ids") is None:
             raise ModelError("inputs_embeds do not tell where the images are; give input_ids and pixel_values")
         prompts.check(inputs, self.placeholders(inputs["input_ids"]))
 
     def check_pruner(self, pruner: Selector) -> tuple[Step, ...]:
-        """The steps of a pruner.
+        """The steps of a pruner; ModelError if one needs a signal that is not on offer, or a text tower not known.
 
         Raises:
-            ModelError: if one needs a signal that is not on offer at its stage.
             ConfigError: if the LLM has no such layer.
         """
         steps = pruner.steps(self.spec)
         self.check_steps(steps)
+        check_tower(steps, self.model.config, self.text_tower)
         return steps
 
     @classmethod
     def check_steps(cls, steps: Sequence[Step]) -> None:
         """Raise ModelError unless such a model can do these steps of a pruner."""
         check_steps(steps, cls.offers, cls.__name__)
+
+    @classmethod
+    def check_budget(cls, pruner: Selector, spec: ModelSpec, budget: Budget) -> None:
+        """Raise BudgetError if it cannot be met, or no image has more tokens; those that have fewer keep all."""
+        with suppress(BudgetExceedsError) if cls.any_size else nullcontext():
+            pruner.schedule(spec, budget, spec.visual_tokens)
 
     def prepare(self, samples: Sequence[Sample]) -> Prepared:
         """Samples as inputs, padded on the left."""
@@ -241,14 +244,7 @@ class ModelAdapter(ABC):
         return [last_question(tokenizer, row, self.placeholders(row), self.roles) for row in inputs["input_ids"]]
 
     def load_text_tower(self, kind: str | None = None) -> TextTower:
-        """The text tower that pairs with the vision tower; loaded once for a model.
-
-        Args:
-            kind: ``clip`` or ``open_clip`` if it must be of that library.
-
-        Raises:
-            ModelError: if there is none, or it is of the other library.
-        """
+        """The text tower that pairs with the vision tower; loaded once for a model. See ``text_tower.find_source``."""
         return load_text_tower(self.model, self.text_tower, kind)
 
     def prune_inputs(

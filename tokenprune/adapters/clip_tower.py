@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
@@ -17,7 +19,7 @@ class ClipTower(TextTower):
     of OpenAI's checkpoints does, at the largest id; this holds for the inner segments of a long text, too.
     """
 
-    kind = "clip"
+    kind = family = "clip"
 
     def __init__(self, model: CLIPModel, tokenizer: AutoTokenizer) -> None:
         self.text_model, self.text_projection = model.text_model, model.text_projection
@@ -27,10 +29,11 @@ class ClipTower(TextTower):
         self.context = model.config.text_config.max_position_embeddings
 
     @torch.no_grad()
-    def project(self, patches: Tensor) -> Tensor:
+    def project(self, patches: Tensor, *, normed: bool = False) -> Tensor:
         """See ``TextTower``."""
         weight = self.visual_projection.weight
-        embeds: Tensor = self.visual_projection(self.norm(patches.to(weight.device, weight.dtype)))
+        x = patches.to(weight.device, weight.dtype)
+        embeds: Tensor = self.visual_projection(x if normed else self.norm(x))
         return embeds
 
     def tokenize(self, text: str) -> Tensor:
@@ -52,15 +55,29 @@ def load(source: str, device: torch.device) -> ClipTower:
     Raises:
         ModelError: if there is no complete ``CLIPModel`` with a tokenizer.
     """
+    model, tokenizer = load_whole(CLIPModel, source)
+    return ClipTower(model.to(device), tokenizer)
+
+
+def load_whole(kind: Any, source: str) -> tuple[Any, Any]:
+    """A model of both towers in float32 and evaluation mode, and its tokenizer.
+
+    Args:
+        kind: class of the model.
+        source: hub id or folder.
+
+    Raises:
+        ModelError: if they cannot be loaded, or a part of the model is not there.
+    """
     try:
-        model, info = CLIPModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        model, info = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(f"text tower {source!r} cannot be loaded ({reason}); give another text_tower=") from error
     if info["missing_keys"]:
         raise ModelError(
-            f"text tower {source!r} is no complete CLIPModel (missing {sorted(info['missing_keys'])[0]!r} and "
+            f"text tower {source!r} is no complete {type(model).__name__} (missing {min(info['missing_keys'])!r} and "
             f"{len(info['missing_keys']) - 1} more); give text_tower="
         )
-    return ClipTower(model.eval().to(device), tokenizer)
+    return model.eval(), tokenizer

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from tokenprune.adapters.spec import decoder_spec, vision_spec
+from tokenprune.adapters.encoded import OF_A_LAYER
+from tokenprune.adapters.spec import decoder_spec, has_head, vision_spec
+from tokenprune.adapters.vision_attention import attention_to
 from tokenprune.errors import ModelError
 from tokenprune.types import ModelSpec, Signal
 
@@ -38,6 +39,8 @@ def llava_spec(config: Any, tiles: int = 1) -> ModelSpec:
         vision=vision_spec(vision),
         vision_tokens=tiles * tokens,
         vision_tiles=tiles,
+        vision_prefix=CLS_TOKENS[vision.model_type],
+        vision_head=has_head(vision),
         patch_inputs=vision.num_channels * vision.patch_size**2,
         projector=(read, width, width),
     )
@@ -54,32 +57,37 @@ def tower_signals(model: Any, output: Any, requires: frozenset[Signal]) -> dict[
     Args:
         model: with ``vision_tower``.
         output: of the tower, with the hidden states that are needed.
-        requires: VISION_HIDDEN and KEYS (I, N, C) and CLS_ATTENTION (I, N, H) are given as far as required; I are the
-            pictures that the tower saw.
+        requires: VISION_HIDDEN and KEYS (I, N, C), CLS_ATTENTION and RECEIVED_ATTENTION (I, N, H) are given as far as
+            required; I are the pictures that the tower saw. What patches receive is from patches alone, not from CLS.
 
     Raises:
         ModelError: if the model does not have them.
     """
     config = model.config
     layer, first = config.vision_feature_layer, first_token(config)
-    wanted = requires & {Signal.VISION_HIDDEN, Signal.CLS_ATTENTION, Signal.KEYS}
+    wanted = requires & {Signal.VISION_HIDDEN, *OF_A_LAYER}
     if wanted and not isinstance(layer, int):
         names = ", ".join(sorted(wanted))
         raise ModelError(f"the projector reads several layers, {list(layer)}, so {names} could be any of theirs")
     signals = {}
     if Signal.VISION_HIDDEN in wanted:
         signals[Signal.VISION_HIDDEN] = output.hidden_states[layer][:, first:]
-    if wanted & {Signal.CLS_ATTENTION, Signal.KEYS}:
+    if wanted & OF_A_LAYER:
         index = attention_layer(layer, output.hidden_states)
         block = model.base_model.vision_tower.encoder.layers[index]
-        x = block.layer_norm1(output.hidden_states[index])
-        keys = block.self_attn.k_proj(x)
+        x, attention = block.layer_norm1(output.hidden_states[index]), block.self_attn
+        keys, patches = attention.k_proj(x), CLS_TOKENS[config.vision_config.model_type]
         signals[Signal.KEYS] = keys[:, first:]
         if Signal.CLS_ATTENTION in wanted:
-            if not CLS_TOKENS[kind := config.vision_config.model_type]:
-                raise ModelError(f"the vision tower {kind!r} has no CLS token whose attention could be read")
-            query = block.self_attn.q_proj(x[:, :1])
-            signals[Signal.CLS_ATTENTION] = attention_row(query, keys, block.self_attn)[:, first:]
+            if not patches:
+                raise ModelError(
+                    f"the vision tower {config.vision_config.model_type!r} has no CLS token whose attention could be "
+                    "read; received_attention stands in for cls_attention there"
+                )
+            signals[Signal.CLS_ATTENTION] = attention_to(keys, attention.q_proj(x[:, :1]), attention)[:, first:]
+        if Signal.RECEIVED_ATTENTION in wanted:
+            asking = attention.q_proj(x[:, patches:])
+            signals[Signal.RECEIVED_ATTENTION] = attention_to(keys, asking, attention)[:, first:]
     return signals
 
 
@@ -89,17 +97,3 @@ def attention_layer(layer: int, hidden_states: Sequence[Tensor]) -> int:
     if index < 0:
         raise ModelError("the projector reads the patch embeddings, so there is no attention layer before it")
     return index
-
-
-def attention_row(query: Tensor, keys: Tensor, attention: Any) -> Tensor:
-    """(I, N, H): how one token attends, recomputed, since fast attention kernels give no weights.
-
-    Args:
-        query: (I, 1, C) of that token.
-        keys: (I, N, C).
-        attention: module with the number and size of heads.
-    """
-    shape = (len(query), -1, attention.num_heads, attention.head_dim)
-    scores = torch.einsum("iqhd,ikhd->ikh", query.view(shape).float(), keys.view(shape).float()) * attention.scale
-    weights: Tensor = scores.softmax(dim=1)
-    return weights

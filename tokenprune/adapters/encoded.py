@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +11,10 @@ from torch import Tensor
 
 from tokenprune.adapters.inputs import PIXELS, encode_items
 from tokenprune.adapters.layout import Layout, place_items
+from tokenprune.adapters.pictures import Pictures
 from tokenprune.types import Signal
+
+OF_A_LAYER = frozenset({Signal.CLS_ATTENTION, Signal.RECEIVED_ATTENTION, Signal.KEYS})  # of the vision tower
 
 if TYPE_CHECKING:
     from tokenprune.adapters.base import ModelAdapter
@@ -27,7 +30,8 @@ class Encoded:
         tokens: (n,) long for each image or video, the numbers of its tokens.
         members: which of these belong to each modality.
         layout: the rows that pruners choose among.
-        pixels: that each image or video was made of; any shape.
+        pictures: of each image or video, as other encoders can see it; None if that is not known.
+        made: signals that were computed of it so far, by what they depend on, for the next pruner.
     """
 
     outputs: dict[str, Any]
@@ -35,7 +39,8 @@ class Encoded:
     tokens: tuple[Tensor, ...]
     members: dict[str, list[int]]
     layout: Layout
-    pixels: tuple[Tensor, ...] = ()
+    pictures: tuple[Pictures | None, ...] = ()
+    made: dict[Any, Tensor] = field(default_factory=dict)
 
     def in_order(self, parts: Mapping[str, Tensor]) -> Tensor:
         """(T, ...) of something that each modality has of its tokens."""
@@ -48,7 +53,7 @@ class Encoded:
 def encode(adapter: ModelAdapter, inputs: Mapping[str, Any], requires: frozenset[Signal]) -> Encoded:
     """See ``ModelAdapter.encode``."""
     # Transformers keeps only the hidden state that the projector reads, unless asked for all.
-    options = {"output_hidden_states": True} if requires & {Signal.CLS_ATTENTION, Signal.KEYS} else {}
+    options = {"output_hidden_states": True} if requires & OF_A_LAYER else {}
     with torch.set_grad_enabled(torch.is_grad_enabled() and adapter.model.training):
         given = [name for name, pixels in PIXELS.items() if inputs.get(pixels) is not None]
         return _arrange(adapter, inputs, {name: encode_items(adapter.model, name, inputs, **options) for name in given})
@@ -68,6 +73,6 @@ def _arrange(adapter: ModelAdapter, inputs: Mapping[str, Any], outputs: dict[str
     layout = Layout.of([item for _, _, item, _ in found], tokens, placeholder)
     features = {name: torch.cat([found[index][2].features for index in members[name]]) for name in outputs}
     encoded = Encoded(
-        outputs, placeholder.new_empty(0), tokens, members, layout, tuple(each[2].pixels for each in found)
+        outputs, placeholder.new_empty(0), tokens, members, layout, tuple(each[2].pictures for each in found)
     )
     return replace(encoded, features=encoded.in_order(features))

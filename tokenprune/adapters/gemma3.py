@@ -18,10 +18,11 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.inputs import CHUNKS_WORK, check_pixels
 from tokenprune.adapters.known import register_adapter
 from tokenprune.adapters.layout import Grid
 from tokenprune.adapters.patches import last_layer, pool
-from tokenprune.adapters.spec import decoder_spec, vision_spec
+from tokenprune.adapters.spec import decoder_spec, has_head, vision_spec
 from tokenprune.errors import ModelError
 from tokenprune.types import ModelSpec, Signal
 
@@ -33,7 +34,18 @@ class Gemma3Adapter(ModelAdapter):
     model_types = ("gemma3",)
     example = "google/gemma-3-4b-it"
     roles = (r"<start_of_turn>user", r"<end_of_turn>|<start_of_turn>model")
-    offers = frozenset({Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK, Signal.KEYS, Signal.VISION_HIDDEN})
+    normed = True
+    offers = frozenset(
+        {
+            Signal.CLIP_IMAGE_EMBEDS,
+            Signal.CLIP_TEXT_EMBEDS,
+            Signal.PROMPT_EMBEDS,
+            Signal.PROMPT_MASK,
+            Signal.RECEIVED_ATTENTION,
+            Signal.KEYS,
+            Signal.VISION_HIDDEN,
+        }
+    )
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -45,6 +57,7 @@ class Gemma3Adapter(ModelAdapter):
             visual_tokens=config.mm_tokens_per_image,
             vision=vision_spec(vision),
             vision_tokens=(vision.image_size // vision.patch_size) ** 2,
+            vision_head=has_head(vision),
             patch_inputs=vision.num_channels * vision.patch_size**2,
             projector=(vision.hidden_size, config.text_config.hidden_size),
         )
@@ -57,17 +70,21 @@ class Gemma3Adapter(ModelAdapter):
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
         """See ``ModelAdapter``; ``token_type_ids``, if there are any, must say which tokens are of images."""
         super().check_inputs(inputs)
-        size, shape = self.model.config.vision_config.image_size, tuple(inputs["pixel_values"].shape)
-        if len(shape) != 4 or shape[2:] != (size, size):
-            raise ModelError(
-                f"pixel_values must be (images, 3, {size}, {size}), got {shape}; use the model's own processor"
-            )
+        check_pixels(inputs, "images", size=(self.model.config.vision_config.image_size,) * 2)
         types, visual = inputs.get("token_type_ids"), self.placeholders(inputs["input_ids"])
         if types is not None and (types.shape != visual.shape or not torch.equal(types == 1, visual)):
             raise ModelError(
                 "token_type_ids must be 1 for the images' placeholders and 0 for all other tokens; give them as the "
                 "model's own processor returns them"
             )
+
+    def count_images(self, ids: Tensor) -> Tensor:
+        """See ``ModelAdapter``."""
+        if not CHUNKS_WORK and bool(self.placeholders(ids).any()):
+            raise ModelError(
+                "this version of transformers masks images of a later turn wrongly; give all at first or take >= 5.23"
+            )
+        return super().count_images(ids)
 
     def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
         """See ``ModelAdapter``; a tensor in which each visual token counts as an image, so that beams can be made."""
@@ -76,8 +93,11 @@ class Gemma3Adapter(ModelAdapter):
     def vision_signals(
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
-        """See ``ModelAdapter``; of the last layer, means over the patches of a token."""
+        """See ``ModelAdapter``; of the last layer."""
+        return last_layer(self.model.base_model.vision_tower.encoder.layers, output, requires)
+
+    def per_token(self, modality: str, x: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """See ``ModelAdapter``; means over the patches of a token."""
         vision = self.model.config.vision_config
         side = vision.image_size // vision.patch_size
-        found = last_layer(self.model.base_model.vision_tower.encoder.layers, output, requires)
-        return {name: pool(x, (side, side), side // self.grid()[0]).flatten(0, 1) for name, x in found.items()}
+        return pool(x, (side, side), side // self.grid()[0]).flatten(0, 1)

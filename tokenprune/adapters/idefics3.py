@@ -15,11 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.inputs import check_pixels
 from tokenprune.adapters.known import register_adapter
 from tokenprune.adapters.layout import Grid, Item, Unit
 from tokenprune.adapters.patches import last_layer, pool
+from tokenprune.adapters.pictures import Pictures
 from tokenprune.adapters.spec import decoder_spec, vision_spec
 from tokenprune.adapters.turns import no_new_images
 from tokenprune.errors import ModelError
@@ -39,7 +42,18 @@ class Idefics3Adapter(ModelAdapter):
     example = "HuggingFaceTB/SmolVLM-500M-Instruct"
     roles = (r"User:", r"<end_of_utterance>|Assistant:")
     scopes = ("tile", "image")
-    offers = frozenset({Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK, Signal.KEYS, Signal.VISION_HIDDEN})
+    normed = True
+    offers = frozenset(
+        {
+            Signal.CLIP_IMAGE_EMBEDS,
+            Signal.CLIP_TEXT_EMBEDS,
+            Signal.PROMPT_EMBEDS,
+            Signal.PROMPT_MASK,
+            Signal.RECEIVED_ATTENTION,
+            Signal.KEYS,
+            Signal.VISION_HIDDEN,
+        }
+    )
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -66,11 +80,7 @@ class Idefics3Adapter(ModelAdapter):
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
         """See ``ModelAdapter``; tiles must have the size that the tower was made for."""
         super().check_inputs(inputs)
-        size, shape = self.model.config.vision_config.image_size, tuple(inputs["pixel_values"].shape)
-        if len(shape) != 5 or shape[3:] != (size, size):
-            raise ModelError(
-                f"pixel_values must be (rows, tiles, 3, {size}, {size}), got {shape}; use the model's own processor"
-            )
+        check_pixels(inputs, "rows", "tiles", size=(self.model.config.vision_config.image_size,) * 2)
 
     def count_images(self, ids: Tensor) -> Tensor:
         """See ``ModelAdapter``; later turns bring none."""
@@ -94,8 +104,12 @@ class Idefics3Adapter(ModelAdapter):
             tokens = torch.arange(len(x))
             whole = [Unit(tokens, self.grid() if len(x) == number else None)]
             units = whole if self.scope == "image" else [Unit(own, self.grid()) for own in torch.split(tokens, number)]
-            found.append(Item(x, units, pixels))
+            found.append(Item(x, units, pixels, Pictures.of(pixels, self.grid())))
         return found
+
+    def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
+        """See ``ModelAdapter``; a tensor in which each token counts as an image: transformers 5.20 takes no list."""
+        return BaseModelOutputWithPooling(pooler_output=torch.cat(parts)[:, None])
 
     def _ends(self, ids: Tensor) -> Tensor:
         """(tiles,) bool, whether a tile is the last of its image: the whole image, after its marker."""
@@ -114,8 +128,19 @@ class Idefics3Adapter(ModelAdapter):
     def vision_signals(
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
-        """See ``ModelAdapter``; of the last layer, means over the patches of a token."""
+        """See ``ModelAdapter``; of the last layer."""
+        if Signal.RECEIVED_ATTENTION in requires:
+            _check_whole(inputs)
+        return last_layer(self.model.base_model.vision_model.encoder.layers, output, requires)
+
+    def per_token(self, modality: str, x: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """See ``ModelAdapter``; means over the patches of a token."""
         side, factor = self.grid()[0], self.model.config.scale_factor
-        found = last_layer(self.model.base_model.vision_model.encoder.layers, output, requires)
-        patches = (side * factor, side * factor)
-        return {name: pool(x, patches, factor).flatten(0, 1) for name, x in found.items()}
+        return pool(x, (side * factor, side * factor), factor).flatten(0, 1)
+
+
+def _check_whole(inputs: Mapping[str, Any]) -> None:
+    """Raise ModelError if a part of a tile is hidden from the tower."""
+    mask = inputs.get("pixel_attention_mask")
+    if mask is not None and bool((mask.flatten(2).any(2) != mask.flatten(2).all(2)).any()):
+        raise ModelError("pixel_attention_mask hides a part of a tile, so received_attention is not known there")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +118,21 @@ def check(inputs: Mapping[str, Any], placeholder: Tensor) -> None:
         raise ModelError("an image is given, but the prompt has no placeholder for it")
     if bool((placeholder & ~real_tokens(inputs)).any()):
         raise ModelError("attention_mask hides image placeholders; it may hide padding only")
+
+
+def check_pixels(inputs: Mapping[str, Any], *leading: str, size: Sequence[int], modality: str = "image") -> None:
+    """Raise ModelError unless pixels have the size that the vision tower was made for.
+
+    Args:
+        inputs: with pixels.
+        *leading: names of their axes before the three colors.
+        size: (height, width), pixels.
+        modality: ``image`` or ``video``.
+    """
+    shape = tuple(inputs[PIXELS[modality]].shape)
+    if len(shape) != len(leading) + 3 or shape[-2:] != tuple(size):
+        wanted = ", ".join((*leading, "3", *map(str, size)))
+        raise ModelError(f"{PIXELS[modality]} must be ({wanted}), got {shape}; use the model's own processor")
 
 
 def text_positions(real: Tensor) -> Tensor:

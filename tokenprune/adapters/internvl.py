@@ -18,11 +18,15 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.clip_vision import attention_layer, attention_row
+from tokenprune.adapters.clip_vision import attention_layer
+from tokenprune.adapters.encoded import OF_A_LAYER
+from tokenprune.adapters.inputs import check_pixels
 from tokenprune.adapters.known import register_adapter
 from tokenprune.adapters.layout import Item, Unit
+from tokenprune.adapters.pictures import Pictures
 from tokenprune.adapters.spec import decoder_spec, vision_spec
 from tokenprune.adapters.turns import no_new_images
+from tokenprune.adapters.vision_attention import attention_to
 from tokenprune.errors import ModelError
 from tokenprune.types import ModelSpec, Signal
 
@@ -38,7 +42,14 @@ class InternVLAdapter(ModelAdapter):
     prompt = "<|im_start|>user\n<IMG_CONTEXT>\n{question}<|im_end|>\n<|im_start|>assistant\n"
     scopes = ("tile", "image")
     offers = frozenset(
-        {Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK, Signal.CLS_ATTENTION, Signal.KEYS, Signal.VISION_HIDDEN}
+        {
+            Signal.PROMPT_EMBEDS,
+            Signal.PROMPT_MASK,
+            Signal.CLS_ATTENTION,
+            Signal.RECEIVED_ATTENTION,
+            Signal.KEYS,
+            Signal.VISION_HIDDEN,
+        }
     )
 
     @classmethod
@@ -53,6 +64,7 @@ class InternVLAdapter(ModelAdapter):
             vision=vision_spec(vision),
             vision_tokens=(TILES + 1) * (patches**2 + 1),
             vision_tiles=TILES + 1,
+            vision_prefix=1,
             patch_inputs=vision.num_channels * vision.patch_size[0] * vision.patch_size[1],
             projector=(vision.hidden_size * shuffled, width, width),
         )
@@ -66,10 +78,7 @@ class InternVLAdapter(ModelAdapter):
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
         """See ``ModelAdapter``."""
         super().check_inputs(inputs)
-        size, shape = tuple(self.model.config.vision_config.image_size), tuple(inputs["pixel_values"].shape)
-        if len(shape) != 4 or shape[2:] != size:
-            wanted = f"(tiles of all images, 3, {size[0]}, {size[1]})"
-            raise ModelError(f"pixel_values must be {wanted}, got {shape}; use the model's own processor")
+        check_pixels(inputs, "tiles of all images", size=self.model.config.vision_config.image_size)
 
     def count_images(self, ids: Tensor) -> Tensor:
         """See ``ModelAdapter``; later turns bring none."""
@@ -90,10 +99,11 @@ class InternVLAdapter(ModelAdapter):
         side, of_tile = round(tokens**0.5), torch.arange(tokens)
         units = [Unit(tokens * tile + of_tile, (side, side)) for tile in range(max(counts))]
         parts = zip(output.pooler_output.split(counts), inputs["pixel_values"].split(counts), counts, strict=True)
-        return [
-            Item(x.flatten(0, 1), units[:count] if self.scope == "tile" else [_whole(tokens * count, side)], pixels)
-            for x, pixels, count in parts
-        ]
+        found = []
+        for x, pixels, count in parts:
+            rows = units[:count] if self.scope == "tile" else [_whole(tokens * count, side)]
+            found.append(Item(x.flatten(0, 1), rows, pixels, Pictures.of(pixels, (side, side))))
+        return found
 
     def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
         """See ``ModelAdapter``; a tensor in which each visual token counts as an image, so that beams can be made."""
@@ -107,15 +117,16 @@ class InternVLAdapter(ModelAdapter):
         if Signal.VISION_HIDDEN in requires:
             read = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
             signals[Signal.VISION_HIDDEN] = self._shuffled(read)
-        if requires & {Signal.CLS_ATTENTION, Signal.KEYS}:
+        if requires & OF_A_LAYER:
             index = attention_layer(layer, output.hidden_states)
             block = self.model.base_model.vision_tower.encoder.layer[index]
             x, attention = block.layernorm_before(output.hidden_states[index]), block.attention
             keys = attention.k_norm(attention.k_proj(x))
             signals[Signal.KEYS] = self._shuffled(keys)
-            if Signal.CLS_ATTENTION in requires:
-                query = attention.q_norm(attention.q_proj(x[:, :1]))
-                signals[Signal.CLS_ATTENTION] = self._shuffled(attention_row(query, keys, attention))
+            asking = {Signal.CLS_ATTENTION: x[:, :1], Signal.RECEIVED_ATTENTION: x[:, 1:]}
+            for name in requires & asking.keys():
+                query = attention.q_norm(attention.q_proj(asking[name]))
+                signals[name] = self._shuffled(attention_to(keys, query, attention))
         return signals
 
     def _shuffled(self, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from tokenprune.adapters.pictures import Pictures
 from tokenprune.budget import Budget
 from tokenprune.errors import BudgetExceedsError, ModelError
 from tokenprune.types import ModelSpec, Selector, TokenSelection
@@ -43,11 +44,13 @@ class Item:
         features: (n, D) its visual tokens.
         units: disjoint rows of them.
         pixels: what it was made of; any shape.
+        pictures: the same as other encoders can see it; None if it is not known where its tokens are in a picture.
     """
 
     features: Tensor
     units: Sequence[Unit]
     pixels: Tensor
+    pictures: Pictures | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,12 +132,11 @@ class Layout:
 
         Args:
             pruner: decides it from the budget and the number of tokens.
-            spec: of the model. Items of another size than its ``visual_tokens`` may have fewer tokens than the budget;
-                they keep all.
-            budget: of an item.
+            spec: of the model.
+            budget: of an item; those that have fewer tokens keep all.
 
         Raises:
-            BudgetError: if it cannot be met.
+            BudgetError: if it is spent before anything leaves.
         """
         totals = [0] * len(self.sizes)
         for unit, item in zip(self.units, self.items, strict=True):
@@ -144,8 +146,6 @@ class Layout:
             try:
                 return pruner.schedule(spec, budget, total)
             except BudgetExceedsError:
-                if total == spec.visual_tokens:
-                    raise
                 return pruner.schedule(spec, Budget(keep_ratio=1.0), total)
 
         found = {total: schedule(total) for total in set(totals)}

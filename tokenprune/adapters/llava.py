@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.clip_vision import llava_spec, tower_signals
+from tokenprune.adapters.inputs import check_pixels
 from tokenprune.adapters.known import register_adapter
-from tokenprune.errors import ModelError
 from tokenprune.types import ModelSpec, Signal
 
 
@@ -31,6 +31,7 @@ class LlavaAdapter(ModelAdapter):
             Signal.PROMPT_EMBEDS,
             Signal.PROMPT_MASK,
             Signal.CLS_ATTENTION,
+            Signal.RECEIVED_ATTENTION,
             Signal.KEYS,
             Signal.VISION_HIDDEN,
         }
@@ -50,11 +51,7 @@ class LlavaAdapter(ModelAdapter):
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
         """See ``ModelAdapter``; images must have the size that the tower was made for."""
         super().check_inputs(inputs)
-        size, shape = self.model.config.vision_config.image_size, tuple(inputs["pixel_values"].shape)
-        if len(shape) != 4 or shape[2:] != (size, size):
-            raise ModelError(
-                f"pixel_values must be (images, 3, {size}, {size}), got {shape}; use the model's own processor"
-            )
+        check_pixels(inputs, "images", size=(self.model.config.vision_config.image_size,) * 2)
 
     def vision_signals(
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]

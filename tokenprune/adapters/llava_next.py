@@ -1,6 +1,6 @@
 """LLaVA-NeXT (LLaVA-1.6): the whole image and its tiles, with a newline token at the end of each line of tiles.
 
-Newline tokens are text to a pruner: they always stay.
+Newline tokens are text to a pruner and stay, unless the scope is ``all``; their signals are 0.
 
 Paper: LLaVA-NeXT: Improved reasoning, OCR, and world knowledge (Liu et al., 2024),
     https://llava-vl.github.io/blog/2024-01-30-llava-next/
@@ -9,8 +9,10 @@ Code: ``LlavaNextForConditionalGeneration`` of transformers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,14 +34,15 @@ PAPERS = 5  # tiles: the whole image and 2 x 2
 class LlavaNextAdapter(ModelAdapter):
     """LLaVA-NeXT: a row of visual tokens for each tile of an image, 5 x 576 for a square one.
 
-    Scopes: ``tile`` (what the tower sees at once is a row), ``image`` (all of an image is one), and ``papers``, the
-    protocol of CDPruner's and other papers: tiles of an image that is made 672 pixels wide and high, whatever its
-    shape; padding is not taken off, and the LLM sees no newline tokens. Its inputs are those of ``prepare``.
+    Scopes: ``tile`` (what the tower sees at once is a row), ``image`` (all of an image is one), ``all`` (with its
+    newline tokens), and ``papers``, the protocol of CDPruner's and other papers: tiles of an image that is made 672
+    pixels wide and high, whatever its shape; padding is not taken off, and the LLM sees no newline tokens. Its inputs
+    are those of ``prepare``.
     """
 
     model_types = ("llava_next",)
     example = "llava-hf/llava-v1.6-vicuna-7b-hf"
-    scopes = ("tile", "image", "papers")
+    scopes: ClassVar[tuple[str, ...]] = ("tile", "image", "all", "papers")
     offers = frozenset(
         {
             Signal.CLIP_IMAGE_EMBEDS,
@@ -47,6 +50,7 @@ class LlavaNextAdapter(ModelAdapter):
             Signal.PROMPT_EMBEDS,
             Signal.PROMPT_MASK,
             Signal.CLS_ATTENTION,
+            Signal.RECEIVED_ATTENTION,
             Signal.KEYS,
             Signal.VISION_HIDDEN,
         }
@@ -62,7 +66,8 @@ class LlavaNextAdapter(ModelAdapter):
         """See ``ModelAdapter``."""
         super().check_inputs(inputs)
         config = self.model.config
-        check_tiles(config, inputs)
+        if inputs.get("pixel_values") is not None:
+            check_tiles(config, inputs)
         if self.scope == "papers":
             placed = self.placeholders(inputs["input_ids"]).sum(1) % (PAPERS * self._tile_tokens())
             made = bool((inputs["image_sizes"] == self._canvas()).all()) and not bool(placed.any())
@@ -94,18 +99,22 @@ class LlavaNextAdapter(ModelAdapter):
         """See ``ModelAdapter``."""
         joint = self.scope == "image"
         items = image_items(self.model, output.pooler_output, inputs, joint=joint, **self._options())
+        if self.scope == "all":
+            return [replace(item, units=[Unit(torch.arange(len(item.features)))]) for item in items]
         return [_without_newlines(item) for item in items] if self.scope == "papers" else items
 
     def vision_signals(
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
-        """See ``ModelAdapter``; all are of the encoder layer whose output the projector reads, and 0 for newlines."""
-        signals = tower_signals(self.model, output, requires)
-        packed = {name: torch.cat(pack(self.model, x, inputs, **self._options())) for name, x in signals.items()}
-        if self.scope == "papers":
-            seen = torch.cat(token_tiles(self.model, inputs, **self._options())) != NEWLINE
-            packed = {name: x[seen] for name, x in packed.items()}
-        return packed
+        """See ``ModelAdapter``; all are of the encoder layer whose output the projector reads."""
+        return tower_signals(self.model, output, requires)
+
+    def per_token(self, modality: str, x: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """See ``ModelAdapter``; 0 for newlines."""
+        packed = torch.cat(pack(self.model, x, inputs, **self._options()))
+        if self.scope != "papers":
+            return packed
+        return packed[torch.cat(token_tiles(self.model, inputs, **self._options())) != NEWLINE]
 
     def _options(self) -> dict[str, Any]:
         return {"vision_feature_select_strategy": self.model.config.vision_feature_select_strategy}
@@ -124,4 +133,11 @@ def _without_newlines(item: Item) -> Item:
     seen = torch.zeros(len(item.features), dtype=torch.bool, device=item.features.device)
     seen[torch.cat([unit.tokens for unit in item.units])] = True
     number = seen.cumsum(0) - 1
-    return Item(item.features[seen], [Unit(number[unit.tokens], unit.grid) for unit in item.units], item.pixels)
+    units = [Unit(number[unit.tokens], unit.grid) for unit in item.units]
+    pictures = item.pictures and replace(item.pictures, arrange=functools.partial(_seen, item.pictures.arrange, seen))
+    return replace(item, features=item.features[seen], units=units, pictures=pictures)
+
+
+def _seen(arrange: Callable[[Tensor], Tensor], seen: Tensor, x: Tensor) -> Tensor:
+    """Without the tokens that are not seen."""
+    return arrange(x)[seen]

@@ -19,10 +19,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from tokenprune.adapters.anyres import check_tiles, image_items, pack
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.clip_vision import llava_spec, tower_signals
+from tokenprune.adapters.frames import video_items
+from tokenprune.adapters.inputs import check_pixels
 from tokenprune.adapters.known import register_adapter
-from tokenprune.adapters.layout import Item, Unit
+from tokenprune.adapters.layout import Item
 from tokenprune.adapters.turns import no_new_images
-from tokenprune.errors import ModelError
 from tokenprune.types import ModelSpec, Signal
 
 
@@ -30,14 +31,27 @@ from tokenprune.types import ModelSpec, Signal
 class LlavaOnevisionAdapter(ModelAdapter):
     """LLaVA-OneVision: a row for each tile of an image and frame of a video, or one for all of it (scope ``image``).
 
+    Scope ``per_frame``: as ``tile``, with a budget for each frame.
+
     Its SigLIP tower has no CLS token, hence no CLS attention.
     """
 
     model_types = ("llava_onevision",)
     example = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
     prompt = "<|im_start|>user <image>\n{question}<|im_end|><|im_start|>assistant\n"
-    scopes = ("tile", "image")
-    offers = frozenset({Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK, Signal.KEYS, Signal.VISION_HIDDEN})
+    scopes = ("tile", "image", "per_frame")
+    any_size = True  # of videos
+    offers = frozenset(
+        {
+            Signal.CLIP_IMAGE_EMBEDS,
+            Signal.CLIP_TEXT_EMBEDS,
+            Signal.PROMPT_EMBEDS,
+            Signal.PROMPT_MASK,
+            Signal.RECEIVED_ATTENTION,
+            Signal.KEYS,
+            Signal.VISION_HIDDEN,
+        }
+    )
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -53,11 +67,8 @@ class LlavaOnevisionAdapter(ModelAdapter):
         config = self.model.config
         if inputs.get("pixel_values") is not None:
             check_tiles(config, inputs)
-        if (videos := inputs.get("pixel_values_videos")) is not None:
-            side, shape = config.vision_config.image_size, tuple(videos.shape)
-            if len(shape) != 5 or shape[3:] != (side, side):
-                wanted = f"(videos, frames, 3, {side}, {side})"
-                raise ModelError(f"pixel_values_videos must be {wanted}, got {shape}; use the model's own processor")
+        if inputs.get("pixel_values_videos") is not None:
+            check_pixels(inputs, "videos", "frames", size=(config.vision_config.image_size,) * 2, modality="video")
 
     def count_images(self, ids: Tensor) -> Tensor:
         """See ``ModelAdapter``; later turns bring none."""
@@ -65,14 +76,11 @@ class LlavaOnevisionAdapter(ModelAdapter):
 
     def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
         """See ``ModelAdapter``."""
-        joint = self.scope == "image"
         if modality == "image":
+            joint = self.scope == "image"
             return image_items(self.model, output.pooler_output, inputs, joint=joint, **self._options())
-        videos = inputs["pixel_values_videos"]
-        tokens, frames = torch.arange(output.pooler_output.shape[1] - 1), videos.shape[1]
-        side = round((len(tokens) / frames) ** 0.5)
-        units = [Unit(tokens)] if joint else [Unit(frame, (side, side)) for frame in tokens.chunk(frames)]
-        return [Item(x, units, pixels) for x, pixels in zip(output.pooler_output, videos, strict=True)]
+        videos, tokens = inputs["pixel_values_videos"], output.pooler_output.shape[1] - 1  # and a newline at the end
+        return video_items(output.pooler_output, videos, round((tokens / videos.shape[1]) ** 0.5), self.scope)
 
     def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
         """See ``ModelAdapter``; of videos a tensor in which each token counts as a video, so that beams can be made."""
@@ -82,14 +90,15 @@ class LlavaOnevisionAdapter(ModelAdapter):
     def vision_signals(
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
-        """See ``ModelAdapter``; all are of the encoder layer whose output the projector reads, and 0 for newlines."""
-        signals = tower_signals(self.model, output, requires)
+        """See ``ModelAdapter``; all are of the encoder layer whose output the projector reads."""
+        return tower_signals(self.model, output, requires)
+
+    def per_token(self, modality: str, x: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """See ``ModelAdapter``; as the model does with features, and 0 for newlines."""
         if modality == "image":
-            return {name: torch.cat(pack(self.model, x, inputs, **self._options())) for name, x in signals.items()}
-        videos = len(inputs["pixel_values_videos"])
-        pooled = {name: self.model.base_model.apply_pooling(x) for name, x in signals.items()}
-        lines = {name: x.reshape(videos, -1, x.shape[2]) for name, x in pooled.items()}
-        return {name: torch.nn.functional.pad(x, (0, 0, 0, 1)).flatten(0, 1) for name, x in lines.items()}
+            return torch.cat(pack(self.model, x, inputs, **self._options()))
+        videos = self.model.base_model.apply_pooling(x).reshape(len(inputs["pixel_values_videos"]), -1, x.shape[2])
+        return torch.nn.functional.pad(videos, (0, 0, 0, 1)).flatten(0, 1)
 
     def _options(self) -> dict[str, Any]:
         return {"vision_aspect_ratio": self.model.config.vision_aspect_ratio}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -12,8 +14,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.known import adapter_class
+from tokenprune.adapters.signals import check_tower
 from tokenprune.errors import ConfigError, ModelError, hint
-from tokenprune.types import ModelSpec
+from tokenprune.types import ModelSpec, Step
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -26,19 +29,28 @@ class Checkpoint:
     Attributes:
         path: hub id or folder.
         adapter: class of its adapter.
-        spec: sizes of the model.
+        config: of the model.
+        spec: its sizes.
         device: where the weights will be.
         options: of the model's ``from_pretrained``.
         text_tower, scope: see ``ModelAdapter``.
+        commit: of the hub's repository; None for a folder.
     """
 
     path: str
     adapter: type[ModelAdapter]
+    config: Any
     spec: ModelSpec
     device: torch.device
     options: Mapping[str, Any]
     text_tower: str | None
     scope: str | None
+    commit: str | None = None
+
+    def check_steps(self, steps: Sequence[Step]) -> None:
+        """Raise ModelError unless the model can do these steps of a pruner, with a text tower if one is needed."""
+        self.adapter.check_steps(steps)
+        check_tower(steps, self.config, self.text_tower)
 
     def load(self) -> ModelAdapter:
         """Load processor and weights, and wrap them.
@@ -48,7 +60,8 @@ class Checkpoint:
         """
         processor = _load(AutoProcessor, self.path)
         model = _load(AutoModelForImageTextToText, self.path, **self.options)
-        return self.adapter(model.eval().to(self.device), processor, text_tower=self.text_tower, scope=self.scope)
+        placed = model.eval() if "device_map" in self.options else model.eval().to(self.device)
+        return self.adapter(placed, processor, text_tower=self.text_tower, scope=self.scope)
 
 
 def find_checkpoint(
@@ -59,6 +72,7 @@ def find_checkpoint(
     attention: str = "sdpa",
     text_tower: str | None = None,
     scope: str | None = None,
+    device_map: str | None = None,
 ) -> Checkpoint:
     """Read the config of a checkpoint, and check that it can run as wanted.
 
@@ -69,22 +83,34 @@ def find_checkpoint(
         attention: implementation of attention in the LLM and the vision tower.
         text_tower: see ``ModelAdapter``.
         scope: likewise.
+        device_map: ``auto`` lets accelerate spread the weights over what devices there are; None uses ``device``.
 
     Raises:
-        ConfigError: if dtype, device or attention are unknown, or do not go together.
+        ConfigError: if dtype, device or attention are unknown, or do not go together, or accelerate is missing.
         ModelError: if there is no such checkpoint, no adapter knows it, or its adapter has no such scope.
     """
-    place = _device(device)
+    place = device_of(device)
     if attention not in ATTENTION:
         raise ConfigError(f"attention is {attention!r}; {hint(attention, ATTENTION)}")
     # transformers casts the mask to float32, where the minimum of float64 overflows.
     if (dtype, attention) == ("float64", "eager"):
         raise ConfigError("eager attention gives NaN for padded prompts in float64; use attention sdpa, or float32")
-    options = {"dtype": _dtype(dtype, place), "attn_implementation": attention}
+    options: dict[str, Any] = {"dtype": dtype_of(dtype, place), "attn_implementation": attention}
+    if device_map is not None:
+        if find_spec("accelerate") is None:
+            raise ConfigError(f"device_map {device_map!r} needs the package accelerate; pip install accelerate")
+        options["device_map"] = device_map
     config = _load(AutoConfig, path)
     adapter = adapter_class(config.model_type)
     adapter.check_scope(scope)
-    return Checkpoint(path, adapter, adapter.spec_from_config(config), place, options, text_tower, scope)
+    commit = getattr(config, "_commit_hash", None)
+    spec = adapter.spec_from_config(config)
+    return Checkpoint(path, adapter, config, spec, place, options, text_tower, scope, commit)
+
+
+def config_of(values: Mapping[str, Any]) -> Any:
+    """The config of a model from what its ``config.json`` says."""
+    return AutoConfig.for_model(**copy.deepcopy(dict(values)))
 
 
 def load_adapter(path: str, **options: Any) -> ModelAdapter:
@@ -100,7 +126,8 @@ def _load(kind: Any, path: str, **options: Any) -> Any:
         raise ModelError(f"model {path!r} cannot be loaded: {reason}") from error
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of a name; ConfigError if it cannot be used here."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -110,7 +137,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
+    """The type of numbers of a name; ConfigError if there is none, or the device cannot compute in it."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ConfigError(f"dtype is {name!r}; {hint(name, DTYPES)}")

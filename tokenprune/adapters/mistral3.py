@@ -14,14 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.models.pixtral.modeling_pixtral import apply_rotary_pos_emb
 
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.clip_vision import attention_layer
 from tokenprune.adapters.known import register_adapter
 from tokenprune.adapters.layout import Grid, Item, Unit
 from tokenprune.adapters.patches import pool
+from tokenprune.adapters.pictures import Pictures
 from tokenprune.adapters.spec import decoder_spec, vision_spec
 from tokenprune.adapters.turns import no_new_images
+from tokenprune.adapters.vision_attention import received_in_pictures
 from tokenprune.errors import ModelError
 from tokenprune.types import ModelSpec, Signal
 
@@ -32,7 +35,15 @@ class Mistral3Adapter(ModelAdapter):
 
     model_types = ("mistral3",)
     example = "mistralai/Mistral-Small-3.1-24B-Instruct-2503"
-    offers = frozenset({Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK, Signal.KEYS, Signal.VISION_HIDDEN})
+    offers = frozenset(
+        {
+            Signal.PROMPT_EMBEDS,
+            Signal.PROMPT_MASK,
+            Signal.RECEIVED_ATTENTION,
+            Signal.KEYS,
+            Signal.VISION_HIDDEN,
+        }
+    )
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -78,29 +89,42 @@ class Mistral3Adapter(ModelAdapter):
         found, side = [], self.model.config.spatial_merge_size
         parts = zip(output.pooler_output, inputs["pixel_values"], self._grids(inputs), strict=True)
         for x, pixels, (height, width) in parts:
-            patch = self.model.config.vision_config.patch_size
-            unit = Unit(torch.arange(len(x)), (height // side, width // side))
-            found.append(Item(x, [unit], pixels[:, : height * patch, : width * patch]))
+            patch, grid = self.model.config.vision_config.patch_size, (height // side, width // side)
+            seen = pixels[:, : grid[0] * side * patch, : grid[1] * side * patch]  # what is left over is in no token
+            unit, whole = Unit(torch.arange(len(x)), grid), pixels[:, : height * patch, : width * patch]
+            found.append(Item(x, [unit], whole, Pictures.of(seen, grid)))
         return found
 
     def vision_signals(
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
         """See ``ModelAdapter``; of the layer that is read, means over the patches of a token, keys before rotation."""
-        layer, found = self.model.config.vision_feature_layer, {}
+        layer, found, grids = self.model.config.vision_feature_layer, {}, self._grids(inputs)
         if Signal.VISION_HIDDEN in requires:
             found[Signal.VISION_HIDDEN] = output.hidden_states[layer]
-        if Signal.KEYS in requires:
+        if requires & {Signal.KEYS, Signal.RECEIVED_ATTENTION}:
             index = attention_layer(layer, output.hidden_states)
             block = self.model.base_model.vision_tower.transformer.layers[index]
-            found[Signal.KEYS] = block.attention.k_proj(block.attention_norm(output.hidden_states[index]))
-        grids, side = self._grids(inputs), self.model.config.spatial_merge_size
+            x = block.attention_norm(output.hidden_states[index])
+            found[Signal.KEYS] = block.attention.k_proj(x)
+            if Signal.RECEIVED_ATTENTION in requires:
+                found[Signal.RECEIVED_ATTENTION] = self._received(block.attention, x, found[Signal.KEYS], grids)
+        side = self.model.config.spatial_merge_size
 
         def pooled(x: Tensor) -> Tensor:
             images = zip(torch.split(x, [height * width for height, width in grids], 1), grids, strict=True)
             return torch.cat([pool(image, grid, side)[0] for image, grid in images])
 
         return {name: pooled(x) for name, x in found.items()}
+
+    def _received(self, attention: Any, x: Tensor, keys: Tensor, grids: list[Grid]) -> Tensor:
+        """(1, P, H): what each patch receives from those of its image, after rotation by its row and column."""
+        places = [torch.cartesian_prod(torch.arange(height), torch.arange(width)) for height, width in grids]
+        rotation = self.model.base_model.vision_tower.patch_positional_embedding(x, torch.cat(places).to(x.device))
+        query, key = (y[0].unflatten(-1, (attention.num_heads, -1)) for y in (attention.q_proj(x), keys))
+        query, key = apply_rotary_pos_emb(query, key, *rotation, unsqueeze_dim=1)
+        lengths = [height * width for height, width in grids]
+        return received_in_pictures(key, query, lengths, attention.head_dim**-0.5)[None]
 
     def _grids(self, inputs: Mapping[str, Any]) -> list[Grid]:
         """Patches of each image."""

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenprune.adapters.text_tower import TextTower
+from tokenprune.adapters.siglip_tower import pool_alone
+from tokenprune.adapters.text_tower import TextTower, strip_padding
 from tokenprune.errors import ModelError, hint
 
 TOKENS_PER_BYTE = 16  # more than any tokenizer makes of a text, however it normalises it
@@ -18,14 +19,13 @@ TOKENS_PER_BYTE = 16  # more than any tokenizer makes of a text, however it norm
 class OpenClipTower(TextTower):
     """Text tower and head of the vision tower of an open_clip model; its vision layers are not kept.
 
-    A CLIP tower's head is ``ln_post`` and ``proj``, applied to each patch. A SigLIP tower pools by attention instead: a
-    patch is embedded as what the pooling gives when it attends to this patch alone.
+    A CLIP tower's head is ``ln_post`` and ``proj``, applied to each patch. For a SigLIP's see ``siglip_tower``.
     """
 
     kind = "open_clip"
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        self._head, self.width = _patch_head(model.visual)
+        self.family, self._norm, self._head, self.width = _patch_head(model.visual)
         model.visual = torch.nn.Identity()
         self.model, self.tokenizer = model, tokenizer
         self.context = model.context_length
@@ -33,9 +33,10 @@ class OpenClipTower(TextTower):
         self.pad = int(self._padded("a")[-1])
 
     @torch.no_grad()
-    def project(self, patches: Tensor) -> Tensor:
+    def project(self, patches: Tensor, *, normed: bool = False) -> Tensor:
         """See ``TextTower``."""
-        embeds: Tensor = self._head(patches.to(self.device, torch.float32))
+        x = patches.to(self.device, torch.float32)
+        embeds: Tensor = self._head(x if normed else self._norm(x))
         return embeds
 
     def _padded(self, text: str) -> Tensor:
@@ -46,9 +47,7 @@ class OpenClipTower(TextTower):
 
     def tokenize(self, text: str) -> Tensor:
         """See ``TextTower``."""
-        ids = self._padded(text)
-        length = int((ids != self.pad).nonzero().max()) + 1
-        return ids[:length]
+        return strip_padding(self._padded(text), self.pad)
 
     @torch.no_grad()
     def encode(self, segments: Tensor) -> Tensor:
@@ -57,21 +56,19 @@ class OpenClipTower(TextTower):
         return embeds
 
 
-def _patch_head(visual: Any) -> tuple[Any, int]:
-    """What leads from a patch's hidden state to the shared space, and the hidden state's width."""
+def _patch_head(visual: Any) -> tuple[str, Any, Any, int]:
+    """Family, last norm, what leads on from a patch to the shared space, and the width of hidden states."""
     if hasattr(visual, "ln_post") and getattr(visual, "attn_pool", None) is None:
-        norm, proj = visual.ln_post, visual.proj
-        return lambda patches: norm(patches) @ proj, norm.normalized_shape[0]
+        proj = visual.proj
+        return "clip", visual.ln_post, lambda patches: patches @ proj, visual.ln_post.normalized_shape[0]
     trunk: Any = getattr(visual, "trunk", visual)
     if getattr(trunk, "global_pool", None) == "map" and trunk.num_prefix_tokens == 0:
-        norm, pool, head = trunk.norm, trunk.forward_head, visual.head
+        trunk.blocks, head = torch.nn.Sequential(), visual.head  # the rest of the trunk stays in memory with its head
 
-        def alone(patches: Tensor) -> Tensor:
-            images, number, width = patches.shape
-            embeds: Tensor = head(pool(norm(patches).reshape(images * number, 1, width)))
-            return embeds.view(images, number, -1)
+        def embed(patches: Tensor) -> Tensor:
+            return pool_alone(lambda alone: head(trunk.forward_head(alone)), patches)
 
-        return alone, trunk.num_features
+        return "siglip", trunk.norm, embed, trunk.num_features
     name = type(trunk).__name__
     raise ModelError(f"open_clip's {name} has no head that embeds single patches; use CLIP's or SigLIP's transformers")
 

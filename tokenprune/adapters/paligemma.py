@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.inputs import Prepared, PrunedInputs, unpack
+from tokenprune.adapters.inputs import Prepared, PrunedInputs, check_pixels, unpack
 from tokenprune.adapters.known import register_adapter
 from tokenprune.adapters.layout import Grid
 from tokenprune.adapters.patches import last_layer
-from tokenprune.adapters.spec import decoder_spec, vision_spec
+from tokenprune.adapters.spec import decoder_spec, has_head, vision_spec
 from tokenprune.errors import ModelError
 from tokenprune.types import ModelSpec, Sample, Signal
 
@@ -36,7 +36,18 @@ class PaliGemmaAdapter(ModelAdapter):
     prompt = "<image>answer en {question}"
     roles = (r"\banswer en\b", r"\n")
     answer_type = 1
-    offers = frozenset({Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK, Signal.KEYS, Signal.VISION_HIDDEN})
+    normed = True
+    offers = frozenset(
+        {
+            Signal.CLIP_IMAGE_EMBEDS,
+            Signal.CLIP_TEXT_EMBEDS,
+            Signal.PROMPT_EMBEDS,
+            Signal.PROMPT_MASK,
+            Signal.RECEIVED_ATTENTION,
+            Signal.KEYS,
+            Signal.VISION_HIDDEN,
+        }
+    )
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -49,6 +60,7 @@ class PaliGemmaAdapter(ModelAdapter):
             visual_tokens=patches,
             vision=vision_spec(vision),
             vision_tokens=patches,
+            vision_head=has_head(vision),
             patch_inputs=vision.num_channels * vision.patch_size**2,
             projector=(vision.hidden_size, config.projection_dim),
         )
@@ -61,11 +73,7 @@ class PaliGemmaAdapter(ModelAdapter):
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
         """See ``ModelAdapter``; the images must be in the prefix."""
         super().check_inputs(inputs)
-        size, shape = self.model.config.vision_config.image_size, tuple(inputs["pixel_values"].shape)
-        if len(shape) != 4 or shape[2:] != (size, size):
-            raise ModelError(
-                f"pixel_values must be (images, 3, {size}, {size}), got {shape}; use the model's own processor"
-            )
+        check_pixels(inputs, "images", size=(self.model.config.vision_config.image_size,) * 2)
         types, visual = inputs.get("token_type_ids"), self.placeholders(inputs["input_ids"])
         if types is None or types.shape != visual.shape or bool(types[visual].any()):
             raise ModelError(

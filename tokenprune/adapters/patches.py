@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenprune.adapters.layout import Grid
+from tokenprune.adapters.vision_attention import attention_to
 from tokenprune.types import Signal
 
 
@@ -27,17 +28,21 @@ def pool(x: Tensor, grid: Grid, side: int) -> Tensor:
 
 
 def last_layer(layers: Any, output: Any, requires: frozenset[Signal]) -> dict[Signal, Tensor]:
-    """VISION_HIDDEN and KEYS (I, patches, C), as far as required, of a SigLIP tower whose last features are read.
+    """Signals, as far as required, of a SigLIP tower whose last features are read.
+
+    VISION_HIDDEN and KEYS are (I, patches, C), RECEIVED_ATTENTION is (I, patches, H).
 
     Args:
         layers: of the tower.
-        output: of the tower; with hidden states if keys are required.
+        output: of the tower; with hidden states if keys or attention are required.
         requires: signals.
     """
     signals = {}
     if Signal.VISION_HIDDEN in requires:
         signals[Signal.VISION_HIDDEN] = output.last_hidden_state
-    if Signal.KEYS in requires:
-        last = layers[-1]
-        signals[Signal.KEYS] = last.self_attn.k_proj(last.layer_norm1(output.hidden_states[-2]))
+    if requires & {Signal.KEYS, Signal.RECEIVED_ATTENTION}:
+        attention, x = layers[-1].self_attn, layers[-1].layer_norm1(output.hidden_states[-2])
+        signals[Signal.KEYS] = attention.k_proj(x)
+        if Signal.RECEIVED_ATTENTION in requires:
+            signals[Signal.RECEIVED_ATTENTION] = attention_to(signals[Signal.KEYS], attention.q_proj(x), attention)
     return signals

@@ -19,7 +19,7 @@ from tokenprune.adapters.stopwatch import stopwatch
 from tokenprune.adapters.timm_features import load_encoder
 from tokenprune.budget import Budget
 from tokenprune.errors import BudgetError, ModelError
-from tokenprune.types import PRE_LLM, Operations, Selector
+from tokenprune.types import PRE_LLM, Operations, Selector, Step
 
 if TYPE_CHECKING:
     from tokenprune.adapters.base import ModelAdapter
@@ -34,9 +34,7 @@ def prune_inputs(
     encoded: Encoded | None,
 ) -> PrunedInputs:
     """See ``ModelAdapter.prune_inputs``."""
-    steps = adapter.check_pruner(pruner) if pruner else ()
-    if pruner and (budget := budget or pruner.budget) is None:
-        raise BudgetError("budget: a pruner needs one; give keep_tokens, keep_ratio, average_tokens or flops")
+    steps, budget = _checked(adapter, pruner, budget) if pruner else ((), None)
     before = next((step.selector for step in steps if step.stage == PRE_LLM), None)
     requires = before.requires if before else frozenset()
     # Loaded before the clock runs: it is not a part of the selection.
@@ -65,6 +63,15 @@ def prune_inputs(
         prompt = prompt_tokens(later, visual, layout, left.kept, chosen, operations)
         inside = InsideLLM(adapter.model, within, prompt, operations.active if operations else None)
     return PrunedInputs(shorter, chosen, left.kept, layout, seconds, inside)
+
+
+def _checked(adapter: ModelAdapter, pruner: Selector, budget: Budget | None) -> tuple[tuple[Step, ...], Budget]:
+    """The steps of a pruner and its budget."""
+    steps, budget = adapter.check_pruner(pruner), budget or pruner.budget
+    if budget is None:
+        raise BudgetError("budget: a pruner needs one; give keep_tokens, keep_ratio, average_tokens or flops")
+    adapter.check_budget(pruner, adapter.spec, budget)
+    return steps, budget
 
 
 def shortened_prompt(adapter: ModelAdapter, inputs: Mapping[str, Any], kept: Tensor, *, close: bool) -> dict[str, Any]:

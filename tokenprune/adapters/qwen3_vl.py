@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
@@ -42,5 +43,6 @@ class Qwen3VLAdapter(QwenVLAdapter):
 
     def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
         """See ``ModelAdapter``; what a pruner merged into a token is not merged into what DeepStack adds to it."""
-        levels = [[x[stay] for x, stay in zip(level, kept, strict=True)] for level in output.deepstack_features]
+        stay, sizes = torch.cat(kept), [len(part) for part in parts]
+        levels = [list(torch.split(torch.cat(list(level))[stay], sizes)) for level in output.deepstack_features]
         return BaseModelOutputWithDeepstackFeatures(pooler_output=parts, deepstack_features=levels)

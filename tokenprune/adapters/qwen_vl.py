@@ -7,21 +7,25 @@ Code: ``Qwen2VLForConditionalGeneration`` and ``Qwen2_5_VLForConditionalGenerati
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers.vision_utils import get_vision_window_index
+from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
+from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import PIXELS
 from tokenprune.adapters.known import register_adapter
 from tokenprune.adapters.layout import Item, Unit
 from tokenprune.adapters.mrope import check_axes, close_gaps, mrope_positions
+from tokenprune.adapters.pictures import Pictures, over_time, unpack
 from tokenprune.adapters.spec import decoder_spec
 from tokenprune.adapters.turns import no_new_images
+from tokenprune.adapters.vision_attention import received_in_pictures
 from tokenprune.errors import ModelError
 from tokenprune.types import ModelSpec, Signal, Step, TransformerSpec
 
@@ -32,15 +36,24 @@ SIDE = 36  # visual tokens: height and width of the image that a ModelSpec is of
 class QwenVLAdapter(ModelAdapter):
     """Qwen2-VL, Qwen2.5-VL: a row of visual tokens for each image and frame of a video, 1296 for 1008 x 1008 pixels.
 
-    What the model takes for a frame are two frames of the video. Scopes: ``frame``, and ``video``, in which a video is
-    one row; budgets are of a whole video in both.
+    What the model takes for a frame are two frames of the video. Scopes: ``frame``; ``video``, in which a video is one
+    row; and ``per_frame``, in which budgets are of a frame, not of the whole video.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl")
     example = "Qwen/Qwen2.5-VL-7B-Instruct"
     prompt = "USER: <|vision_start|><|image_pad|><|vision_end|>{question} ASSISTANT:"
-    scopes = ("frame", "video")
-    offers = frozenset({Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK, Signal.KEYS, Signal.VISION_HIDDEN})
+    scopes = ("frame", "video", "per_frame")
+    any_size = True
+    offers = frozenset(
+        {
+            Signal.PROMPT_EMBEDS,
+            Signal.PROMPT_MASK,
+            Signal.RECEIVED_ATTENTION,
+            Signal.KEYS,
+            Signal.VISION_HIDDEN,
+        }
+    )
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -91,28 +104,61 @@ class QwenVLAdapter(ModelAdapter):
 
     def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
         """See ``ModelAdapter``."""
-        found, merge = [], self.model.config.vision_config.spatial_merge_size
+        found, merge, see = [], self.model.config.vision_config.spatial_merge_size, self._pictures
         grids = inputs[f"{modality}_grid_thw"]
         pixels = torch.split(inputs[PIXELS[modality]], grids.prod(-1).tolist())
         for x, patches, (frames, height, width) in zip(output.pooler_output, pixels, grids.tolist(), strict=True):
             grid, tokens = (height // merge, width // merge), torch.arange(len(x), device=x.device)
+            if self.scope == "per_frame":
+                parts = zip(x.chunk(frames), patches.chunk(frames), strict=True)
+                unit, shape = Unit(tokens[: len(x) // frames], grid), (1, height, width)
+                found += [Item(own, [unit], pixels, see(modality, pixels, shape)) for own, pixels in parts]
+                continue
             whole = self.scope == "video" and frames > 1
             units = [Unit(tokens)] if whole else [Unit(frame, grid) for frame in tokens.view(frames, -1)]
-            found.append(Item(x, units, patches))
+            found.append(Item(x, units, patches, see(modality, patches, (frames, height, width))))
         return found
+
+    def _pictures(self, modality: str, patches: Tensor, grid: tuple[int, int, int]) -> Pictures:
+        """Of an image or video of ``grid`` patches: of an image one picture, of a frame all that it is made of."""
+        vision = self.model.config.vision_config
+        temporal, merge = vision.temporal_patch_size, vision.spatial_merge_size
+        pixels = unpack(patches, grid, patch=vision.patch_size, temporal=temporal, merge=merge)
+        places = (grid[1] // merge, grid[2] // merge)
+        if modality == "image":
+            return Pictures(pixels[:1], places)
+        return Pictures(pixels, places, functools.partial(over_time, temporal=temporal))
 
     def vision_signals(
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
         """See ``ModelAdapter``; of the last layer, the mean over the patches of each visual token."""
-        merge, signals = self.model.config.vision_config.spatial_merge_size, {}
+        merge, grids, signals = self.model.config.vision_config.spatial_merge_size, inputs[f"{modality}_grid_thw"], {}
         if Signal.VISION_HIDDEN in requires:
             signals[Signal.VISION_HIDDEN] = output.last_hidden_state
         if Signal.KEYS in requires:
             block = self.model.base_model.visual.blocks[-1]
             signals[Signal.KEYS] = block.attn.qkv(block.norm1(output.hidden_states[-2])).chunk(3, dim=-1)[1]
-        order = self._tower_order(inputs[f"{modality}_grid_thw"])
+        if Signal.RECEIVED_ATTENTION in requires:
+            signals[Signal.RECEIVED_ATTENTION] = self._received(output.hidden_states, grids)
+        order = self._tower_order(grids)
         return {name: x.view(-1, merge**2, x.shape[-1]).mean(1)[order] for name, x in signals.items()}
+
+    def _received(self, hidden_states: Sequence[Tensor], grids: Tensor) -> Tensor:
+        """(P, H) in the tower's order: what each patch receives in the last layer whose attention has no windows."""
+        visual, merge = self.model.base_model.visual, self.model.config.vision_config.spatial_merge_size
+        layers = getattr(visual, "fullatt_block_indexes", range(len(visual.blocks)))
+        if not layers:
+            raise ModelError("all layers of the vision tower attend within windows, so received_attention is not known")
+        block, hidden = visual.blocks[max(layers)], hidden_states[max(layers)]
+        query, key, _ = block.attn.qkv(block.norm1(hidden)).unflatten(-1, (3, block.attn.num_heads, -1)).unbind(1)
+        rotation = visual.rotary_pos_emb(hidden, get_vision_position_ids(grids, merge))
+        towers = self._tower_order(grids)
+        towers = towers if isinstance(towers, slice) else towers.argsort()  # of the tokens, in the tower's order
+        turned = (x.view(-1, merge**2, x.shape[-1])[towers].flatten(0, 1) for x in rotation)
+        query, key = apply_rotary_pos_emb_vision(query, key, *turned)
+        frames = [height * width for count, height, width in grids.tolist() for _ in range(count)]
+        return received_in_pictures(key, query, frames, block.attn.scaling)
 
     def _tower_order(self, grids: Tensor) -> Any:
         """Where the tower has the patches of each visual token; windows are put side by side."""

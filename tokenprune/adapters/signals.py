@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.adapters.encoded import Encoded
-from tokenprune.adapters.text_tower import TextTower
+from tokenprune.adapters.text_tower import TextTower, find_source
 from tokenprune.adapters.timm_features import TimmEncoder, check_encoder
 from tokenprune.errors import ModelError
 from tokenprune.types import LLM_SIGNALS, PRE_LLM, Signal, Step, VisualTokens
@@ -28,7 +28,11 @@ def check_offered(offers: frozenset[Signal], requires: frozenset[Signal], who: s
     """Raise ModelError unless all required signals are on offer; ``who`` makes them, for the message."""
     if missing := requires - offers:
         wanted, offered = (", ".join(sorted(signals)) for signals in (missing, offers))
-        raise ModelError(f"{who} cannot give the signals {wanted}; it offers {offered}")
+        stand_in = Signal.CLS_ATTENTION in missing and Signal.RECEIVED_ATTENTION in offers
+        instead = "; received_attention stands in for cls_attention, as there is no CLS token" if stand_in else ""
+        if missing & PAIRED and offers >= PROMPT:
+            instead = "; no text tower is known for its vision tower: use conditioning prompt_embedding or none"
+        raise ModelError(f"{who} cannot give the signals {wanted}; it offers {offered}{instead}")
 
 
 def check_steps(steps: Sequence[Step], offers: frozenset[Signal], who: str) -> None:
@@ -40,6 +44,13 @@ def check_steps(steps: Sequence[Step], offers: frozenset[Signal], who: str) -> N
                 check_encoder(getattr(step.selector, "features", ""))
         else:
             check_offered(LLM_SIGNALS, step.selector.requires, f"a stage inside the LLM ({step.stage})")
+
+
+def check_tower(steps: Sequence[Step], config: Any, given: str | None) -> None:
+    """Raise ModelError if a step needs a paired text tower, and there is none that is known; see ``find_source``."""
+    for step in steps:
+        if step.stage == PRE_LLM and step.selector.requires & PAIRED:
+            find_source(config, given, getattr(step.selector, "text_tower", None))
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +83,16 @@ def make_signals(
         raise ModelError(f"there are {len(questions)} questions for {len(inputs['input_ids'])} prompts")
     if questions is None and requires & TEXTUAL:
         questions = adapter.questions(inputs)
-    made = _make(adapter, inputs, encoded, requires - FOREIGN, questions or (), tower)
-    if encoder is None or not requires & FOREIGN:
-        return made
-    features = encoder.features(encoded, adapter.processor.image_processor)
-    return Signals({**made.of_tokens, Signal.ENCODER_FEATURES: features}, made.of_prompts)
+    sources = {**dict.fromkeys(PAIRED, tower), **dict.fromkeys(FOREIGN, encoder)}
+    asked = tuple(questions or ())
+    keys = {signal: (signal, sources.get(signal), asked if signal in TEXTUAL else ()) for signal in requires}
+    missing = frozenset(signal for signal, key in keys.items() if key not in encoded.made)
+    made = _make(adapter, inputs, encoded, missing - FOREIGN, asked, tower)
+    if encoder and missing & FOREIGN:
+        made[Signal.ENCODER_FEATURES] = encoder.features(encoded, adapter.processor)
+    encoded.made.update({keys[signal]: x for signal, x in made.items()})
+    found = {signal: encoded.made[key] for signal, key in keys.items()}
+    return Signals(*({s: x for s, x in found.items() if (s in TEXTUAL) is textual} for textual in (False, True)))
 
 
 def _make(
@@ -86,21 +102,23 @@ def _make(
     requires: frozenset[Signal],
     questions: Sequence[str],
     tower: TextTower | None,
-) -> Signals:
+) -> dict[Signal, Tensor]:
     hidden = {Signal.VISION_HIDDEN} if Signal.CLIP_IMAGE_EMBEDS in requires else set()
     wanted = requires | hidden
-    parts = {name: adapter.vision_signals(name, output, inputs, wanted) for name, output in encoded.outputs.items()}
+    parts = {}
+    for name, output in encoded.outputs.items():
+        found = adapter.vision_signals(name, output, inputs, wanted)
+        if tower and hidden:  # of patches, so that a token's embedding is the mean of its patches', in that space
+            found[Signal.CLIP_IMAGE_EMBEDS] = tower.project(found[Signal.VISION_HIDDEN], normed=adapter.normed)
+        parts[name] = {signal: adapter.per_token(name, x, inputs) for signal, x in found.items() if signal in requires}
     first = next(iter(parts.values()))
-    of_tokens = {signal: encoded.in_order({name: part[signal] for name, part in parts.items()}) for signal in first}
-    of_prompts: dict[Signal, Tensor] = {}
-    if tower and hidden:
-        of_tokens[Signal.CLIP_IMAGE_EMBEDS] = tower.project(of_tokens[Signal.VISION_HIDDEN])
+    made = {signal: encoded.in_order({name: part[signal] for name, part in parts.items()}) for signal in first}
     if tower and Signal.CLIP_TEXT_EMBEDS in requires:
-        of_prompts[Signal.CLIP_TEXT_EMBEDS] = tower.embed_text(questions)
+        made[Signal.CLIP_TEXT_EMBEDS] = tower.embed_text(questions)
     if requires & PROMPT:
         embeds, mask = _embed(adapter.model, adapter.processor.tokenizer, questions)
-        of_prompts |= {Signal.PROMPT_EMBEDS: embeds, Signal.PROMPT_MASK: mask}
-    return Signals(*({name: x for name, x in found.items() if name in requires} for found in (of_tokens, of_prompts)))
+        made |= {Signal.PROMPT_EMBEDS: embeds, Signal.PROMPT_MASK: mask}
+    return {name: x for name, x in made.items() if name in requires}
 
 
 def rows_of(encoded: Encoded, signals: Signals, units: Sequence[int]) -> VisualTokens:
@@ -122,8 +140,8 @@ def rows_of(encoded: Encoded, signals: Signals, units: Sequence[int]) -> VisualT
         return x[index.to(x.device)].to(features.device)
 
     found: dict[str, Tensor] = {name: take(x) for name, x in signals.of_tokens.items()}
-    if Signal.CLS_ATTENTION in found:
-        found[Signal.CLS_ATTENTION] = found[Signal.CLS_ATTENTION].mT
+    for name in {Signal.CLS_ATTENTION, Signal.RECEIVED_ATTENTION} & found.keys():
+        found[name] = found[name].mT
     found |= {name: x[rows.to(x.device)].to(features.device) for name, x in signals.of_prompts.items()}
     grid = grids.pop() if len(grids) == 1 else None
     padded = None if len(set(lengths)) == 1 else valid

@@ -1,8 +1,9 @@
 """Features of another encoder at the places of the visual tokens: of a vision model of timm (DINOv2, SigLIP, ...).
 
-The picture that the MLLM sees is taken out of its pixels: their normalisation is undone, they are resized to what the
-other model wants, and normalised as it wants. Its patches of the last block, after the final norm, are interpolated to
-the grid of the tokens. No paper says how; this is ours.
+The pictures that the MLLM's vision tower sees - an image, its tiles, the frames of a video - are taken out of its
+pixels: their normalisation is undone, each is resized to what the other model wants, and normalised as it wants. Its
+patches of the last block, after the final norm, are interpolated to the places of which the MLLM makes visual tokens,
+and arranged as it arranges them. No paper says how; this is ours.
 """
 
 from __future__ import annotations
@@ -47,38 +48,37 @@ class TimmEncoder:
         return features
 
     @torch.no_grad()
-    def features(self, encoded: Encoded, image_processor: Any) -> Tensor:
-        """(T, C) at the visual tokens of a batch, in the order of the placeholders; 0 for those in no row.
+    def features(self, encoded: Encoded, processor: Any) -> Tensor:
+        """(T, C) at the visual tokens of a batch, in the order of the placeholders; 0 for newlines.
 
         Args:
-            encoded: the images.
-            image_processor: that made the pixels.
+            encoded: the images and videos.
+            processor: of the model, which made the pixels.
 
         Raises:
-            ModelError: if a row of tokens is no grid over a whole image, or pixels are not those of an image.
+            ModelError: if it is not known where in which picture the visual tokens are.
         """
-        layout, found = encoded.layout, []
-        for unit, item, grid in zip(layout.units, layout.items, layout.grids, strict=True):
-            pixels = encoded.pixels[item]
-            if grid is None or layout.items.count(item) > 1 or pixels.dim() != 3 or pixels.shape[0] != 3:
-                what = (
-                    "no grid" if grid is None else f"pixels {tuple(pixels.shape)} and {layout.items.count(item)} rows"
-                )
-                raise ModelError(
-                    "features of another encoder need images whose visual tokens are one row in raster order and whose "
-                    f"pixels are (3, H, W); here is an image with {what}"
-                )
-            patches = self.patches(_picture(pixels, image_processor)[None])
-            placed = interpolate(patches, grid, mode="bilinear", antialias=True, align_corners=False)
-            found.append((unit, placed[0].flatten(1).mT))
-        whole = found[0][1].new_zeros(len(layout.numbers), found[0][1].shape[1])
-        for unit, features in found:
-            whole[unit.to(whole.device)] = features
+        found = []
+        for modality, members in encoded.members.items():
+            normalised = getattr(processor, f"{modality}_processor", processor.image_processor)
+            for item in members:
+                pictures = encoded.pictures[item]
+                if pictures is None:
+                    raise ModelError(
+                        "features of another encoder need visual tokens of which it is known where in the picture they "
+                        "are; this model's are not, as its adapter does not say it or its projector reads a CLS token"
+                    )
+                patches = self.patches(denormalised(pictures.pixels, normalised))
+                placed = interpolate(patches, pictures.grid, mode="bilinear", antialias=True, align_corners=False)
+                found.append((encoded.tokens[item], pictures.arrange(placed.flatten(2).mT)))
+        whole = found[0][1].new_zeros(len(encoded.features), found[0][1].shape[1])
+        for tokens, features in found:
+            whole[tokens[: len(features)].to(whole.device)] = features
         return whole
 
 
-def _picture(pixels: Tensor, processor: Any) -> Tensor:
-    """(3, H, W) RGB in [0, 1] of normalised pixels."""
+def denormalised(pixels: Tensor, processor: Any) -> Tensor:
+    """(..., 3, H, W) RGB in [0, 1] of pixels that an image or video processor normalised."""
     if not getattr(processor, "do_normalize", False):
         return pixels.float()
     mean, std = (pixels.new_tensor(getattr(processor, name)).float() for name in ("image_mean", "image_std"))

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from tokenprune.errors import SelectionError
+from tokenprune.functional.vectors import widen
 from tokenprune.registry import Registry
 from tokenprune.types import Signal, VisualTokens
 
@@ -77,6 +78,18 @@ def text_vectors(tokens: VisualTokens, name: Signal, width: int) -> Tensor:
     if value.dim() != 3 or value.shape[1] == 0 or value.shape[2] != width:
         raise SelectionError(f"signal {name.value!r} must be (B, M, {width}) with M > 0, got {tuple(value.shape)}")
     return value
+
+
+def over_heads(tokens: VisualTokens, name: Signal) -> Tensor:
+    """(B, N) the mean over heads of a signal (B, H, N), widened.
+
+    Raises:
+        SelectionError: if it is missing or has another shape.
+    """
+    value = tokens.signal(name)
+    if value.dim() != 3 or value.shape[1] == 0 or value.shape[2] != tokens.num_tokens:
+        raise SelectionError(f"signal {name.value!r} must be (B, H, {tokens.num_tokens}), got {tuple(value.shape)}")
+    return widen(value).mean(1)
 
 
 CONDITIONINGS: Registry[Conditioning] = Registry("conditioning", package="tokenprune.conditioning", group=None)

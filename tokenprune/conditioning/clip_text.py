@@ -4,7 +4,7 @@ Paper: https://arxiv.org/abs/2506.10967 (CDPruner, section 3.3)
 Code: https://github.com/Theia-4869/CDPruner (Apache-2.0)
 Differs: nothing in the values; the sign is the pruner's option. The default -1 is that of the code: the cosine of
     CLIP's patch features to the text is inverted (the paper's equation 5 has it positive; its authors call the
-    inversion a CLIP phenomenon).
+    inversion a CLIP phenomenon). For SigLIP nobody has published which sign holds, so try both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tokenprune.types import Signal, VisualTokens
 @CONDITIONINGS.register("clip_text", paper="https://arxiv.org/abs/2506.10967")
 @dataclass(frozen=True)
 class CLIPText(Conditioning):
-    """Mean cosine of a patch to the 77-token segments of the question, in the space of a Hugging Face CLIP."""
+    """Mean cosine of a patch to the segments of the question, in the space of a Hugging Face CLIP or SigLIP."""
 
     requires: ClassVar[frozenset[Signal]] = frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.CLIP_TEXT_EMBEDS})
     sign: ClassVar[int] = -1

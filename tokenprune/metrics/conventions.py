@@ -9,7 +9,8 @@ A layer with n tokens, width d and an MLP of width m costs, with one FLOP for a 
   queries and outputs (2nd^2) to those that ask.
 
 Only GSOP tells the three operations apart. Where a plan does, the others are charged as GSOP charges them; for pruning
-of tokens it makes no difference. None of them knows grouped queries; ``exact`` does.
+of tokens it makes no difference. None of them knows grouped queries, or heads that are not as wide together as the
+model (Gemma, Qwen3, Mistral Small); ``exact`` does.
 """
 
 from __future__ import annotations

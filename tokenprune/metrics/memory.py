@@ -29,4 +29,4 @@ def planned_kv_bytes_by_layer(
     """
     width = 2 * spec.llm.kv_heads * spec.llm.head_dim * bytes_per_number
     tokens = [text_tokens + plan.tokens(layer, Operation.ATTENTION_SOURCE) for layer in range(spec.llm.layers)]
-    return [width * number for number in tokens]
+    return [width * spec.llm.cached(layer, number) for layer, number in enumerate(tokens)]

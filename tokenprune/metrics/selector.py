@@ -65,6 +65,7 @@ def _stand_in(spec: ModelSpec, step: Step, tokens: int, entered: int, text_token
         Signal.PROMPT_EMBEDS: lambda: draw(text_tokens, llm.width),
         Signal.PROMPT_MASK: lambda: torch.ones(1, text_tokens, dtype=torch.bool),
         Signal.CLS_ATTENTION: lambda: draw(vision.heads, tokens).softmax(-1),
+        Signal.RECEIVED_ATTENTION: lambda: draw(vision.heads, tokens).softmax(-1),
         Signal.VISION_HIDDEN: lambda: draw(tokens, vision.width),
         Signal.KEYS: lambda: draw(tokens, key),
         Signal.TEXT_ATTENTION: lambda: draw(llm.heads, rows, tokens).softmax(-1),

@@ -16,8 +16,8 @@ from torch import Tensor
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.budget import Budget
 from tokenprune.divergence import Batch, Objective, early_signals
+from tokenprune.journal import Journal
 from tokenprune.pruners.base import Pruner
-from tokenprune.record import Journal
 from tokenprune.search import greedy
 from tokenprune.search.cost import Cost
 from tokenprune.study.entered import Entered

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from tokenprune.errors import DataError
-from tokenprune.record import Journal
+from tokenprune.journal import Journal
 from tokenprune.search.cost import Cost
 from tokenprune.search.depths import Depths
 from tokenprune.study.measurements import Measured, PlanSet

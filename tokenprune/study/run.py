@@ -12,9 +12,9 @@ from tokenprune import provenance
 from tokenprune.adapters.load import Checkpoint
 from tokenprune.build import build_base, build_task
 from tokenprune.errors import ConfigError, DataError
+from tokenprune.journal import Journal
 from tokenprune.measurements import mean_text_tokens
 from tokenprune.pruners.base import Pruner
-from tokenprune.record import Journal
 from tokenprune.search import cost as costs
 from tokenprune.search import greedy
 from tokenprune.search.depths import Depths
@@ -80,7 +80,7 @@ def study(config: StudyConfig, console: Console | None = None) -> Path:
     origin = (
         provenance.model_hash(adapter.model),
         provenance.data_hash(sample for split in SPLITS for sample in questions[split]),
-        provenance.code_hash(type(task), *map(type, bases.values()), *selectors),
+        provenance.code_hash(type(task), type(adapter), *map(type, bases.values()), *selectors),
     )
     sizes = {"batch_size": config.batch_size, "max_new_tokens": config.max_new_tokens}
     measurements = StudyMeasurements(

@@ -1,26 +1,36 @@
-"""What the tests of families that cut images into tiles share: pictures, prompts, and the reference of dropping."""
+"""Checks that hold for any family, and what those that cut images into tiles share: pictures and prompts."""
 
 import numpy as np
+import pytest
 import torch
 from families import Family
 from masked_layers import masked_layers_logits
 from masked_operations import masked_operations_logits
 from PIL import Image
-from tiny import IMAGE_SIZE, QUESTIONS, randomise
+from tiny import IMAGE_SIZE, QUESTIONS, Project, randomise
 from tiny_plans import Planned
 
 import tokenprune as tp
+from tokenprune.adapters.cache_argument import CACHE, cache_of
+from tokenprune.errors import ModelError
 
 SIZES = [(80, 80), (40, 80), (80, 24), (40, 40)]  # height and width of each picture in turn, pixels
 STEPS = 9  # the first is the prefill's
 GENERATION = {"max_new_tokens": STEPS, "return_dict_in_generate": True, "output_logits": True, "do_sample": False}
 ROWS = [(1,), (2, 1), (1, 0, 2)]
+FRAMES = 3
 CANVASES = [[40, 80], [80, 40], [80, 80]]
 
 
 def picture(seed, height=IMAGE_SIZE, width=IMAGE_SIZE):
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+def clip(seed):
+    """A video of random pixels, (frames, 3, height, width)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 255, (FRAMES, 3, 50, 60), dtype=torch.uint8, generator=generator)
 
 
 def text_config(kind="llama", vocabulary=None, **changes):
@@ -54,6 +64,7 @@ class Tiles(Family):
         sizes: height and width of each picture in turn, pixels.
     """
 
+    scopes = ("tile", "image")
     token = "<image>"
     sizes = SIZES
 
@@ -77,6 +88,27 @@ class Tiles(Family):
         same = (self.embeds(model, inputs) == newline).all(-1)
         visual = self.placeholder(model, inputs["input_ids"])
         return [row[at].nonzero()[:, 0].tolist() for row, at in zip(same, visual, strict=True)]
+
+
+class Mixed(Tiles):
+    """Each second picture is a video of as many frames as any."""
+
+    def ask(self, processor, *images_per_row, seed=0, side="left", only=None, sizes=None):
+        sizes, number, texts, images, videos = sizes or self.sizes, seed, [], [], []
+        for row, count in enumerate(images_per_row):
+            marks = ""
+            for _ in range(count):
+                video = (number - seed) % 2
+                if only in (None, row) and video:
+                    videos.append(clip(number))
+                elif only in (None, row):
+                    images.append(picture(number, *sizes[(number - seed) % len(sizes)]))
+                marks += f"where {'<video>' if video else '<image>'}\n"
+                number += 1
+            texts.append("USER: " + "on the left " * row + marks + QUESTIONS[row] + " ASSISTANT:")
+        texts = texts if only is None else texts[only : only + 1]
+        how = {"padding": True, "padding_side": side, "return_tensors": "pt"}
+        return dict(processor(images=images or None, videos=videos or None, text=texts, **how))
 
 
 def generated(model, inputs, **changes):
@@ -122,6 +154,27 @@ def check_identity(model, processor, inputs, pruner, scope=None):
     assert torch.equal(again[0], tokens)
     assert torch.equal(again[1], logits)
     assert len(trace.calls) == 2
+
+
+def check_second_turn(model, processor, inputs, **budget):
+    """On the cache, a question more gets the answer that it gets without, and a new image is refused."""
+    words = processor.tokenizer("USER: is there a star ? ASSISTANT:", add_special_tokens=False)["input_ids"]
+    text = torch.tensor([words]).expand(len(inputs["input_ids"]), -1)
+
+    def longer(first, added):
+        ids = torch.cat([first.sequences, added], 1)
+        more = ids.shape[1] - inputs["input_ids"].shape[1]
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, more), value=1)
+        return {**inputs, "input_ids": ids, "attention_mask": mask}
+
+    with tp.prune(model, processor, Project(), **budget):
+        first = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
+        second = longer(first, text)
+        out = model.generate(**second, **{CACHE: cache_of(first)}, max_new_tokens=STEPS)
+        assert torch.equal(out, model.generate(**second, max_new_tokens=STEPS))
+        first = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
+        with pytest.raises(ModelError, match="whose number of tokens varies; give them all at first"):
+            model.generate(**longer(first, inputs["input_ids"]), **{CACHE: cache_of(first)}, max_new_tokens=STEPS)
 
 
 def check_beams(family, model, processor, inputs, pruner, **budget):

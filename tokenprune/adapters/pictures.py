@@ -1,0 +1,59 @@
+"""What the vision tower saw of an image or video, for encoders of another kind to see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+def in_order(x: Tensor) -> Tensor:
+    """(V, places, C) to (V * places, C): visual tokens are the places themselves, picture after picture."""
+    return x.flatten(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """The pictures that the tower saw at once, such as tiles or frames, and where visual tokens are in them.
+
+    Attributes:
+        pixels: (V, 3, height, width), normalised as the model's processor does.
+        grid: (height, width) of the places in each picture of which visual tokens are made.
+        arrange: (V, places, C) of something that each place has, in raster order, to (k, C) of the first k visual
+            tokens of the image or video; those behind them have 0.
+    """
+
+    pixels: Tensor
+    grid: tuple[int, int]
+    arrange: Callable[[Tensor], Tensor] = in_order
+
+    @classmethod
+    def of(cls, pixels: Tensor, grid: tuple[int, int] | None) -> Pictures | None:
+        """Of pixels (..., 3, height, width) whose visual tokens are in order; None without a grid."""
+        return None if grid is None else cls(pixels.reshape(-1, *pixels.shape[-3:]), grid)
+
+
+def unpack(patches: Tensor, grid: Sequence[int], *, patch: int, temporal: int, merge: int) -> Tensor:
+    """(frames * temporal, 3, height, width): what the processors of the Qwen families cut into patches, put together.
+
+    They go through an image or video frame by frame, in a frame square by square of ``merge`` x ``merge`` patches, in a
+    square patch by patch, all in raster order; a patch is (3, temporal, patch, patch). Of an image all ``temporal``
+    pictures are the same.
+
+    Args:
+        patches: (P, 3 * temporal * patch * patch) of one image or video.
+        grid: (frames, height, width), patches.
+        patch: height and width of a patch, pixels.
+        temporal: pictures of a video that make a frame.
+        merge: height and width of a square, patches.
+    """
+    frames, height, width = grid
+    x = patches.reshape(frames, height // merge, width // merge, merge, merge, -1, temporal, patch, patch)
+    x = x.permute(0, 6, 5, 1, 3, 7, 2, 4, 8)  # frame, time, color; square, patch and pixel in height, then in width
+    return x.reshape(frames * temporal, -1, height * patch, width * patch)
+
+
+def over_time(x: Tensor, temporal: int) -> Tensor:
+    """(frames * temporal, places, C) to (frames * places, C): the means over the pictures that make a frame."""
+    return x.view(-1, temporal, *x.shape[1:]).mean(1).flatten(0, 1)

@@ -1,0 +1,27 @@
+"""Saliency by the attention of the vision tower's CLS token, which knows nothing of the prompt.
+
+Paper: https://arxiv.org/abs/2412.01818 (FasterVLM, which keeps the tokens with most of it)
+Differs: FasterVLM keeps the top tokens; as a conditioning it takes the place of relevance in CDPruner's kernel, which
+    no paper does. Towers without a CLS token have ``received_attention``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from tokenprune.conditioning.base import CONDITIONINGS, Conditioning, Scope, over_heads
+from tokenprune.types import Signal, VisualTokens
+
+
+@CONDITIONINGS.register("cls_attention", paper="https://arxiv.org/abs/2412.01818")
+@dataclass(frozen=True)
+class CLSAttention(Conditioning):
+    """Attention of the CLS token to a visual token's patches, mean over heads; the same for every prompt."""
+
+    requires: ClassVar[frozenset[Signal]] = frozenset({Signal.CLS_ATTENTION})
+
+    def _relevance(self, tokens: VisualTokens, scope: Scope) -> Tensor:
+        return over_heads(tokens, Signal.CLS_ATTENTION)
