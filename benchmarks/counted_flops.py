@@ -1,6 +1,6 @@
 """Published models at full size, counted: what PyTorch counts while transformers' own model runs, beside ``exact``.
 
-    python benchmarks/counted_flops.py                 # all model cards; about two minutes
+    python benchmarks/counted_flops.py                 # all model cards; several minutes
     python benchmarks/counted_flops.py llava-next-7b
 
 Weights have shapes alone (fake tensors), so that no memory and no network are needed; pixels and ids are real. For each

@@ -131,7 +131,7 @@ def test_unknown_names_elsewhere():
 def test_report_without_a_run(tmp_path):
     result = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert result.exit_code == 2
-    assert "config.yaml" in result.stderr
+    assert "results.jsonl holds no records; run the experiment first" in result.stderr
 
 
 def test_a_model_that_no_adapter_knows(refused, tmp_path):
@@ -227,3 +227,22 @@ def test_half_written_last_line(call, checkpoint, tmp_path):
     assert result.exit_code == 0
     assert "half-written" in result.stderr
     assert len(path.read_text().splitlines()) == len(whole.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("conditioning: oracle", "conditioning oracle needs a task that says where in the image the evidence is"),
+        (
+            "relevance_question: other",
+            "relevance_question 'other' needs a task whose samples come with another question",
+        ),
+    ],
+)
+def test_controls_need_a_task_that_has_them(tmp_path, monkeypatch, option, words):
+    monkeypatch.setattr(evaluate.Evaluator, "ask", lambda *args: pytest.fail("something was computed"))
+    Image.new("RGB", (96, 96)).save(tmp_path / "a.png")
+    result = CliRunner().invoke(app, [*folder_task(tmp_path, "a.png"), f"pruner={{name: cdpruner, {option}}}"])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"tokenprune: {words}")
+    assert result.stderr.count("\n") == 1

@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 from tokenprune.budget import Budget
 from tokenprune.cli import app
 from tokenprune.flops_request import request
-from tokenprune.metrics.flops import llm_prefill_flops
+from tokenprune.flops_table import lines
+from tokenprune.metrics.conventions import CONVENTIONS
+from tokenprune.metrics.flops import llm_prefill_flops, vision_flops
 from tokenprune.model_card import card_names, load_card
 from tokenprune.pruners.base import PRUNERS, create_pruner
 
@@ -39,6 +41,20 @@ def test_unpruned_alone(card):
     result = call("--model", card)
     assert result.exit_code == 0, result.output
     assert "share" not in result.stdout
+
+
+@pytest.mark.parametrize("card", card_names())
+def test_every_card(card):
+    spec = load_card(card).spec
+    asked = request(card, None, ["pruner=fastv", "budget.keep_tokens=64"], 40)
+    assert asked.cases[1].kept == 64
+    values = {row.name: row.values for row in lines(asked.spec, asked.cases, 40)}
+    parts = ("exact", "vision tower", "projector", "LM head")
+    assert values["whole prefill"][0] == sum(values[name][0] for name in parts)
+    for name in (*CONVENTIONS, "decoding", "KV cache"):
+        whole, less = values[name]
+        assert 0 < less < whole
+    assert values["vision tower"][1] == vision_flops(spec) > 0
 
 
 @pytest.mark.parametrize("name", PRUNERS.names())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import save_llava
 
-from tokenprune import report, runner
+from tokenprune import runner
 from tokenprune.errors import ConfigError, DataError, TokenPruneError
 from tokenprune.record import RunFolder
 from tokenprune.sweep import parse_sweep
@@ -41,6 +41,10 @@ def test_exclude():
         ("uniform", 5),
         ("cdpruner", 10),
     ]
+
+
+def test_another_kind_of_budget_takes_the_place_of_the_first():
+    assert [run.budget[0].kind for run in points(grid={"budget.average_tokens": [10, 5]})] == ["average_tokens"] * 2
 
 
 def test_no_grid_is_one_run():
@@ -87,8 +91,8 @@ def left(folder):
     lines = sorted(
         (line["cell"], line["sample"], line["answer"], str(line["stages"])) for line in folder.samples.read()
     )
-    table = [report._rows([record]) for record in folder.records()]
-    return sorted(map(str, table)), lines
+    table = sorted((record.label, str(record.budget), str(record.metrics)) for record in folder.records())
+    return table, lines
 
 
 def test_cells_are_shared_and_none_and_random_are_there(sweep, tmp_path):

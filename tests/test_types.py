@@ -22,6 +22,8 @@ def test_signals_are_public_strings():
         "received_attention",
         "vision_hidden",
         "encoder_features",
+        "resized_features",
+        "evidence",
         "keys",
         "text_attention",
         "text_mask",
@@ -32,7 +34,7 @@ def test_signals_are_public_strings():
         "text_normed_hidden",
         "rope_similarity",
     ]
-    assert set(list(Signal)[8:]) == LLM_SIGNALS
+    assert set(list(Signal)[10:]) == LLM_SIGNALS
     tokens = VisualTokens(F, {"keys": torch.ones(2, 6, 3)})
     assert torch.equal(tokens.signal(Signal.KEYS), torch.ones(2, 6, 3))
     shared = VisualTokens(F, {"clip_text_embeds": torch.ones(5, 3)})

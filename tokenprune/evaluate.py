@@ -129,11 +129,13 @@ class Evaluator:
 
     def _stages(self, cell: Cell, batch: Sequence[Sample]) -> Stages:
         prepared = self.adapter.prepare(batch)  # not encoded yet, so that all of it is timed
-        pruned = self.adapter.prune_inputs(prepared.inputs, cell.pruner, cell.budget, prepared.questions)
+        pruned = self.adapter.prune_inputs(prepared.inputs, cell.pruner, cell.budget, prepared.questions, samples=batch)
         _, prefill = timed(lambda: self.adapter.prefill(pruned), self.adapter.model.device)
         inside = pruned.inside.seconds["selection"] if pruned.inside else 0.0
         return Stages(pruned.seconds["vision"], pruned.seconds["selection"] + inside, prefill - inside)
 
     def _prune(self, cell: Cell, asked: Asked) -> PrunedInputs:
         inputs, questions = asked.prepared.inputs, asked.prepared.questions
-        return self.adapter.prune_inputs(inputs, cell.pruner, cell.budget, questions, encoded=asked.encoded)
+        return self.adapter.prune_inputs(
+            inputs, cell.pruner, cell.budget, questions, encoded=asked.encoded, samples=asked.samples
+        )

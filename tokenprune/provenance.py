@@ -21,8 +21,9 @@ from tokenprune.version import __version__
 PACKAGE = Path(__file__).parent
 # What shows results, or decides which are wanted and where they are computed: files and folders.
 SHOWING = {
-    *("cli.py", "cli_sweep.py", "dry_run.py", "sweep.py", "state.py", "runner.py", "launch", "record.py", "journal.py"),
-    *("tracking.py", "tracking", "report.py", "report", "comparison.py", "plots.py", "overlay.py", "draw.py"),
+    *("cli.py", "cli_sweep.py", "cli_report.py", "dry_run.py", "sweep.py", "state.py", "runner.py", "launch"),
+    *("record.py", "journal.py", "tracking.py", "tracking", "report.py", "report", "rows.py", "comparison.py"),
+    *("significance.py", "plots.py", "overlay.py", "draw.py"),
     *("catalogue.py", "study", "study_report", "fit.py", "fit_config.py", "measurements.py"),
     *("flops_table.py", "flops_request.py", "model_card.py"),
 }
@@ -160,7 +161,8 @@ def data_hash(samples: Iterable[Sample]) -> str:
 
     def parts() -> Iterable[Any]:
         for sample in samples:
-            yield repr((sample.id, sample.question, sample.answer, sample.kind, sample.boxes, sample.image.size))
+            asked = (sample.question, sample.answer, sample.kind, sample.boxes, sample.other_question, sample.earlier)
+            yield repr((sample.id, *asked, sample.image.size))
             yield sample.image.tobytes()
 
     return digest(*parts())

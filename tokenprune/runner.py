@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import logging
 import traceback
 from collections.abc import Iterable, Sequence
@@ -38,7 +39,7 @@ class Outcome:
     Attributes:
         folder: its files.
         records: one a cell, in the order of the configuration; earlier runs' included.
-        samples: the questions, of the first model and task if there are several.
+        samples: the questions of all tasks.
     """
 
     folder: RunFolder
@@ -92,7 +93,8 @@ def sweep(
                     driver.follow(events)
         finally:
             session.finish()
-    return Outcome(folder, tuple(driver.records()), groups[0].samples)
+    tasks = {id(group.samples): group.samples for group in groups}  # models share their tasks' questions
+    return Outcome(folder, tuple(driver.records()), tuple(itertools.chain(*tasks.values())))
 
 
 class _Driver:

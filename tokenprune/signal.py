@@ -17,6 +17,8 @@ class Signal(StrEnum):
     RECEIVED_ATTENTION = "received_attention"  # (B, H, N) mean attention of the image's patches to a token's patches
     VISION_HIDDEN = "vision_hidden"  # (B, N, V) the vision tower's features before the projector
     ENCODER_FEATURES = "encoder_features"  # (B, N, C) another encoder's features of the image at the tokens' places
+    RESIZED_FEATURES = "resized_features"  # (B, N, D) the visual tokens of the image shrunk to fewer, then 0
+    EVIDENCE = "evidence"  # (B, N) 1 at tokens that show what is asked about, else 0: the truth, for controls
     # Before the LLM, of a layer of the vision tower; inside, of the scoring layer, after rotation.
     KEYS = "keys"  # (B, N, C) keys, heads side by side
     # Inside the LLM. Q text rows follow the last visual token, see ``Selector.text_rows``; the last is no padding.

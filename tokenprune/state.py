@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tokenprune.adapters.controls import check_samples
 from tokenprune.build import Experiment, build_all
 from tokenprune.keys import Keyed, keyed
 from tokenprune.launch.base import Batch, Job, Origin, Wanted
@@ -45,6 +46,9 @@ def prepare(asked: Sweep) -> tuple[list[Group], RunFolder]:
     for experiment in experiments:
         task = repr(experiment.config.task)
         questions[task] = questions.get(task) or tuple(experiment.task.samples())
+        for cell in experiment.cells:
+            steps = cell.pruner.steps(experiment.model.spec) if cell.pruner else ()
+            check_samples([step.selector for step in steps], questions[task])
         groups.append(Group(experiment, questions[task], tuple(keyed(experiment, questions[task]))))
     return groups, RunFolder(Path(config.output) / (asked.name or asked.id(config)))
 

@@ -173,6 +173,8 @@ class Sample:
         answer: the truth.
         kind: type of the question, for per-type accuracy.
         boxes: (x0, y0, x1, y1) in pixels, ends excluded, of what the question is about; empty if unknown or nothing.
+        other_question: one that is not asked, for controls; empty if there is none.
+        earlier: (question, answer) of the turns about this image that came before.
     """
 
     id: str
@@ -181,6 +183,8 @@ class Sample:
     answer: str
     kind: str = ""
     boxes: tuple[tuple[int, int, int, int], ...] = ()
+    other_question: str = ""
+    earlier: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from tokenprune.types import PRE_LLM
 
 OPTIONS = {"sparsevlm": {"recycle": False}}  # what is merged cannot be masked; the golden case has it end to end
 FAMILIES = families()
-BEFORE = {"cdpruner", "compose", "divprune", "dop", "uniform"}  # these prune before the LLM
+MERGING = {"pooling", "resize"}  # likewise; their own tests say what enters the LLM
+BEFORE = {"cdpruner", "compose", "divprune", "dop", "uniform", *MERGING}  # these prune before the LLM
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +74,9 @@ def test_each_pruner_on_each_adapter(family, attention, towers, name):
         out = model.generate(**inputs, **GENERATION)
     tokens = out.sequences[:, inputs["input_ids"].shape[1] :]
     policies = [step.selector.positions for step in pruner.steps(adapter_for(model, processor).spec)]
-    wanted = masked_layers_logits(model, inputs, trace.stages, policies, tokens, family=family)
-    torch.testing.assert_close(torch.stack(out.logits, 1), wanted, atol=1e-4, rtol=0)
+    if name not in MERGING:
+        wanted = masked_layers_logits(model, inputs, trace.stages, policies, tokens, family=family)
+        torch.testing.assert_close(torch.stack(out.logits, 1), wanted, atol=1e-4, rtol=0)
     assert trace.counts == family.counts(model, inputs, 8)
     cached = [layer.keys.shape[2] for layer in getattr(out, CACHE).layers]
     assert cached == [length + STEPS - 1 for length in in_each_layer(family, model, inputs, trace.stages)]

@@ -34,6 +34,7 @@ def test_signs_and_needs():
         "prompt_embedding_per_token": (1, None),
         "cls_attention": (1, None),
         "received_attention": (1, None),
+        "oracle": (1, None),
     }
 
 
@@ -80,6 +81,16 @@ def test_cdpruner_keeps_what_is_attended_to_where_tokens_are_all_unlike():
     tokens = VisualTokens(torch.eye(7)[None], {"received_attention": attention})
     kept = create_pruner("cdpruner", conditioning="received_attention").select(tokens, 3).keep[0]
     assert kept.tolist() == attention.mean(1)[0].topk(3).indices.sort().values.tolist()
+
+
+def test_the_oracle_says_what_it_is_told():
+    evidence = torch.rand(2, 7, generator=G).round()
+    tokens = VisualTokens(FEATURES, {"evidence": evidence.bfloat16()})
+    assert torch.equal(source("oracle").relevance(tokens, "row"), evidence)
+    with pytest.raises(SelectionError, match=r"'evidence' must be \(B, 7\), got \(2, 6\)"):
+        source("oracle").relevance(VisualTokens(FEATURES, {"evidence": evidence[:, :6]}), "row")
+    with pytest.raises(SelectionError, match="'evidence' is needed but was not given"):
+        source("oracle").relevance(VisualTokens(FEATURES), "row")
 
 
 def test_none_says_nothing():

@@ -42,6 +42,12 @@ def test_values_by_hand():
     assert whole["laplacian"][0, 1].item() == pytest.approx(math.exp(-3 / spread), rel=1e-5)
 
 
+def test_a_bandwidth_is_a_factor_of_s():
+    narrow = {name: KernelMatrix.of(X, name, bandwidth=0.5).block(ALL) for name in ("rbf", "laplacian")}
+    assert torch.allclose(narrow["rbf"], KernelMatrix.of(X, "rbf").block(ALL) ** 4)
+    assert torch.allclose(narrow["laplacian"], KernelMatrix.of(X, "laplacian").block(ALL) ** 2)
+
+
 @pytest.mark.parametrize("name", KERNELS)
 def test_padding_does_not_set_the_bandwidth(name):
     valid = torch.arange(40)[None] < 25

@@ -100,6 +100,56 @@ def test_literal_transcription(theta):
     assert positive.order[0].tolist() == literal(features, embeds, texts, 12, sign=1, alpha=alpha)
 
 
+def similarity(x, kernel, bandwidth):
+    """(N, N) as the formulas say, in float64."""
+    unit, offsets = x / x.norm(dim=1, keepdim=True), x - x.mean(0)
+    apart = x[:, None] - x[None]
+    return {
+        "linear": lambda: x @ x.T,
+        "cosine": lambda: (unit @ unit.T).fill_diagonal_(1),
+        "polynomial": lambda: (((1 + unit @ unit.T) / 2) ** 2).fill_diagonal_(1),
+        "rbf": lambda: (-(apart**2).sum(2) / (2 * bandwidth**2 * (offsets**2).sum(1).mean())).exp(),
+        "laplacian": lambda: (-apart.abs().sum(2) / (bandwidth * offsets.abs().sum(1).mean())).exp(),
+    }[kernel]()
+
+
+SWEPT = [
+    ("cosine", 1.0),
+    ("linear", 1.0),
+    ("polynomial", 1.0),
+    ("laplacian", 1.0),
+    *(("rbf", s) for s in (0.5, 1.0, 2.0)),
+]
+
+
+@pytest.mark.parametrize(("kernel", "bandwidth"), SWEPT)
+@pytest.mark.parametrize("theta", [None, 0.0, 0.25, 0.5, 0.75, 0.9])
+def test_every_kernel_in_every_form_is_its_formula(kernel, bandwidth, theta):
+    """In float32, with features of very different lengths as LLMs have them; float64 by brute force is the judge.
+
+    A narrow kernel is 0 in float32 between tokens far apart, so picks that are equally good may differ.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = (
+        torch.randn(60, 48, generator=generator)
+        * torch.logspace(-1, 1, 60)[torch.randperm(60, generator=generator), None]
+    )
+    embeds, text = torch.randn(60, 8, generator=generator), torch.randn(1, 8, generator=generator)
+    tokens = VisualTokens(x[None], {"clip_image_embeds": embeds[None], "clip_text_embeds": text})
+    form = {} if theta is None else {"kernel_form": "exponential", "theta": theta}
+    order = create_pruner("cdpruner", kernel=kernel, bandwidth=bandwidth, **form).select(tokens, 24).order[0].tolist()
+    r = -torch.cosine_similarity(embeds.double(), text.double())
+    r = (r - r.min() + 1e-6) / (r.max() - r.min())
+    q = r if theta is None else (theta / (2 * (1 - theta)) * r).exp()
+    matrix = q[:, None] * similarity(x.double(), kernel, bandwidth) * q
+    for step, pick in enumerate(order):
+        gains = {
+            n: torch.logdet(matrix[[*order[:step], n]][:, [*order[:step], n]]).item()
+            for n in set(range(60)) - set(order[:step])
+        }
+        assert gains[pick] >= max(gains.values()) - 1e-5
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_features_are_normalised_in_the_precision_in_which_they_come(dtype):
     case = load("cdpruner_n576_d64_t32")
@@ -155,6 +205,9 @@ def test_none_is_a_plain_dpp_and_needs_no_signal():
         ({"kernel_form": "exp"}, "relevance"),
         ({"theta": 1.0}, "theta"),
         ({"theta": True}, "theta"),
+        ({"relevance_question": "wrong"}, "relevance_question is 'wrong'; Allowed: other, own"),
+        ({"bandwidth": 2.0}, "'bandwidth' is 2.0; it must be above 0, and 1 but for rbf, laplacian"),
+        ({"kernel": "rbf", "bandwidth": 0.0}, "'bandwidth' is 0.0"),
         ({"sign": 0}, "sign"),
         ({"kernels": "cosine"}, "did you mean 'kernel'"),
         ({"positions": "packed"}, "repacked"),

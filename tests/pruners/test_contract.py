@@ -8,6 +8,8 @@ from tokenprune.errors import BudgetError, SelectionError
 from tokenprune.pruners.base import PRUNERS
 
 N, D, C = 36, 16, 8
+GRIDS = {N: (6, 6), 1: (1, 1)}
+GRID_ONLY = {"pooling", "resize"}  # refuse rows that are no grid
 pytestmark = pytest.mark.parametrize("name", PRUNERS.names())
 
 
@@ -32,25 +34,30 @@ def signals(batch, n, generator, constant=False):
         Signal.NORMED_HIDDEN: draw(batch, n, D),
         Signal.TEXT_NORMED_HIDDEN: draw(batch, 3, D),
         Signal.ROPE_SIMILARITY: draw(batch, 3, n),
+        Signal.RESIZED_FEATURES: draw(batch, n, D),
+        Signal.EVIDENCE: draw(batch, n),
     }
 
 
 def make(batch=3, n=N, features=None, constant=False, dtype=torch.float32, valid=None):
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(batch, n, D, generator=generator) if features is None else features
-    return VisualTokens(features.to(dtype), signals(batch, n, generator, constant), valid=valid)
+    grid = GRIDS.get(n) if valid is None else None  # rows of different lengths have none
+    return VisualTokens(features.to(dtype), signals(batch, n, generator, constant), grid=grid, valid=valid)
 
 
 def row(tokens, index):
     cut = slice(index, index + 1)
     valid = None if tokens.valid is None else tokens.valid[cut]
-    return VisualTokens(tokens.features[cut], {k: v[cut] for k, v in tokens.signals.items()}, valid=valid)
+    signals = {k: v[cut] for k, v in tokens.signals.items()}
+    return VisualTokens(tokens.features[cut], signals, grid=tokens.grid, valid=valid)
 
 
 def shortened(tokens, n):
     """The first n visual tokens alone; those that entered the LLM remain the same."""
     last = {Signal.CLS_ATTENTION, Signal.RECEIVED_ATTENTION, Signal.TEXT_ATTENTION, Signal.ROPE_SIMILARITY}
     second = {Signal.CLIP_IMAGE_EMBEDS, Signal.KEYS, Signal.VISION_HIDDEN, Signal.NORMED_HIDDEN}
+    second |= {Signal.RESIZED_FEATURES, Signal.EVIDENCE}
     cut = dict(tokens.signals)
     cut |= {name: cut[name][..., :n] for name in last} | {name: cut[name][:, :n] for name in second}
     return VisualTokens(tokens.features[:, :n], cut)
@@ -112,8 +119,13 @@ def test_padding_is_never_kept_and_does_not_change_the_choice(name):
     valid = torch.ones(3, N, dtype=torch.bool)
     valid[1, 20:] = False
     tokens, pruner = make(valid=valid), create_pruner(name)
+    if name in GRID_ONLY:
+        with pytest.raises(SelectionError, match="grid"):
+            pruner.select(tokens, 9)
+        return
     keep = pruner.select(tokens, 9).keep
-    assert torch.equal(keep[0], pruner.select(row(make(), 0), 9).keep[0])
+    alone = row(make(valid=torch.ones(3, N, dtype=torch.bool)), 0)
+    assert torch.equal(keep[0], pruner.select(alone, 9).keep[0])
     assert torch.equal(keep[1], pruner.select(shortened(row(make(), 1), 20), 9).keep[0])
     with pytest.raises(BudgetError, match="20"):
         pruner.select(tokens, 21)

@@ -1,5 +1,6 @@
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from tokenprune.embedded.questions import QUESTION_TYPES
@@ -8,7 +9,8 @@ from tokenprune.tasks.scenes import Scenes
 
 
 def content(sample):
-    return sample.id, sample.question, sample.answer, sample.kind, sample.boxes, sample.image.tobytes()
+    shown = sample.boxes, sample.image.tobytes()
+    return sample.id, sample.question, sample.answer, sample.kind, sample.other_question, *shown
 
 
 def test_a_longer_set_begins_with_the_shorter_one():
@@ -43,6 +45,31 @@ def test_boxes_show_what_is_asked():
         for x0, y0, x1, y1 in sample.boxes:
             assert 0 <= x0 < x1 <= 96
             assert 0 <= y0 < y1 <= 96
+
+
+def test_the_other_question_is_another_and_of_any_type():
+    samples = Scenes(num_samples=300).samples()
+    assert all(sample.other_question != sample.question for sample in samples)
+    starts = Counter(sample.other_question.split()[0] for sample in samples if sample.kind == "letter")
+    assert starts.keys() >= {"Is", "What", "How", "Where"}
+    assert [s.other_question for s in Scenes(num_samples=12, seed=1).samples()] != [
+        s.other_question for s in samples[:12]
+    ]
+
+
+def test_a_coarse_picture_lacks_detail_and_nothing_else():
+    fine, coarse = (Scenes(num_samples=12, image_scale=scale).samples() for scale in (1.0, 0.25))
+    for a, b in zip(fine, coarse, strict=True):
+        assert content(a)[:-1] == content(b)[:-1]
+        left, right = (np.asarray(s.image).astype(float) for s in (a, b))
+        assert left.shape == right.shape
+        blocks = [x.reshape(24, 4, 24, 4, 3).mean((1, 3)) for x in (left, right)]
+        assert np.abs(blocks[0] - blocks[1]).mean() < 4  # what a quarter of the sides can show stays
+        edges = [np.abs(np.diff(x, axis=0)).mean() for x in (left, right)]
+        assert edges[1] < 0.6 * edges[0]
+    for wrong in (0.0, 1.5):
+        with pytest.raises(ConfigError, match=rf"image_scale must be above 0 and at most 1, got {wrong}"):
+            Scenes(image_scale=wrong)
 
 
 def test_score():

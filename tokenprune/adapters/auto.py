@@ -22,6 +22,7 @@ from tokenprune.adapters.encoded import Encoded
 from tokenprune.adapters.inputs import PIXELS
 from tokenprune.adapters.layout import Choice, Item, Unit
 from tokenprune.adapters.pruned import Left, shortened_prompt
+from tokenprune.adapters.signals import PROMPT
 from tokenprune.adapters.spec import decoder_spec
 from tokenprune.errors import ModelError
 from tokenprune.types import ModelSpec, Sample, Signal, TokenSelection
@@ -38,7 +39,7 @@ class AutoAdapter(ModelAdapter):
     """
 
     model_types = ()
-    offers = frozenset({Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK})
+    offers = PROMPT
     example = ""
     any_size = True
 

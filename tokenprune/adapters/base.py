@@ -22,7 +22,7 @@ from tokenprune.adapters.inputs import PIXELS, Prepared, PrunedInputs
 from tokenprune.adapters.layout import Grid, Item, Unit
 from tokenprune.adapters.pictures import Pictures
 from tokenprune.adapters.pruned import prune_inputs
-from tokenprune.adapters.question import ROLES, last_question
+from tokenprune.adapters.question import ROLES, last_question, write_prompt
 from tokenprune.adapters.signals import check_steps, check_tower, make_signals, rows_of
 from tokenprune.adapters.text_tower import TextTower, load_text_tower
 from tokenprune.budget import Budget
@@ -191,16 +191,9 @@ class ModelAdapter(ABC):
     def prepare(self, samples: Sequence[Sample]) -> Prepared:
         """Samples as inputs, padded on the left."""
         questions, images = [sample.question for sample in samples], [[sample.image] for sample in samples]
-        texts = [self._prompt(question) for question in questions]
+        texts = [write_prompt(self.processor, self.prompt, sample) for sample in samples]
         batch = self.processor(images=images, text=texts, padding=True, padding_side="left", return_tensors="pt")
         return Prepared(dict(batch.to(self.model.device)), questions)
-
-    def _prompt(self, question: str) -> str:
-        if self.processor.chat_template is None:
-            return self.prompt.format(question=question)
-        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
-        text: str = self.processor.apply_chat_template([turn], add_generation_prompt=True)
-        return text
 
     def encode(self, inputs: Mapping[str, Any], requires: frozenset[Signal] = frozenset()) -> Encoded:
         """Run the vision tower and the projector on pixels; pruners may ask for the signals in ``requires`` then.
@@ -255,6 +248,7 @@ class ModelAdapter(ABC):
         questions: Sequence[str] | None = None,
         *,
         encoded: Encoded | None = None,
+        samples: Sequence[Sample] | None = None,
     ) -> PrunedInputs:
         """Encode the images, choose what enters the LLM, and shorten everything that is aligned with the prompt.
 
@@ -266,12 +260,13 @@ class ModelAdapter(ABC):
             budget: for each image; needed unless the pruner has one of its own.
             questions: of each batch row; None to read them off the prompts.
             encoded: of these inputs and signals, if ``encode`` ran before.
+            samples: that the inputs were made of, one a batch row; controls need them, see ``controls``.
 
         Raises:
             ModelError: if the inputs, or what the pruner needs, are not possible here.
             BudgetError: if there is none, or an image has fewer tokens than should stay.
         """
-        return prune_inputs(self, inputs, pruner, budget, questions, encoded)
+        return prune_inputs(self, inputs, pruner, budget, questions, encoded, samples)
 
     @torch.no_grad()
     def generate(self, inputs: Mapping[str, Any] | PrunedInputs, **generation: Any) -> list[str]:

@@ -22,6 +22,7 @@ from tokenprune.adapters.inputs import CHUNKS_WORK, check_pixels
 from tokenprune.adapters.known import register_adapter
 from tokenprune.adapters.layout import Grid
 from tokenprune.adapters.patches import last_layer, pool
+from tokenprune.adapters.signals import PAIRED, PROMPT, VISION
 from tokenprune.adapters.spec import decoder_spec, has_head, vision_spec
 from tokenprune.errors import ModelError
 from tokenprune.types import ModelSpec, Signal
@@ -35,17 +36,7 @@ class Gemma3Adapter(ModelAdapter):
     example = "google/gemma-3-4b-it"
     roles = (r"<start_of_turn>user", r"<end_of_turn>|<start_of_turn>model")
     normed = True
-    offers = frozenset(
-        {
-            Signal.CLIP_IMAGE_EMBEDS,
-            Signal.CLIP_TEXT_EMBEDS,
-            Signal.PROMPT_EMBEDS,
-            Signal.PROMPT_MASK,
-            Signal.RECEIVED_ATTENTION,
-            Signal.KEYS,
-            Signal.VISION_HIDDEN,
-        }
-    )
+    offers = PAIRED | PROMPT | VISION
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:

@@ -23,6 +23,7 @@ from tokenprune.adapters.known import register_adapter
 from tokenprune.adapters.layout import Grid, Item, Unit
 from tokenprune.adapters.patches import last_layer, pool
 from tokenprune.adapters.pictures import Pictures
+from tokenprune.adapters.signals import PAIRED, PROMPT, VISION
 from tokenprune.adapters.spec import decoder_spec, vision_spec
 from tokenprune.adapters.turns import no_new_images
 from tokenprune.errors import ModelError
@@ -43,17 +44,7 @@ class Idefics3Adapter(ModelAdapter):
     roles = (r"User:", r"<end_of_utterance>|Assistant:")
     scopes = ("tile", "image")
     normed = True
-    offers = frozenset(
-        {
-            Signal.CLIP_IMAGE_EMBEDS,
-            Signal.CLIP_TEXT_EMBEDS,
-            Signal.PROMPT_EMBEDS,
-            Signal.PROMPT_MASK,
-            Signal.RECEIVED_ATTENTION,
-            Signal.KEYS,
-            Signal.VISION_HIDDEN,
-        }
-    )
+    offers = PAIRED | PROMPT | VISION
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:

@@ -24,6 +24,7 @@ from tokenprune.adapters.inputs import check_pixels
 from tokenprune.adapters.known import register_adapter
 from tokenprune.adapters.layout import Item, Unit
 from tokenprune.adapters.pictures import Pictures
+from tokenprune.adapters.signals import PROMPT, VISION
 from tokenprune.adapters.spec import decoder_spec, vision_spec
 from tokenprune.adapters.turns import no_new_images
 from tokenprune.adapters.vision_attention import attention_to
@@ -41,16 +42,7 @@ class InternVLAdapter(ModelAdapter):
     example = "OpenGVLab/InternVL3-8B-hf"
     prompt = "<|im_start|>user\n<IMG_CONTEXT>\n{question}<|im_end|>\n<|im_start|>assistant\n"
     scopes = ("tile", "image")
-    offers = frozenset(
-        {
-            Signal.PROMPT_EMBEDS,
-            Signal.PROMPT_MASK,
-            Signal.CLS_ATTENTION,
-            Signal.RECEIVED_ATTENTION,
-            Signal.KEYS,
-            Signal.VISION_HIDDEN,
-        }
-    )
+    offers = PROMPT | VISION | {Signal.CLS_ATTENTION}
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:

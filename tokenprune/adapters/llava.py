@@ -15,6 +15,7 @@ from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.clip_vision import llava_spec, tower_signals
 from tokenprune.adapters.inputs import check_pixels
 from tokenprune.adapters.known import register_adapter
+from tokenprune.adapters.signals import PAIRED, PROMPT, VISION
 from tokenprune.types import ModelSpec, Signal
 
 
@@ -24,18 +25,7 @@ class LlavaAdapter(ModelAdapter):
 
     model_types = ("llava",)
     example = "llava-hf/llava-1.5-7b-hf"
-    offers = frozenset(
-        {
-            Signal.CLIP_IMAGE_EMBEDS,
-            Signal.CLIP_TEXT_EMBEDS,
-            Signal.PROMPT_EMBEDS,
-            Signal.PROMPT_MASK,
-            Signal.CLS_ATTENTION,
-            Signal.RECEIVED_ATTENTION,
-            Signal.KEYS,
-            Signal.VISION_HIDDEN,
-        }
-    )
+    offers = PAIRED | PROMPT | VISION | {Signal.CLS_ATTENTION, Signal.RESIZED_FEATURES}
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:

@@ -23,6 +23,8 @@ from tokenprune.adapters.clip_vision import llava_spec, tower_signals
 from tokenprune.adapters.inputs import Prepared
 from tokenprune.adapters.known import register_adapter
 from tokenprune.adapters.layout import Item, Unit
+from tokenprune.adapters.question import write_prompt
+from tokenprune.adapters.signals import PAIRED, PROMPT, VISION
 from tokenprune.adapters.turns import no_new_images
 from tokenprune.errors import ModelError
 from tokenprune.types import ModelSpec, Sample, Signal
@@ -43,18 +45,7 @@ class LlavaNextAdapter(ModelAdapter):
     model_types = ("llava_next",)
     example = "llava-hf/llava-v1.6-vicuna-7b-hf"
     scopes: ClassVar[tuple[str, ...]] = ("tile", "image", "all", "papers")
-    offers = frozenset(
-        {
-            Signal.CLIP_IMAGE_EMBEDS,
-            Signal.CLIP_TEXT_EMBEDS,
-            Signal.PROMPT_EMBEDS,
-            Signal.PROMPT_MASK,
-            Signal.CLS_ATTENTION,
-            Signal.RECEIVED_ATTENTION,
-            Signal.KEYS,
-            Signal.VISION_HIDDEN,
-        }
-    )
+    offers = PAIRED | PROMPT | VISION | {Signal.CLS_ATTENTION}
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -90,7 +81,7 @@ class LlavaNextAdapter(ModelAdapter):
             [sample.image for sample in samples], image_grid_pinpoints=[[canvas, canvas]], return_tensors="pt"
         )
         whole = token * (PAPERS * self._tile_tokens())
-        texts = [self._prompt(question).replace(token, whole, 1) for question in questions]
+        texts = [write_prompt(self.processor, self.prompt, sample).replace(token, whole, 1) for sample in samples]
         inputs = self.processor.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
         inputs |= {"pixel_values": images.pixel_values, "image_sizes": torch.full_like(images.image_sizes, canvas)}
         return Prepared({name: value.to(self.model.device) for name, value in inputs.items()}, questions)

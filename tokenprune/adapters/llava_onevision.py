@@ -23,6 +23,7 @@ from tokenprune.adapters.frames import video_items
 from tokenprune.adapters.inputs import check_pixels
 from tokenprune.adapters.known import register_adapter
 from tokenprune.adapters.layout import Item
+from tokenprune.adapters.signals import PAIRED, PROMPT, VISION
 from tokenprune.adapters.turns import no_new_images
 from tokenprune.types import ModelSpec, Signal
 
@@ -41,17 +42,7 @@ class LlavaOnevisionAdapter(ModelAdapter):
     prompt = "<|im_start|>user <image>\n{question}<|im_end|><|im_start|>assistant\n"
     scopes = ("tile", "image", "per_frame")
     any_size = True  # of videos
-    offers = frozenset(
-        {
-            Signal.CLIP_IMAGE_EMBEDS,
-            Signal.CLIP_TEXT_EMBEDS,
-            Signal.PROMPT_EMBEDS,
-            Signal.PROMPT_MASK,
-            Signal.RECEIVED_ATTENTION,
-            Signal.KEYS,
-            Signal.VISION_HIDDEN,
-        }
-    )
+    offers = PAIRED | PROMPT | VISION
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:

@@ -22,6 +22,7 @@ from tokenprune.adapters.known import register_adapter
 from tokenprune.adapters.layout import Grid, Item, Unit
 from tokenprune.adapters.patches import pool
 from tokenprune.adapters.pictures import Pictures
+from tokenprune.adapters.signals import PROMPT, VISION
 from tokenprune.adapters.spec import decoder_spec, vision_spec
 from tokenprune.adapters.turns import no_new_images
 from tokenprune.adapters.vision_attention import received_in_pictures
@@ -35,15 +36,7 @@ class Mistral3Adapter(ModelAdapter):
 
     model_types = ("mistral3",)
     example = "mistralai/Mistral-Small-3.1-24B-Instruct-2503"
-    offers = frozenset(
-        {
-            Signal.PROMPT_EMBEDS,
-            Signal.PROMPT_MASK,
-            Signal.RECEIVED_ATTENTION,
-            Signal.KEYS,
-            Signal.VISION_HIDDEN,
-        }
-    )
+    offers = PROMPT | VISION
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:

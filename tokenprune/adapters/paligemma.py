@@ -22,6 +22,7 @@ from tokenprune.adapters.inputs import Prepared, PrunedInputs, check_pixels, unp
 from tokenprune.adapters.known import register_adapter
 from tokenprune.adapters.layout import Grid
 from tokenprune.adapters.patches import last_layer
+from tokenprune.adapters.signals import PAIRED, PROMPT, VISION
 from tokenprune.adapters.spec import decoder_spec, has_head, vision_spec
 from tokenprune.errors import ModelError
 from tokenprune.types import ModelSpec, Sample, Signal
@@ -37,17 +38,7 @@ class PaliGemmaAdapter(ModelAdapter):
     roles = (r"\banswer en\b", r"\n")
     answer_type = 1
     normed = True
-    offers = frozenset(
-        {
-            Signal.CLIP_IMAGE_EMBEDS,
-            Signal.CLIP_TEXT_EMBEDS,
-            Signal.PROMPT_EMBEDS,
-            Signal.PROMPT_MASK,
-            Signal.RECEIVED_ATTENTION,
-            Signal.KEYS,
-            Signal.VISION_HIDDEN,
-        }
-    )
+    offers = PAIRED | PROMPT | VISION
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tokenprune.adapters.controls import Evidence, question_of
 from tokenprune.adapters.encoded import Encoded
 from tokenprune.adapters.hooks import InsideLLM
 from tokenprune.adapters.inputs import PrunedInputs, prune_prompt
 from tokenprune.adapters.layout import Choice, Layout, kept_tokens
 from tokenprune.adapters.prefill import PromptTokens
-from tokenprune.adapters.signals import FOREIGN, PAIRED, Signals, make_signals, rows_of
+from tokenprune.adapters.resized import Resized
+from tokenprune.adapters.signals import PAIRED, Signals, Source, make_signals, rows_of
 from tokenprune.adapters.stopwatch import stopwatch
-from tokenprune.adapters.timm_features import load_encoder
+from tokenprune.adapters.timm_features import EncoderFeatures, load_encoder
 from tokenprune.budget import Budget
 from tokenprune.errors import BudgetError, ModelError
-from tokenprune.types import PRE_LLM, Operations, Selector, Step
+from tokenprune.types import PRE_LLM, Operations, Sample, Selector, Signal, Step
 
 if TYPE_CHECKING:
     from tokenprune.adapters.base import ModelAdapter
@@ -32,6 +34,7 @@ def prune_inputs(
     budget: Budget | None,
     questions: Sequence[str] | None,
     encoded: Encoded | None,
+    samples: Sequence[Sample] | None = None,
 ) -> PrunedInputs:
     """See ``ModelAdapter.prune_inputs``."""
     steps, budget = _checked(adapter, pruner, budget) if pruner else ((), None)
@@ -39,7 +42,6 @@ def prune_inputs(
     requires = before.requires if before else frozenset()
     # Loaded before the clock runs: it is not a part of the selection.
     tower = adapter.load_text_tower(getattr(before, "text_tower", None)) if requires & PAIRED else None
-    encoder = load_encoder(adapter.model, getattr(before, "features", "")) if requires & FOREIGN else None
     device, seconds = adapter.model.device, {"vision": 0.0, "selection": 0.0}
     if encoded is None:
         with stopwatch(seconds, "vision", device):
@@ -49,8 +51,9 @@ def prune_inputs(
     counts = layout.counts(pruner, adapter.spec, budget) if pruner and budget else []
     if before:
         quotas = layout.divided([each[0] for each in counts])
+        sources, asked = _sources(adapter, before, samples, quotas), question_of(before, questions, samples)
         with stopwatch(seconds, "selection", device):
-            signals = make_signals(adapter, inputs, encoded, requires, questions, tower, encoder)
+            signals = make_signals(adapter, inputs, encoded, requires, asked, tower, sources)
             chosen = choose(before, encoded, signals, quotas)
             left = Left.of(encoded, chosen, [unit for unit, quota in enumerate(quotas) if not quota])
     shorter = shortened_prompt(adapter, inputs, left.kept, close=bool(before and before.positions == "repacked"))
@@ -63,6 +66,21 @@ def prune_inputs(
         prompt = prompt_tokens(later, visual, layout, left.kept, chosen, operations)
         inside = InsideLLM(adapter.model, within, prompt, operations.active if operations else None)
     return PrunedInputs(shorter, chosen, left.kept, layout, seconds, inside)
+
+
+def _sources(
+    adapter: ModelAdapter, selector: Selector, samples: Sequence[Sample] | None, quotas: Sequence[int]
+) -> dict[Signal, Source]:
+    """What makes the signals that the model alone does not have."""
+    sources: dict[Signal, Source] = {}
+    if Signal.ENCODER_FEATURES in selector.requires:
+        encoder = load_encoder(adapter.model, getattr(selector, "features", ""))
+        sources[Signal.ENCODER_FEATURES] = EncoderFeatures(encoder, adapter.processor)
+    if Signal.RESIZED_FEATURES in selector.requires:
+        sources[Signal.RESIZED_FEATURES] = Resized(adapter.model, tuple(quotas))
+    if Signal.EVIDENCE in selector.requires and samples is not None:
+        sources[Signal.EVIDENCE] = Evidence(tuple(samples))
+    return sources
 
 
 def _checked(adapter: ModelAdapter, pruner: Selector, budget: Budget | None) -> tuple[tuple[Step, ...], Budget]:

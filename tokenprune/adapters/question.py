@@ -1,4 +1,4 @@
-"""What is asked in a prompt."""
+"""A prompt that asks, and what is asked in a prompt."""
 
 from __future__ import annotations
 
@@ -7,11 +7,39 @@ from typing import Any
 
 from torch import Tensor
 
+from tokenprune.errors import ModelError
+from tokenprune.types import Sample
+
 # What begins a turn of the user and of the assistant in common chat formats.
 ROLES = (
     r"USER:|\[INST\]|<\|im_start\|>user|<\|start_header_id\|>user<\|end_header_id\|>",
     r"ASSISTANT:|\[/INST\]|<\|im_start\|>assistant|<\|start_header_id\|>assistant<\|end_header_id\|>",
 )
+
+
+def write_prompt(processor: Any, plain: str, sample: Sample) -> str:
+    """The prompt of a sample: one image, then its question, after the turns that came before.
+
+    Args:
+        processor: with a chat template, or without.
+        plain: prompt of a ``question`` for processors without one.
+        sample: what is asked.
+
+    Raises:
+        ModelError: if turns came before, and there is no chat template to write them with.
+    """
+    if processor.chat_template is None:
+        if sample.earlier:
+            raise ModelError(f"{type(processor).__name__} has no chat template, so earlier turns cannot be written")
+        return plain.format(question=sample.question)
+    turns: list[dict[str, Any]] = []
+    for question, answer in (*sample.earlier, (sample.question, None)):
+        image = [] if turns else [{"type": "image"}]
+        turns.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
+        if answer is not None:
+            turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    text: str = processor.apply_chat_template(turns, add_generation_prompt=True)
+    return text
 
 
 def last_question(tokenizer: Any, ids: Tensor, placeholder: Tensor, roles: tuple[str, str] = ROLES) -> str:

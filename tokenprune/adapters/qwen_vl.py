@@ -23,6 +23,7 @@ from tokenprune.adapters.known import register_adapter
 from tokenprune.adapters.layout import Item, Unit
 from tokenprune.adapters.mrope import check_axes, close_gaps, mrope_positions
 from tokenprune.adapters.pictures import Pictures, over_time, unpack
+from tokenprune.adapters.signals import PROMPT, VISION
 from tokenprune.adapters.spec import decoder_spec
 from tokenprune.adapters.turns import no_new_images
 from tokenprune.adapters.vision_attention import received_in_pictures
@@ -45,15 +46,7 @@ class QwenVLAdapter(ModelAdapter):
     prompt = "USER: <|vision_start|><|image_pad|><|vision_end|>{question} ASSISTANT:"
     scopes = ("frame", "video", "per_frame")
     any_size = True
-    offers = frozenset(
-        {
-            Signal.PROMPT_EMBEDS,
-            Signal.PROMPT_MASK,
-            Signal.RECEIVED_ATTENTION,
-            Signal.KEYS,
-            Signal.VISION_HIDDEN,
-        }
-    )
+    offers = PROMPT | VISION
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenprune.adapters.encoded import Encoded
 from tokenprune.adapters.text_tower import TextTower, find_source
-from tokenprune.adapters.timm_features import TimmEncoder, check_encoder
+from tokenprune.adapters.timm_features import check_encoder
 from tokenprune.errors import ModelError
 from tokenprune.types import LLM_SIGNALS, PRE_LLM, Signal, Step, VisualTokens
 
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 PAIRED = frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.CLIP_TEXT_EMBEDS})
 PROMPT = frozenset({Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK})
+VISION = frozenset({Signal.RECEIVED_ATTENTION, Signal.KEYS, Signal.VISION_HIDDEN})  # of towers with a layer to read
 TEXTUAL = PROMPT | {Signal.CLIP_TEXT_EMBEDS}
-FOREIGN = frozenset({Signal.ENCODER_FEATURES})  # not of the model, so that every adapter offers it
+FOREIGN = frozenset({Signal.ENCODER_FEATURES, Signal.EVIDENCE})  # not of the model, so that any adapter can have them
+Source = Callable[[Encoded], Tensor]  # makes a signal (T, ...) that the model alone has not; equal ones make the same
 
 
 def check_offered(offers: frozenset[Signal], requires: frozenset[Signal], who: str) -> None:
@@ -40,7 +42,7 @@ def check_steps(steps: Sequence[Step], offers: frozenset[Signal], who: str) -> N
     for step in steps:
         if step.stage == PRE_LLM:
             check_offered(offers, step.selector.requires - FOREIGN, who)
-            if step.selector.requires & FOREIGN:
+            if Signal.ENCODER_FEATURES in step.selector.requires:
                 check_encoder(getattr(step.selector, "features", ""))
         else:
             check_offered(LLM_SIGNALS, step.selector.requires, f"a stage inside the LLM ({step.stage})")
@@ -74,22 +76,22 @@ def make_signals(
     requires: frozenset[Signal],
     questions: Sequence[str] | None,
     tower: TextTower | None,
-    encoder: TimmEncoder | None = None,
+    sources: Mapping[Signal, Source] | None = None,
 ) -> Signals:
-    """See ``ModelAdapter.visual_tokens``; ``encoder`` gives features of its own."""
-    check_offered(adapter.offers | (FOREIGN if encoder else frozenset()), requires, type(adapter).__name__)
+    """See ``ModelAdapter.visual_tokens``; ``sources`` make signals that the model alone does not have."""
+    sources = sources or {}
+    check_offered(adapter.offers | sources.keys(), requires, type(adapter).__name__)
     tower = tower or (adapter.load_text_tower() if requires & PAIRED else None)
     if questions is not None and len(questions) != len(inputs["input_ids"]):
         raise ModelError(f"there are {len(questions)} questions for {len(inputs['input_ids'])} prompts")
     if questions is None and requires & TEXTUAL:
         questions = adapter.questions(inputs)
-    sources = {**dict.fromkeys(PAIRED, tower), **dict.fromkeys(FOREIGN, encoder)}
     asked = tuple(questions or ())
-    keys = {signal: (signal, sources.get(signal), asked if signal in TEXTUAL else ()) for signal in requires}
+    made_by = {**dict.fromkeys(PAIRED, tower), **sources}
+    keys = {signal: (signal, made_by.get(signal), asked if signal in TEXTUAL else ()) for signal in requires}
     missing = frozenset(signal for signal, key in keys.items() if key not in encoded.made)
-    made = _make(adapter, inputs, encoded, missing - FOREIGN, asked, tower)
-    if encoder and missing & FOREIGN:
-        made[Signal.ENCODER_FEATURES] = encoder.features(encoded, adapter.processor)
+    made = _make(adapter, inputs, encoded, missing - sources.keys(), asked, tower)
+    made |= {signal: source(encoded) for signal, source in sources.items() if signal in missing}
     encoded.made.update({keys[signal]: x for signal, x in made.items()})
     found = {signal: encoded.made[key] for signal, key in keys.items()}
     return Signals(*({s: x for s, x in found.items() if (s in TEXTUAL) is textual} for textual in (False, True)))

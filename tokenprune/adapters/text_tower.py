@@ -98,9 +98,9 @@ def find_source(config: Any, given: str | None, kind: str | None) -> str:
 
     Args:
         config: of the model, with ``vision_config``.
-        given: what the user named. If None, a sub-folder ``clip/`` of the checkpoint's folder, the vision tower's name
-            in the config, or a table of known towers by their sizes, in this order. The table is not asked for
-            families that trained their tower further.
+        given: what the user named. If None, a sub-folder ``clip/`` of the checkpoint's folder (or ``open_clip/``, if
+            the pruner insists on that), the vision tower's name in the config, or a table of known towers by their
+            sizes, in this order. The table is not asked for families that trained their tower further.
         kind: ``clip`` (Hugging Face's, a SigLIP too) or ``open_clip`` if the pruner insists on one, else None.
 
     Returns:
@@ -117,11 +117,12 @@ def find_source(config: Any, given: str | None, kind: str | None) -> str:
 
 
 def _search(config: Any, kind: str | None) -> str:
-    vision = config.vision_config
+    vision, folder = config.vision_config, Path(getattr(config, "_name_or_path", "") or "")
+    if kind == "open_clip" and folder.joinpath("open_clip", "open_clip_config.json").is_file():
+        return OPEN_CLIP + str(folder / "open_clip")
     if kind != "open_clip":
-        beside = Path(getattr(config, "_name_or_path", "") or "") / "clip"
-        if beside.joinpath("config.json").is_file():
-            return str(beside)
+        if folder.joinpath("clip", "config.json").is_file():
+            return str(folder / "clip")
         if named := getattr(vision, "_name_or_path", ""):
             return str(named)
     sizes = (vision.model_type, vision.num_hidden_layers, vision.hidden_size, vision.image_size, vision.patch_size)

@@ -9,6 +9,7 @@ and arranged as it arranges them. No paper says how; this is ours.
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -75,6 +76,23 @@ class TimmEncoder:
         for tokens, features in found:
             whole[tokens[: len(features)].to(whole.device)] = features
         return whole
+
+
+@dataclass(frozen=True)
+class EncoderFeatures:
+    """``TimmEncoder.features`` of what is encoded.
+
+    Attributes:
+        encoder: the other encoder.
+        processor: of the model.
+    """
+
+    encoder: TimmEncoder
+    processor: Any
+
+    def __call__(self, encoded: Encoded) -> Tensor:
+        """(T, C) in the order of the placeholders."""
+        return self.encoder.features(encoded, self.processor)
 
 
 def denormalised(pixels: Tensor, processor: Any) -> Tensor:

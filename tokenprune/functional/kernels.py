@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +16,12 @@ class Kernel(ABC):
     """A similarity of tokens, computed a block at a time so that no caller needs the N x N matrix.
 
     The first line of a kernel's docstring is its formula, for listings.
+
+    Attributes:
+        radial: whether it depends on differences over a bandwidth s alone.
     """
+
+    radial: ClassVar[bool] = False
 
     @abstractmethod
     def points(self, features: Tensor, valid: Tensor) -> Tensor:
@@ -71,6 +77,8 @@ class RBF(Kernel):
     The mean of |x - y|^2 over all pairs is 2 s^2, so the exponent is -1 on average, and the bandwidth costs O(N D).
     """
 
+    radial = True
+
     def points(self, features: Tensor, valid: Tensor) -> Tensor:  # noqa: D102
         offsets = _from_centroid(features, valid)
         return offsets / _bandwidth(offsets.square().sum(-1), valid).sqrt()
@@ -82,6 +90,8 @@ class RBF(Kernel):
 
 class Laplacian(Kernel):
     """exp(-|x - y|_1 / s), s = mean L1 distance to the centroid."""
+
+    radial = True
 
     def points(self, features: Tensor, valid: Tensor) -> Tensor:  # noqa: D102
         offsets = _from_centroid(features, valid)
@@ -130,11 +140,24 @@ class KernelMatrix:
 
     @classmethod
     def of(
-        cls, features: Tensor, kernel: str = "cosine", quality: Tensor | None = None, valid: Tensor | None = None
+        cls,
+        features: Tensor,
+        kernel: str = "cosine",
+        quality: Tensor | None = None,
+        valid: Tensor | None = None,
+        bandwidth: float = 1.0,
     ) -> KernelMatrix:
-        """The matrix of (B, N, D) features; a quality of None is 1 everywhere, ``valid`` (B, N) marks padding."""
+        """The matrix of features.
+
+        Args:
+            features: (B, N, D).
+            kernel: a key of ``KERNELS``.
+            quality: (B, N); None is 1 everywhere.
+            valid: (B, N) bool, False for padding.
+            bandwidth: factor of s in a radial kernel; others have 1.
+        """
         valid = features.new_ones(features.shape[:2], dtype=torch.bool) if valid is None else valid
-        points = KERNELS[kernel].points(features, valid)
+        points = KERNELS[kernel].points(features, valid) / bandwidth
         ones = points.new_ones(points.shape[:2])
         return cls(KERNELS[kernel], points, ones if quality is None else quality.to(ones))
 

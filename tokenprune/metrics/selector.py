@@ -6,6 +6,7 @@ among random tokens of the right sizes; the picks of a greedy method, which are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -76,5 +77,9 @@ def _stand_in(spec: ModelSpec, step: Step, tokens: int, entered: int, text_token
         Signal.NORMED_HIDDEN: lambda: draw(tokens, llm.width),
         Signal.TEXT_NORMED_HIDDEN: lambda: draw(rows, llm.width),
         Signal.ROPE_SIMILARITY: lambda: draw(rows, tokens),
+        Signal.RESIZED_FEATURES: lambda: draw(tokens, llm.width),
+        Signal.EVIDENCE: lambda: draw(tokens),
     }
-    return VisualTokens(draw(tokens, llm.width), {name: make[name]() for name in step.selector.requires})
+    height = max(side for side in range(1, math.isqrt(tokens) + 1) if tokens % side == 0)
+    signals: dict[str, Tensor] = {name: make[name]() for name in step.selector.requires}
+    return VisualTokens(draw(tokens, llm.width), signals, grid=(height, tokens // height))

@@ -11,11 +11,12 @@ Differs:
       first gains are equal and the lowest index is picked, in the code whichever is largest by rounding.
     - ``kernel_form="exponential"`` is the paper's theta, a comment in the code; its relevance is normalised by its
       largest value, which changes no pick. Kernels other than cosine, scales other than min-max and
-      the features of another encoder are ours.
+      the features of another encoder are ours, as is ``relevance_question="other"``, a control.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -31,6 +32,7 @@ from tokenprune.pruners.feature_space import OWN, check_space, in_space, space_s
 from tokenprune.types import Signal, TokenSelection, VisualTokens
 
 KernelForm = Literal["relevance", "exponential"]
+Question = Literal["own", "other"]
 
 
 @register_pruner("cdpruner", paper="https://arxiv.org/abs/2506.10967")
@@ -40,10 +42,13 @@ class CDPruner(Pruner):
 
     Attributes:
         conditioning: where relevance comes from; see ``tokenprune list conditioning``.
+        relevance_question: ``own``: relevance is to what is asked; ``other``: to another question that the sample comes
+            with, which shows what conditioning is worth. The prompt stays as it is.
         relevance_scope: ``row``: each row by itself; ``batch``: scaled over all rows, as the official code does.
         relevance_scale: how relevance is scaled: ``min_max``, ``softmax`` or ``rank``.
         sign: +1 or -1, whether large or small values of the source are relevant; None for the source's own.
         kernel: similarity S of two tokens; see ``tokenprune list kernels``.
+        bandwidth: factor of the bandwidth s of the kernels ``rbf`` and ``laplacian``.
         kernel_form: how relevance r enters the kernel: ``relevance``: r_i S_ij r_j; ``exponential``: the same with
             exp(alpha r), alpha = theta / (2 (1 - theta)).
         theta: weight of relevance against diversity in the exponential form, in [0, 1); 0 is a plain DPP.
@@ -51,10 +56,12 @@ class CDPruner(Pruner):
     """
 
     conditioning: str = "clip_text"
+    relevance_question: Question = "own"
     relevance_scope: Scope = "row"
     relevance_scale: str = "min_max"
     sign: int | None = None
     kernel: str = "cosine"
+    bandwidth: float = 1.0
     kernel_form: KernelForm = "relevance"
     theta: float = 0.5
     features: str = OWN
@@ -62,6 +69,7 @@ class CDPruner(Pruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("conditioning", self.conditioning, CONDITIONINGS.names())
+        check_choice("relevance_question", self.relevance_question, get_args(Question))
         check_choice("relevance_scope", self.relevance_scope, get_args(Scope))
         check_choice("relevance_scale", self.relevance_scale, SCALES)
         check_choice("kernel", self.kernel, KERNELS)
@@ -69,6 +77,9 @@ class CDPruner(Pruner):
         check_space(self.features)
         if self.sign not in (None, 1, -1):
             raise ConfigError(f"option 'sign' is {self.sign!r}; allowed: 1, -1, or None for that of the conditioning")
+        if not 0 < self.bandwidth < math.inf or (self.bandwidth != 1 and not KERNELS[self.kernel].radial):
+            radial = ", ".join(name for name, kernel in KERNELS.items() if kernel.radial)
+            raise ConfigError(f"option 'bandwidth' is {self.bandwidth!r}; it must be above 0, and 1 but for {radial}")
         if not 0 <= self.theta < 1:
             raise ConfigError(f"option 'theta' is {self.theta!r}; it must be a number in [0, 1)")
 
@@ -102,5 +113,5 @@ class CDPruner(Pruner):
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
         relevance = self.relevance(tokens)
         quality = relevance_quality(relevance, self.theta if self.kernel_form == "exponential" else None)
-        matrix = KernelMatrix.of(in_space(tokens, self.features), self.kernel, quality, tokens.valid)
+        matrix = KernelMatrix.of(in_space(tokens, self.features), self.kernel, quality, tokens.valid, self.bandwidth)
         return TokenSelection.from_order(greedy_map(matrix, k, tokens.valid), tokens.num_tokens)

@@ -1,0 +1,28 @@
+"""The truth instead of relevance: the ceiling of any conditioning, and no method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from tokenprune.conditioning.base import CONDITIONINGS, Conditioning, Scope
+from tokenprune.errors import SelectionError
+from tokenprune.functional.vectors import widen
+from tokenprune.types import Signal, VisualTokens
+
+
+@CONDITIONINGS.register("oracle")
+@dataclass(frozen=True)
+class Oracle(Conditioning):
+    """1 where a token shows what is asked about, else 0, as the task knows it; a ceiling, no method."""
+
+    requires: ClassVar[frozenset[Signal]] = frozenset({Signal.EVIDENCE})
+
+    def _relevance(self, tokens: VisualTokens, scope: Scope) -> Tensor:
+        value = tokens.signal(Signal.EVIDENCE)
+        if value.shape != tokens.features.shape[:2]:
+            wanted = f"(B, {tokens.num_tokens})"
+            raise SelectionError(f"signal 'evidence' must be {wanted}, got {tuple(value.shape)}")
+        return widen(value)
