@@ -47,7 +47,9 @@ def test_quickstart(run):
     assert all(40 <= tokens < 44 for tokens in spent[1::2])
     assert f"report: {folder}/report.md" in result.stdout
     assert {path.name for path in folder.iterdir()} == {
-        *(".lock", "config.yaml", "results.jsonl", "samples.jsonl", "report.md", "pareto.png"),
+        *(".lock", "config.yaml", "results.jsonl", "samples.jsonl", "report.md", "report.tex", "report.html"),
+        *("results.csv", "kinds.csv", "pairs.csv", "overlaps.csv"),
+        *("pareto.png", "pareto_tokens.png", "pareto_time.png", "difference_cdpruner_random.png"),
         *(f"kept_{name.replace(' ', '-').replace('=', '-').replace('+', '-')}.png" for name in names),
     }
 

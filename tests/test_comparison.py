@@ -7,12 +7,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tokenprune.cli import app
-from tokenprune.comparison import Choice, compare, comparison_table, write
+from tokenprune.comparison import Choice, compare
 from tokenprune.config import parse_config
 from tokenprune.errors import ConfigError, DataError
 from tokenprune.metrics.significance import compare_paired, mcnemar
 from tokenprune.provenance import Provenance
 from tokenprune.record import RunFolder, RunRecord
+from tokenprune.report.pairs import console_table, write
 
 CONFIG = parse_config({"pruner": "cdpruner", "budget": {"keep_tokens": 48}}).to_mapping()
 QUESTIONS = 40
@@ -91,7 +92,7 @@ def test_the_test_is_that_of_the_answers(folder):
     first, second = ([float(at in right) for at in range(QUESTIONS)] for *_, right in (CELLS[1], CELLS[3]))
     assert pairs[0].test == compare_paired(first, second)
     assert (pairs[0].test.first_only, pairs[0].test.second_only) == (8, 16)
-    assert pairs[0].test.difference == pytest.approx(pairs[0].first.metrics["accuracy"] - 28 / 40)
+    assert pairs[0].test.difference == pytest.approx(pairs[0].first.any.metrics["accuracy"] - 28 / 40)
     assert [pair.test.p for pair in pairs] == [mcnemar(8, 16), mcnemar(2, 0)]
     assert [pair.holm for pair in pairs] == pytest.approx([2 * mcnemar(8, 16), 0.5])
     alone = compare(folder, Choice(within=0.01))
@@ -104,13 +105,13 @@ def test_written_and_printed(folder, tmp_path):
     text = (tmp_path / "out.md").read_text()
     test = compare(folder, choice)[0].test
     assert (
-        f"| random @ 72 | cdpruner [x] @ 72 | 50.0 | 70.0 | -20.0 | {100 * test.low:+.1f} to {100 * test.high:+.1f} | "
-        f"8 : 16 | 0.15 | 0.15 | 330M | 335M |"
+        f"| random @ 72 | cdpruner \\[x\\] @ 72 | 50.0 | 70.0 | -20.0 | "
+        f"{100 * test.low:+.1f} to {100 * test.high:+.1f} | 8 : 16 | 0.15 | 0.15 | 330M | 335M |"
     ) in text
-    assert "40 questions; 1 pairs: `--within 0.02 --by flops --only 'random|cdpruner'`." in text
+    assert "40 questions; 1 pairs: --within 0.02 --by flops --only 'random\\|cdpruner'." in text
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
-        console.print(comparison_table(compare(folder, choice)))
+        console.print(console_table(compare(folder, choice)))
     printed = console.export_text()
     assert "[x]" in printed
     assert "8 : 16" in printed

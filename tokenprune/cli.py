@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 from typer.core import TyperGroup
 
-from tokenprune import cli_sweep
+from tokenprune import cli_report, cli_sweep
 from tokenprune.errors import TokenPruneError
 from tokenprune.version import __version__
 
@@ -60,43 +60,8 @@ def setup(
 
 app.command("run")(cli_sweep.run_command)
 app.command("sweep")(cli_sweep.sweep_command)
-
-
-@app.command("report")
-def report_command(folder: Annotated[Path, typer.Argument(help="Folder of a run, such as runs/0123456789ab.")]) -> None:
-    """Make the report of a run again, from its records."""
-    from tokenprune import report
-    from tokenprune.build import build_task
-    from tokenprune.config import load_config
-    from tokenprune.record import RunFolder
-
-    run = RunFolder(folder)
-    samples = build_task(load_config(folder / "config.yaml").task).samples()
-    path = report.write(run, samples)
-    console = Console()
-    console.print(report.console_table(run.records()))
-    console.print(f"report: {path}", soft_wrap=True)
-
-
-@app.command("compare")
-def compare_command(
-    folder: Annotated[Path, typer.Argument(help="Folder of a run, such as runs/0123456789ab.")],
-    within: Annotated[float, typer.Option(help="Largest difference of cost, of the larger of the two.")] = 0.02,
-    by: Annotated[str, typer.Option(help="What cost is: flops or average_tokens.")] = "flops",
-    only: Annotated[str, typer.Option(help="Regular expression that both labels contain.")] = "",
-    against: Annotated[str, typer.Option(help="Regular expression that B's label contains.")] = "",
-    out: Annotated[Path | None, typer.Option(help="Markdown file; comparison.md in the folder if not given.")] = None,
-) -> None:
-    """Test which of two pruners of equal cost answers better, for all such pairs of a run, on the same questions."""
-    from tokenprune import comparison
-    from tokenprune.record import RunFolder
-
-    choice = comparison.Choice(within=within, by=by, only=only, against=against)
-    pairs, path = comparison.compare(RunFolder(folder), choice), out or folder / "comparison.md"
-    comparison.write(pairs, choice, path)
-    console = Console()
-    console.print(comparison.comparison_table(pairs))
-    console.print(f"comparison: {path}", soft_wrap=True)
+app.command("report")(cli_report.report_command)
+app.command("compare")(cli_report.compare_command)
 
 
 @app.command("fit-policy")

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from tokenprune.errors import DataError
-from tokenprune.metrics.significance import bootstrap_interval, compare_paired, holm, mcnemar
+from tokenprune.metrics.significance import bootstrap_interval, compare_paired, compare_seeds, holm, mcnemar
 
 
 def outcomes(both, first_only, second_only, neither, seed=0):
@@ -112,3 +112,44 @@ def test_holm_rejects_what_the_step_down_procedure_rejects():
 def test_what_is_no_pair_of_outcomes(first, second, message):
     with pytest.raises(DataError, match=message):
         compare_paired(first, second)
+
+
+def test_single_seeds_are_the_plain_comparison():
+    first, second = outcomes(both=50, first_only=12, second_only=3, neither=35)
+    assert compare_seeds([first], [second]) == compare_paired(first, second)
+
+
+def test_several_seeds():
+    """The mean's difference, an interval that is a slow two-level bootstrap's, and the first seeds' McNemar test."""
+    draw = np.random.default_rng(0)
+    skill = draw.uniform(size=400)
+    a = (draw.uniform(size=(4, 400)) < skill + np.array([[0.1], [0.0], [-0.05], [0.05]])).astype(float)
+    b = (draw.uniform(size=(1, 400)) < skill - 0.1).astype(float)
+    found = compare_seeds(a.tolist(), b.tolist())
+    assert found.difference == pytest.approx(a.mean() - b.mean())
+    assert found.p == compare_paired(a[0], b[0]).p
+    assert (found.first_only, found.second_only) == (int((a[0] > b[0]).sum()), int((b[0] > a[0]).sum()))
+    slow = []
+    for _ in range(4000):
+        questions, seeds = draw.integers(400, size=400), draw.integers(4, size=4)
+        slow.append(a[seeds][:, questions].mean() - b[:, questions].mean())
+    assert (found.low, found.high) == pytest.approx(np.quantile(slow, (0.025, 0.975)), abs=0.006)
+    alone = compare_paired(a[0], b[0])
+    assert found.high - found.low != pytest.approx(alone.high - alone.low, abs=1e-4)
+    assert compare_seeds(a.tolist(), b.tolist()) == found
+
+
+def test_seeds_that_spread_make_the_interval_wider():
+    draw = np.random.default_rng(1)
+    base = (draw.uniform(size=300) < 0.5).astype(float)
+    spread = [[1.0] * 300, [0.0] * 300]
+    alike = [[1.0] * 150 + [0.0] * 150] * 2
+    wide, narrow = (compare_seeds(seeds, [base.tolist()]) for seeds in (spread, alike))
+    assert wide.difference == pytest.approx(narrow.difference)
+    assert wide.high - wide.low > 3 * (narrow.high - narrow.low)
+
+
+@pytest.mark.parametrize("seeds", [[[1, 0], [1, 0.5]], [[1, 0], [1, float("nan")]]])
+def test_every_seed_is_checked(seeds):
+    with pytest.raises(DataError, match="all seeds must be 0 or 1"):
+        compare_seeds(seeds, [[1, 0]])

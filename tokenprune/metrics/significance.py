@@ -6,6 +6,7 @@ exact form; Holm, A simple sequentially rejective multiple test procedure, Scand
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,6 +61,40 @@ def compare_paired(first: Sequence[float], second: Sequence[float], *, seed: int
     low, high = bootstrap_interval(first_only, second_only, a.size, seed=seed)
     p = mcnemar(first_only, second_only)
     return Paired((first_only - second_only) / a.size, low, high, first_only, second_only, p)
+
+
+def compare_seeds(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], *, seed: int = 0) -> Paired:
+    """Compare two methods of which at least one ran with several seeds.
+
+    The difference is that of the mean accuracies, and its interval draws both the questions and each method's seeds
+    anew; with few seeds it is a little too narrow. ``first_only``, ``second_only`` and ``p`` are of the first seed of
+    each: McNemar's test knows right and wrong alone.
+
+    Args:
+        first: (S, Q) outcomes of one method, one line a seed.
+        second: (S', Q) outcomes of the other on the same questions, in the same order.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: see ``compare_paired``.
+    """
+    alone = compare_paired(first[0], second[0], seed=seed)
+    if len(first) == len(second) == 1:
+        return alone
+    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    if a.shape[1] != b.shape[1] or not np.isin(np.concatenate([a, b]), (0, 1)).all():
+        raise DataError("outcomes of all seeds must be 0 or 1, of the same questions")
+    # Questions that came out alike under all seeds are drawn together: only how many of them are drawn matters.
+    patterns, counts = np.unique(np.concatenate([a, b]), axis=1, return_counts=True)
+    generator, questions = np.random.default_rng(seed), a.shape[1]
+    drawn = generator.multinomial(questions, counts / questions, RESAMPLES)
+    right = (drawn @ patterns.T) / questions  # (resamples, S + S')
+    means = []
+    for part in (right[:, : len(a)], right[:, len(a) :]):
+        seeds = part.shape[1]
+        means.append((part * generator.multinomial(seeds, [1 / seeds] * seeds, RESAMPLES)).sum(1) / seeds)
+    low, high = np.quantile(means[0] - means[1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return dataclasses.replace(alone, difference=float(a.mean() - b.mean()), low=float(low), high=float(high))
 
 
 def mcnemar(first_only: int, second_only: int) -> float:

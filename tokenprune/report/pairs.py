@@ -1,0 +1,154 @@
+"""Pairs of pruners of equal cost, tested: as a table of a report, for the terminal, and as a file of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Column
+from rich.table import Table as ConsoleTable
+
+from tokenprune.comparison import Choice, Outcomes, Pair, tested
+from tokenprune.errors import DataError
+from tokenprune.record import RunFolder
+from tokenprune.report.document import Block, Heading, Items, Paragraph, Table
+from tokenprune.report.markdown import markdown
+from tokenprune.report.numbers import chance, engineering
+from tokenprune.rows import Row, Section
+
+MANY = 60  # pairs of a section up to which all are tested
+
+COLUMNS: tuple[tuple[str, str, Callable[[Pair], str]], ...] = (
+    ("A", "label, and visual tokens in a layer of the LLM, mean over its layers", lambda p: _name(p.first)),
+    ("B", "likewise", lambda p: _name(p.second)),
+    ("A %", "accuracy", lambda p: _accuracy(p.first)),
+    ("B %", "accuracy", lambda p: _accuracy(p.second)),
+    ("A - B", "difference of accuracies, points", lambda p: f"{100 * p.test.difference:+.1f}"),
+    (
+        "95 % interval",
+        "of the difference, points; bootstrap over the questions, paired",
+        lambda p: f"{100 * p.test.low:+.1f} to {100 * p.test.high:+.1f}",
+    ),
+    (
+        "A : B",
+        "questions that A alone and that B alone answers rightly",
+        lambda p: f"{p.test.first_only} : {p.test.second_only}",
+    ),
+    ("p", "exact McNemar test, two-sided", lambda p: chance(p.test.p)),
+    ("p Holm", "corrected for all rows of this table", lambda p: chance(p.holm)),
+    ("FLOPs A", "of the decoder layers for one question", lambda p: _flops(p.first)),
+    ("FLOPs B", "likewise", lambda p: _flops(p.second)),
+)
+SEEDS = (
+    "A row of several seeds has their mean accuracy, and its interval draws seeds anew besides questions. A : B and p "
+    "are of the first seed of each, as McNemar's test knows right and wrong alone."
+)
+
+
+def _name(row: Row) -> str:
+    return f"{row.label} @ {row.number('average_tokens'):.4g}"
+
+
+def _accuracy(row: Row) -> str:
+    return f"{100 * (row.number('accuracy')):.1f}"
+
+
+def _flops(row: Row) -> str:
+    return engineering(row.number("llm_prefill_flops"))
+
+
+def chosen(section: Section, choice: Choice) -> tuple[list[tuple[Row, Row]], str]:
+    """Which pairs of a section a report tests, and how to say so.
+
+    All pairs if there are not too many. Otherwise those with ``random``, and those with the pruner that is studied:
+    that choice looks at names alone, not at answers, and keeps the correction from drowning what was asked.
+    """
+    pairs = [pair for pair in choice.pairs(section.done) if all(row.any.budget for row in pair)]
+    if len(pairs) <= MANY:
+        return pairs, "all pairs"
+    named = dict.fromkeys(name for name in ("random", section.studied) if name)
+    kept = [pair for pair in pairs if named.keys() & {row.label for row in pair}]
+    return kept, f"of {len(pairs)} pairs those with {' or '.join(named)}; the command tokenprune compare tests others"
+
+
+def section_pairs(folder: RunFolder, section: Section, found: Outcomes) -> tuple[list[Pair], list[Block]]:
+    """The pairs of a section, and what a report says of them.
+
+    Args:
+        folder: of the run.
+        section: of its records.
+        found: outcomes of the section's cells.
+    """
+    choice = Choice()
+    rows, which = chosen(section, choice)
+    if not rows:
+        return [], []
+    heading = Heading("Pairs of equal cost")
+    try:
+        pairs = tested(rows, found, folder)
+    except DataError as error:
+        return [], [heading, Paragraph(f"Not tested: {error}.".replace(f"{folder.path}/", ""))]
+    cost = f"FLOPs within {100 * choice.within:g} % of each other"
+    said = [f"{len(pairs)} comparisons on the same questions, {cost}: {which}."]
+    if any(len(row.records) > 1 for pair in rows for row in pair):
+        said.append(SEEDS)
+    return pairs, [
+        heading,
+        Paragraph(" ".join(said)),
+        table(pairs, f"Pairs of equal cost, {section.title}"),
+        meanings(),
+    ]
+
+
+def table(pairs: Sequence[Pair], caption: str) -> Table:
+    """As a block of a report."""
+    return Table(caption, [header for header, *_ in COLUMNS], _cells(pairs), words=2)
+
+
+def meanings() -> Items:
+    """What the columns are."""
+    return Items([(header, meaning) for header, meaning, _ in COLUMNS if meaning != "likewise"])
+
+
+def _cells(pairs: Sequence[Pair]) -> list[list[str]]:
+    return [[show(pair) for _, _, show in COLUMNS] for pair in pairs]
+
+
+def console_table(pairs: Sequence[Pair]) -> ConsoleTable:
+    """The pairs for the terminal; the two labels are folded."""
+    columns = [Column(header, overflow="fold", ratio=1) for header, *_ in COLUMNS[:2]]
+    columns += [Column(header.replace(" ", "\n", 1), justify="right", no_wrap=True) for header, *_ in COLUMNS[2:]]
+    table = ConsoleTable(*columns, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for row in _cells(pairs):
+        table.add_row(*map(escape, row))
+    return table
+
+
+def write(pairs: Sequence[Pair], choice: Choice, path: Path) -> None:
+    """Write the pairs as Markdown.
+
+    Args:
+        pairs: of one run, at least one.
+        choice: by which they were chosen.
+        path: file to write.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    options = [f"--within {choice.within:g}", f"--by {choice.by}"]
+    options += [f"--{name} '{value}'" for name in ("only", "against") if (value := getattr(choice, name))]
+    record = pairs[0].first.any
+    text = markdown(
+        [
+            Heading(f"Pairs of equal cost, run {record.run}", 1),
+            Paragraph(f"{record.metrics['questions']} questions; {len(pairs)} pairs: {' '.join(options)}."),
+            table(pairs, ""),
+            meanings(),
+        ]
+    )
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"comparison {str(path)!r} cannot be written: {error.strerror}") from None

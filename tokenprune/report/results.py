@@ -1,0 +1,153 @@
+"""The tables of a report, from its rows alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Column
+from rich.table import Table as ConsoleTable
+
+from tokenprune.record import RunRecord
+from tokenprune.report.document import Block, Heading, Items, Paragraph, Table
+from tokenprune.report.numbers import budget, engineering, percent
+from tokenprune.rows import Row, Section, rows_of
+
+BUDGETS = 8  # columns of the table of budgets, unless that many are of several pruners
+
+# Header, how to read it, and the cell's text.
+Columns = tuple[tuple[str, str, Callable[[Row], str]], ...]
+COLUMNS: Columns = (
+    (
+        "visual tokens",
+        "in a layer of the LLM, mean over its layers and the questions, of all that an image has",
+        lambda r: f"{r.number('average_tokens'):.4g}/{r.number('visual_tokens'):.4g}",
+    ),
+    (
+        "accuracy %",
+        "share of right answers ± its binomial standard error over the questions",
+        lambda r: f"{percent(r.number('accuracy'))}±{percent(r.number('accuracy_standard_error'))}",
+    ),
+    ("of unpruned %", "accuracy relative to no pruning", lambda r: percent(r.mean("retention"))),
+    (
+        "evidence kept %",
+        "share of the visual tokens on the asked objects that were kept, mean over the questions that have any",
+        lambda r: percent(r.mean("evidence_kept")),
+    ),
+    (
+        "LLM prefill FLOPs",
+        "of the decoder layers for one question, two per multiply-add, text included",
+        lambda r: engineering(r.number("llm_prefill_flops")),
+    ),
+    (
+        "prefill time",
+        "selection and LLM prefill of a batch, over the unpruned LLM prefill that was measured turn by turn with it; "
+        "without pruning it shows how exact the clock is",
+        lambda r: "-" if (ratio := r.mean("prefill_time_ratio")) is None else f"{ratio:.2f}x",
+    ),
+    (
+        "KV cache",
+        "keys and values of one question after prefill",
+        lambda r: f"{engineering(r.number('kv_cache_bytes'))}B",
+    ),
+)
+SEEDS: Columns = (
+    (
+        "seeds sd",
+        "number of seeds, and the standard deviation of their accuracies in points; all numbers are means over them",
+        lambda r: f"{len(r.records)} ±{100 * sd:.1f}" if (sd := r.deviation("accuracy")) is not None else "-",
+    ),
+)
+
+
+def columns_of(rows: Sequence[Row]) -> Columns:
+    """The table's columns; that of the seeds is left out if no row has several."""
+    seeds = SEEDS if any(len(row.records) > 1 for row in rows) else ()
+    return (*COLUMNS[:2], *seeds, *COLUMNS[2:])
+
+
+def console_table(records: Sequence[RunRecord]) -> ConsoleTable:
+    """The result of a run for the terminal, in the order of the records; it fits into 80 columns."""
+    rows = rows_of(records)
+    seeded = any(len(row.records) > 1 for row in rows)
+    shown = columns_of(rows)[: -1 if seeded else None]  # the cache is left out for the seeds
+    columns = [Column(head.replace(" ", "\n"), justify="right", no_wrap=True) for head, *_ in shown]
+    shared = len({row.section for row in rows}) == 1
+    table = ConsoleTable(
+        Column("pruner", overflow="fold"), *columns, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for row, after in zip(rows, [*rows[1:], None], strict=True):
+        cells = _cells(row, shown)
+        if not shared:
+            cells[0] += f" ({row.any.config['model']['name']}, {row.any.config['task']['name']})"
+        table.add_row(*map(escape, cells), end_section=after is None or row.label != after.label)
+    return table
+
+
+def _cells(row: Row, columns: Columns) -> list[str]:
+    if row.records:
+        return [row.label, *(show(row) for _, _, show in columns)]
+    return [row.label, f"{budget(row.any.budget)} failed", *["-"] * (len(columns) - 1)]
+
+
+def results(section: Section) -> list[Block]:
+    """The main table: a row a pruner and budget."""
+    columns = columns_of(section.rows)
+    header = ["pruner", *(head for head, *_ in columns)]
+    table = Table(f"Results on {section.title}", header, [_cells(row, columns) for row in section.rows])
+    return [table, Items([(head, meaning) for head, meaning, _ in columns])]
+
+
+def retention(section: Section) -> list[Block]:
+    """Accuracy relative to no pruning: a row a pruner, a column a budget."""
+    pruned = [row for row in section.done if row.any.budget]
+    number = Counter(budget(row.any.budget) for row in pruned)
+    largest = {budget(row.any.budget): _largest_first(row) for row in pruned}
+    columns = [n for n in sorted(number, key=largest.__getitem__) if number[n] > 1 or len(number) <= BUDGETS]
+    shown = {(row.label, budget(row.any.budget)): row for row in pruned if budget(row.any.budget) in columns}
+    if not shown:
+        return []
+    labels = dict.fromkeys(label for label, _ in shown)
+    cells = [[label, *(_retained(shown.get((label, name))) for name in columns)] for label in labels]
+    left = len(number) - len(columns)
+    said = [Paragraph(f"{left} budgets that one pruner alone has are left out.")] if left else []
+    table = Table(f"Accuracy in % of that without pruning, {section.title}", ["pruner", *columns], cells)
+    return [Heading("Retention by budget"), table, *said]
+
+
+def _largest_first(row: Row) -> tuple[tuple[str, ...], list[float]]:
+    values = row.any.budget
+    return tuple(values), [-value for value in values.values()]
+
+
+def _retained(row: Row | None) -> str:
+    return percent(row.mean("retention"), row.deviation("retention")) if row else "-"
+
+
+def kinds(section: Section) -> list[Block]:
+    """Accuracy by kind of question, if there are kinds."""
+    names = sorted(
+        {kind for row in section.done for record in row.records for kind in record.metrics["accuracy_by_kind"]}
+    )
+    if not names:
+        return []
+    by = "accuracy_by_kind"
+    rows = [
+        [
+            row.label,
+            f"{row.number('average_tokens'):.4g}",
+            *(percent(row.mean(by, k), row.deviation(by, k)) for k in names),
+        ]
+        for row in section.done
+    ]
+    table = Table(f"Accuracy in % by kind of question, {section.title}", ["pruner", "visual tokens", *names], rows)
+    return [Heading("Accuracy by kind of question"), table]
+
+
+def notes(section: Section) -> list[Block]:
+    """What else records tell, such as that memory ran out."""
+    records = [record for row in section.rows for record in (*row.records, *row.failed)]
+    told = [(f"{each.label} {budget(each.budget)}", note.rstrip(".")) for each in records for note in each.notes]
+    return [Heading("Notes"), Items(told)] if told else []
