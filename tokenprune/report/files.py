@@ -13,7 +13,7 @@ import yaml  # type: ignore[import-untyped]
 from tokenprune.comparison import Outcomes, Pair, outcomes
 from tokenprune.errors import DataError
 from tokenprune.record import RunFolder, RunRecord
-from tokenprune.report import contrast, pairs, pictures, results, sheets
+from tokenprune.report import contrast, hard, pairs, pictures, results, sheets
 from tokenprune.report.document import Block, Code, Heading, Items, Paragraph
 from tokenprune.report.latex import latex
 from tokenprune.report.markdown import markdown
@@ -162,6 +162,7 @@ class _Maker:
             *pictures.plots(section, place),
             *results.retention(section),
             *results.kinds(section),
+            *hard.hard(section, self.sections, self.outcomes),
             *told,
             *pictures.heat_maps(section, place),
         ]
