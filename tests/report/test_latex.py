@@ -58,3 +58,7 @@ def test_it_compiles(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
     assert (tmp_path / "report.pdf").stat().st_size > 10_000
+
+
+def test_a_dash_is_a_dash():
+    assert escape("5 – 6-7") == "5 -- 6-{}7"
