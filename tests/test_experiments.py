@@ -9,8 +9,8 @@ from statistics import fmean
 
 import pytest
 
-from tokenprune.build import Cell, build_checkpoint, build_task
 from tokenprune.budget import Budget
+from tokenprune.build import Cell, build_checkpoint, build_task
 from tokenprune.config import ModelConfig, Part
 from tokenprune.evaluate import Evaluator
 from tokenprune.parts import make_pruner
@@ -32,17 +32,17 @@ def adapter():
 def test_a_row_is_found_again(path, adapter):
     lines = lines_of(path)
     (record,) = [each for each in lines_of(path.with_name("results.jsonl")) if each["cell"] == lines[0]["cell"]]
-    assert record["status"] == "ok" and record["config"]["model"]["name"] == "embedded"
+    assert record["status"] == "ok"
     # A longer set begins with the shorter one.
     task = build_task(Part.of(record["config"]["task"] | {"num_samples": len(lines)}, "task"))
     samples = task.samples()
-    assert [sample.id for sample in samples] == [line["sample"] for line in lines]
     part, pruner = make_pruner(Part.of(record["pruner"], "pruner"), 0)
     cell = Cell(record["label"], part, pruner, Budget(**record["budget"]))
     evaluator = Evaluator(adapter, task, record["config"]["max_new_tokens"])
     again = evaluator.answer(cell, evaluator.ask(samples, [cell]))
-    same = [line["answer"] == new["answer"] and line["correct"] == new["correct"] for line, new in zip(lines, again)]
-    assert same.count(False) <= SLACK
+    assert [new["sample"] for new in again] == [line["sample"] for line in lines]
+    told = [[(each["answer"], each["correct"]) for each in side] for side in (lines, again)]
+    assert sum(before != now for before, now in zip(*told, strict=True)) <= SLACK
     kept = [[fmean(each["evidence_kept"] or 0 for each in side), *counts(side)] for side in (lines, again)]
     assert kept[1] == pytest.approx(kept[0], abs=0.01)
 
