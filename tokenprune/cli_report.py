@@ -23,15 +23,17 @@ def report_command(
     difference: Annotated[
         tuple[str, str] | None, typer.Option(help="Two pruners, as tables call them, whose kept tokens are compared.")
     ] = None,
+    within: Annotated[float, typer.Option(help="Largest difference of FLOPs of rows that are compared.")] = 0.02,
     out: Annotated[Path | None, typer.Option(help="Folder to write to; that of the run if not given.")] = None,
 ) -> None:
     """Make the report of a run or sweep again, from its records and answers."""
     from tokenprune import report
+    from tokenprune.comparison import Choice
     from tokenprune.record import RunFolder
 
-    run = RunFolder(folder)
+    run, choice = RunFolder(folder), Choice(within=within)
     records = report.ordered(run)
-    path = report.write(run, _samples(records), out=out, difference=difference)
+    path = report.write(run, _samples(records), out=out, difference=difference, choice=choice)
     console = Console()
     console.print(report.console_table(records))
     console.print(f"report: {path}", soft_wrap=True)

@@ -69,13 +69,14 @@ class Choice:
     def pairs(self, rows: Sequence[Row]) -> list[tuple[Row, Row]]:
         """Those of some finished rows, in their order."""
         chosen = [row for row in rows if re.search(self.only, row.label)]
-        pairs = [pair for pair in itertools.combinations(chosen, 2) if self._equal(*pair)]
+        pairs = [pair for pair in itertools.combinations(chosen, 2) if self.equal(*pair)]
         if not self.against:
             return pairs
         turned = [pair if re.search(self.against, pair[1].label) else pair[::-1] for pair in pairs]
         return [(first, second) for first, second in turned if re.search(self.against, second.label)]
 
-    def _equal(self, first: Row, second: Row) -> bool:
+    def equal(self, first: Row, second: Row) -> bool:
+        """Whether two rows are on the same questions and cost the same."""
         low, high = sorted(row.number(COSTS[self.by]) for row in (first, second))
         return first.section == second.section and high - low <= self.within * high
 

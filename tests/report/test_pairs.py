@@ -20,7 +20,7 @@ def sectioned(folder):
 
 def test_all_pairs_of_equal_cost(folder):
     section, found = sectioned(folder)
-    pairs, blocks = section_pairs(folder, section, found)
+    pairs, blocks = section_pairs(folder, section, found, Choice())
     assert [(p.first.label, p.second.label, p.first.number("average_tokens")) for p in pairs] == [
         ("random", "cdpruner kernel=rbf", 48),
         ("random", "cdpruner kernel=rbf", 16),
@@ -43,7 +43,7 @@ def test_all_pairs_of_equal_cost(folder):
 def test_unequal_cost_is_not_compared(tmp_path, samples):
     dear = rbf(48, 0.9, llm_prefill_flops=4e6 * 48 * 1.05)
     folder = leave(tmp_path, [*usual()[:4], dear], samples)
-    assert section_pairs(folder, *sectioned(folder)) == ([], [])
+    assert section_pairs(folder, *sectioned(folder), Choice()) == ([], [])
 
 
 def test_of_many_pairs_those_with_random_and_the_studied_one():
@@ -61,7 +61,7 @@ def test_of_many_pairs_those_with_random_and_the_studied_one():
 
 def test_answers_that_are_missing_are_told(tmp_path):
     folder = leave(tmp_path, usual())
-    pairs, blocks = section_pairs(folder, *sectioned(folder))
+    pairs, blocks = section_pairs(folder, *sectioned(folder), Choice())
     assert pairs == []
     assert "Not tested: samples.jsonl holds 0 of 4 answers of 'random'" in blocks[1].text
 
@@ -69,17 +69,17 @@ def test_answers_that_are_missing_are_told(tmp_path):
 def test_scores_in_between_are_told(folder, samples):
     line = {"cell": usual()[7].cell, "sample": samples[0].id, "correct": 0.5}
     folder.samples.append(line)
-    assert "must be 0 or 1" in section_pairs(folder, *sectioned(folder))[1][1].text
+    assert "must be 0 or 1" in section_pairs(folder, *sectioned(folder), Choice())[1][1].text
 
 
 def test_no_pruning_is_no_partner(tmp_path, samples):
     free = dataclasses.replace(rbf(144, 0.9), cell="free")
     folder = leave(tmp_path, [usual()[0], free], samples)
-    assert section_pairs(folder, *sectioned(folder)) == ([], [])
+    assert section_pairs(folder, *sectioned(folder), Choice()) == ([], [])
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_the_seeds_are_explained_if_there_are_several(tmp_path, samples, seeds):
     folder = leave(tmp_path, [*usual()[: 1 + seeds], rbf(48, 0.9)], samples)
-    text = section_pairs(folder, *sectioned(folder))[1][1].text
+    text = section_pairs(folder, *sectioned(folder), Choice())[1][1].text
     assert ("first seed of each" in text) == (seeds > 1)

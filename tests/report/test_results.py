@@ -5,6 +5,7 @@ import dataclasses
 from report_runs import random, rbf, record, usual
 from rich.console import Console
 
+from tokenprune.comparison import Choice
 from tokenprune.report.document import Table
 from tokenprune.report.results import console_table, kinds, notes, results, retention
 from tokenprune.rows import sections_of
@@ -63,24 +64,24 @@ def test_main_table():
 
 
 def test_retention_by_budget():
-    (table,) = tables(retention(section_of(usual())))
+    (table,) = tables(retention(section_of(usual()), Choice()))
     assert table.header == ["pruner", "keep_tokens=48", "keep_tokens=16"]
     assert table.rows == [["random", "73.7 ± 10.5", "52.6 ± 10.5"], ["cdpruner kernel=rbf", "94.7", "75.8"]]
 
 
 def test_retention_of_many_budgets_leaves_out_those_of_one_pruner():
     policies = [record(f"dop policy={n}", n, 0.5, pruner={"name": "dop", "policy": n}) for n in range(20, 30)]
-    blocks = retention(section_of([*usual(), *policies]))
+    blocks = retention(section_of([*usual(), *policies]), Choice())
     (table,) = tables(blocks)
     assert table.header == ["pruner", "keep_tokens=48", "keep_tokens=16"]
     assert blocks[-1].text == "10 budgets that one pruner alone has are left out."
-    (few,) = tables(retention(section_of([*usual(), *policies[:3]])))
+    (few,) = tables(retention(section_of([*usual(), *policies[:3]]), Choice()))
     assert few.header[1:4] == ["keep_tokens=48", "keep_tokens=22", "keep_tokens=21"]
     assert ["dop policy=20", "-", "-", "-", "52.6", "-"] in few.rows
 
 
 def test_retention_of_nothing_pruned():
-    assert retention(section_of([record("none", 144, 0.95)])) == []
+    assert retention(section_of([record("none", 144, 0.95)]), Choice()) == []
 
 
 def test_kinds():
@@ -95,3 +96,14 @@ def test_notes_of_records():
     noted = dataclasses.replace(random(48, 0.7, 1), notes=["memory ran out."])
     assert notes(section_of([noted]))[1].pairs == [("random seed=1 keep_tokens=48", "memory ran out")]
     assert notes(section_of(usual())) == []
+
+
+def test_retention_of_unequal_cost_is_not_shown_unless_asked():
+    dear = rbf(48, 0.9, llm_prefill_flops=4e6 * 48 * 1.03)
+    section = section_of([random(48, 0.5, 0), dear])
+    blocks = retention(section, Choice())
+    assert tables(blocks)[0].rows[1] == ["cdpruner kernel=rbf", "unequal"]
+    assert "more than 2 % from those of random" in blocks[-1].text
+    blocks = retention(section, Choice(within=0.03))
+    assert tables(blocks)[0].rows[1] == ["cdpruner kernel=rbf", "94.7"]
+    assert blocks[-1] is tables(blocks)[0]

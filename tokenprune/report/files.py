@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from tokenprune.comparison import Outcomes, Pair, outcomes
+from tokenprune.comparison import Choice, Outcomes, Pair, outcomes
 from tokenprune.errors import DataError
 from tokenprune.record import RunFolder, RunRecord
 from tokenprune.report import contrast, hard, pairs, pictures, results, sheets
@@ -22,6 +22,8 @@ from tokenprune.report.page import page
 from tokenprune.rows import Section, sections_of
 from tokenprune.types import Sample
 
+EQUAL = Choice()  # FLOPs within 2 %
+
 
 def write(
     folder: RunFolder,
@@ -29,6 +31,7 @@ def write(
     *,
     out: Path | None = None,
     difference: tuple[str, str] | None = None,
+    choice: Choice = EQUAL,
 ) -> Path:
     """Write ``report.md``, ``.tex`` and ``.html``, the tables as CSV files and the pictures as PNG files.
 
@@ -40,6 +43,7 @@ def write(
         out: where to write; the folder itself if not given.
         difference: labels of two pruners whose kept tokens are compared; the one that is studied and ``random`` if
             not given.
+        choice: which rows cost the same, and may be compared.
 
     Returns:
         The path of ``report.md``.
@@ -53,7 +57,7 @@ def write(
     target = out or folder.path
     with _writing(target):
         target.mkdir(parents=True, exist_ok=True)
-        maker = _Maker(folder, sections, samples, target, difference)
+        maker = _Maker(folder, sections, samples, target, difference, choice)
         blocks = [Heading(_title(sections, config), 1), *maker.blocks(), *_reproduction(folder, sections, config)]
         files = {
             "report.tex": latex(blocks),
@@ -124,8 +128,10 @@ class _Maker:
         samples: Sequence[Sample],
         target: Path,
         difference: tuple[str, str] | None,
+        choice: Choice,
     ) -> None:
         self.folder, self.sections, self.samples, self.target = folder, sections, samples, target
+        self.choice = choice
         self.two = [contrast.two(section, difference) for section in sections]
         cells = {record.cell for section in sections for row in section.done for record in row.records}
         self.outcomes: Outcomes = outcomes(folder, cells)
@@ -155,12 +161,12 @@ class _Maker:
 
     def _section(self, at: int, place: pictures.Place) -> list[Block]:
         section, two = self.sections[at], self.two[at]
-        tested, told = pairs.section_pairs(self.folder, section, self.outcomes)
+        tested, told = pairs.section_pairs(self.folder, section, self.outcomes, self.choice)
         self.pairs.append((section, tested))
         blocks = [
             *results.results(section),
             *pictures.plots(section, place),
-            *results.retention(section),
+            *results.retention(section, self.choice),
             *results.kinds(section),
             *hard.hard(section, self.sections, self.outcomes),
             *told,

@@ -73,15 +73,17 @@ def chosen(section: Section, choice: Choice) -> tuple[list[tuple[Row, Row]], str
     return kept, f"of {len(pairs)} pairs those with {' or '.join(named)}; the command tokenprune compare tests others"
 
 
-def section_pairs(folder: RunFolder, section: Section, found: Outcomes) -> tuple[list[Pair], list[Block]]:
+def section_pairs(
+    folder: RunFolder, section: Section, found: Outcomes, choice: Choice
+) -> tuple[list[Pair], list[Block]]:
     """The pairs of a section, and what a report says of them.
 
     Args:
         folder: of the run.
         section: of its records.
         found: outcomes of the section's cells.
+        choice: which rows cost the same.
     """
-    choice = Choice()
     rows, which = chosen(section, choice)
     if not rows:
         return [], []

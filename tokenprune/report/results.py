@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Column
 from rich.table import Table as ConsoleTable
 
+from tokenprune.comparison import Choice
 from tokenprune.record import RunRecord
 from tokenprune.report.document import Block, Heading, Items, Paragraph, Table
 from tokenprune.report.numbers import budget, engineering, percent
@@ -100,8 +101,13 @@ def results(section: Section) -> list[Block]:
     return [table, Items([(head, meaning) for head, meaning, _ in columns])]
 
 
-def retention(section: Section) -> list[Block]:
-    """Accuracy relative to no pruning: a row a pruner, a column a budget."""
+def retention(section: Section, choice: Choice) -> list[Block]:
+    """Accuracy relative to no pruning: a row a pruner, a column a budget.
+
+    Args:
+        section: whose rows are shown.
+        choice: tells which rows cost as much as ``random`` at the same budget; numbers of others are not shown.
+    """
     pruned = [row for row in section.done if row.any.budget]
     number = Counter(budget(row.any.budget) for row in pruned)
     largest = {budget(row.any.budget): _largest_first(row) for row in pruned}
@@ -109,12 +115,25 @@ def retention(section: Section) -> list[Block]:
     shown = {(row.label, budget(row.any.budget)): row for row in pruned if budget(row.any.budget) in columns}
     if not shown:
         return []
+    unequal = {
+        (label, name)
+        for (label, name), row in shown.items()
+        if ("random", name) in shown and not choice.equal(row, shown["random", name])
+    }
     labels = dict.fromkeys(label for label, _ in shown)
-    cells = [[label, *(_retained(shown.get((label, name))) for name in columns)] for label in labels]
-    left = len(number) - len(columns)
-    said = [Paragraph(f"{left} budgets that one pruner alone has are left out.")] if left else []
+    cells = [
+        [label, *("unequal" if (label, name) in unequal else _retained(shown.get((label, name))) for name in columns)]
+        for label in labels
+    ]
+    said = [f"{len(number) - len(columns)} budgets that one pruner alone has are left out."]
+    said = said if len(number) > len(columns) else []
+    if unequal:
+        said.append(
+            f"Unequal: the FLOPs differ by more than {100 * choice.within:g} % from those of random at this budget. "
+            "That is no comparison; tokenprune report --within allows more."
+        )
     table = Table(f"Accuracy in % of that without pruning, {section.title}", ["pruner", *columns], cells)
-    return [Heading("Retention by budget"), table, *said]
+    return [Heading("Retention by budget"), table, *map(Paragraph, said)]
 
 
 def _largest_first(row: Row) -> tuple[tuple[str, ...], list[float]]:
