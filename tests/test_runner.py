@@ -288,16 +288,19 @@ class Recorder(Tracker):
 
     events: list = []  # noqa: RUF012
 
-    def start(self, run, config, folder):
-        self.events.append(("start", run, config["pruner"]["name"], folder.is_dir()))
+    def start(self, group, folder):
+        self.events.append(("start", group, folder.is_dir()))
         outer = self
 
         class Told(Session):
-            def log(self, index, label, metrics):
-                outer.events.append(("log", index, label, metrics.get("accuracy") is not None))
+            answers = 2
 
-            def finish(self):
-                outer.events.append(("finish",))
+            def cell(self, finished):
+                drawn = [finished.picture(line).shape[2] for line in finished.answers]
+                outer.events.append(("cell", finished.id, finished.label, bool(finished.metrics), drawn))
+
+            def finish(self, files=()):
+                outer.events.append(("finish", [file.name for file in files]))
 
         return Told()
 
@@ -312,11 +315,16 @@ def test_the_tracker_is_told_of_every_cell_in_every_session(config, faulty, monk
     for _ in range(2):
         Recorder.events.clear()
         outcome = runner.run(config(pruner="faulty", tracking="recorder"))
-        assert Recorder.events == [
-            ("start", outcome.records[0].run, "faulty", True),
-            *(("log", i, r.label, r.status == "ok") for i, r in enumerate(outcome.records)),
-            ("finish",),
+        told = [
+            ("cell", r.cell, f"{r.label} keep_tokens={r.budget['keep_tokens']}" if r.budget else r.label, True, [3, 3])
+            if r.status == "ok"
+            else ("cell", r.cell, f"{r.label} keep_tokens={r.budget['keep_tokens']}", False, [])
+            for r in outcome.records
         ]
+        assert Recorder.events == [("start", outcome.folder.path.name, True), *told, ("finish", [])]
+    Recorder.events.clear()
+    outcome.track()
+    assert Recorder.events[1] == ("finish", ["config.yaml", "results.jsonl", "samples.jsonl"])
 
 
 def test_a_batch_does_not_change_what_is_kept(config):

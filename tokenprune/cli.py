@@ -60,6 +60,8 @@ def setup(
 
 app.command("run")(cli_sweep.run_command)
 app.command("sweep")(cli_sweep.sweep_command)
+app.command("wandb-sync")(cli_sweep.wandb_sync_command)
+app.command("wandb-sweep")(cli_sweep.wandb_sweep_command)
 app.command("report")(cli_report.report_command)
 app.command("compare")(cli_report.compare_command)
 

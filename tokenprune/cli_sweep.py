@@ -37,6 +37,7 @@ def sweep_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, print the cells and a time; no more.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Allow more than 10,000 points.")] = False,
     launcher: Annotated[str | None, typer.Option(help="Where cells are computed; launcher.*= sets options.")] = None,
+    cell: Annotated[str | None, typer.Option(help="Run this cell alone, in a folder inside the sweep's.")] = None,
     fresh: Fresh = False,
     wait: Wait = False,
     retry_failed: RetryFailed = False,
@@ -51,17 +52,46 @@ def sweep_command(
 
         show(asked, Console(), retry_failed=retry_failed)
     else:
-        _run(asked, fresh, wait, retry_failed)
+        _run(asked, fresh, wait, retry_failed, cell)
 
 
-def _run(asked: Sweep, fresh: bool, wait: bool, retry_failed: bool) -> None:
-    """Run a sweep, and print and write its report."""
+def _run(asked: Sweep, fresh: bool, wait: bool, retry_failed: bool, cell: str | None = None) -> None:
+    """Run a sweep, and print and write its report; a cell by itself has none."""
     from tokenprune import report, runner
 
     progress = Console(stderr=True)
-    outcome = runner.sweep(asked, fresh=fresh, wait=wait, retry_failed=retry_failed, console=progress)
+    outcome = runner.sweep(asked, cell=cell, fresh=fresh, wait=wait, retry_failed=retry_failed, console=progress)
     console = Console()
     console.print(report.console_table(outcome.records))
-    console.print(f"report: {report.write(outcome.folder, outcome.samples)}", soft_wrap=True)
+    if not cell:
+        console.print(f"report: {report.write(outcome.folder, outcome.samples)}", soft_wrap=True)
+        outcome.track()
     if outcome.failed:
         raise typer.Exit(FAILED_CELL)
+
+
+def wandb_sync_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of a sweep that was tracked offline, such as runs/NAME.")],
+) -> None:
+    """Print the commands that upload what was tracked offline; nothing is sent."""
+    from shlex import quote
+
+    from tokenprune.wandb_commands import unsent
+
+    for path in unsent(folder):
+        typer.echo(f"wandb sync {quote(str(path))}")
+
+
+def wandb_sweep_command(
+    file: Annotated[Path, typer.Argument(help="YAML file of a sweep; see docs/sweeps.md.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="grid.budget.keep_tokens=[48,24] ...")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Allow more than 10,000 points.")] = False,
+) -> None:
+    """Print a W&B sweep, whose agents run the cells of this one; nothing is sent."""
+    import yaml  # type: ignore[import-untyped]
+
+    from tokenprune.sweep import load_sweep
+    from tokenprune.wandb_commands import agents
+
+    given = overrides or []
+    typer.echo(yaml.safe_dump(agents(load_sweep(file, given, yes=yes), file, given), sort_keys=False), nl=False)

@@ -37,11 +37,20 @@ def show(asked: Sweep, console: Console, *, retry_failed: bool = False) -> None:
     known = states(groups, folder, retry_failed)
     several = len(groups) > 1
     where = [Column("model", overflow="fold"), Column("task", overflow="fold")] if several else []
-    table = Table(*where, Column("pruner", overflow="fold"), "budget", "state", box=SIMPLE_HEAD, pad_edge=False)
+    columns = [
+        *where,
+        Column("pruner", overflow="fold"),
+        Column("budget"),
+        Column("state"),
+        Column("cell", no_wrap=True),
+    ]
+    table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
     for state in known.values():
         asked_of = state.keyed.asked
         names = [asked_of["model"]["path"] or asked_of["model"]["name"], asked_of["task"]["name"]] if several else []
-        table.add_row(*names, state.keyed.cell.label, str(state.keyed.cell.budget or "all"), _standing(state))
+        table.add_row(
+            *names, state.keyed.cell.label, str(state.keyed.cell.budget or "all"), _standing(state), state.keyed.key
+        )
     console.print(table)
     left = {key: len(s.group.samples) - len(s.tally.samples) for key, s in known.items() if s.record is None}
     console.print(

@@ -10,7 +10,7 @@ import datetime
 import itertools
 import logging
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tokenprune.adopt import adopt, alone, others
+from tokenprune.announce import announce
 from tokenprune.config import RunConfig
 from tokenprune.errors import TokenPruneError
 from tokenprune.launch.base import LAUNCHERS, Answered, Event, Failed, Halved, Job, Measured
@@ -26,7 +28,7 @@ from tokenprune.parts import make_part
 from tokenprune.record import RunFolder, RunRecord
 from tokenprune.state import Group, State, job_of, prepare, states
 from tokenprune.sweep import Sweep
-from tokenprune.tracking import Session, start_tracking
+from tokenprune.tracking import Session, Tracker, start_tracking
 from tokenprune.types import Sample
 
 log = logging.getLogger(__name__)
@@ -40,11 +42,18 @@ class Outcome:
         folder: its files.
         records: one a cell, in the order of the configuration; earlier runs' included.
         samples: the questions of all tasks.
+        tracker: where records went besides the disk.
     """
 
     folder: RunFolder
     records: tuple[RunRecord, ...]
     samples: tuple[Sample, ...]
+    tracker: Tracker
+
+    def track(self) -> None:
+        """Tell the tracker of the files in the folder: journal, tables, pictures."""
+        files = [path for path in sorted(self.folder.path.glob("[!.]*.*")) if path.is_file()]
+        start_tracking(self.tracker, self.folder.path.name, self.folder.path).finish(files)
 
     @property
     def failed(self) -> list[RunRecord]:
@@ -60,6 +69,7 @@ def run(config: RunConfig, **options: Any) -> Outcome:
 def sweep(
     asked: Sweep,
     *,
+    cell: str | None = None,
     fresh: bool = False,
     wait: bool = False,
     retry_failed: bool = False,
@@ -69,6 +79,7 @@ def sweep(
 
     Args:
         asked: as loaded.
+        cell: key of the only cell to run, in a folder of its own, from which the sweep takes it later; see ``adopt``.
         fresh: set aside what an earlier run left and compute everything anew.
         wait: until another run that writes to the folder ends, instead of refusing.
         retry_failed: compute cells again that failed; otherwise they stay failed until their code changes.
@@ -79,22 +90,27 @@ def sweep(
             computed then. Or if the disk is full. An error inside a cell is recorded instead, and the others go on.
     """
     groups, folder = prepare(asked)
-    config = groups[0].experiment.config
+    config, tracker, whole = groups[0].experiment.config, groups[0].experiment.tracker, folder.path.name
     launcher = make_part(config.launcher, LAUNCHERS, "launcher")[1]
     launcher.check()
+    tracker.check()
     name = asked.id(config)
+    if cell:
+        groups, folder = alone(groups, folder, cell)
+    keys = [each.key for group in groups for each in group.cells]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with folder.writing(asked.written or config.to_mapping(), fresh=fresh, wait=wait):
-        session = start_tracking(groups[0].experiment.tracker, name, config.to_mapping(), folder.path)
+        adopt(folder, keys, others(folder))
+        session = start_tracking(tracker, whole, folder.path)
         try:
             with Progress(*columns, TimeRemainingColumn(), console=console or Console(quiet=True)) as progress:
-                driver = _Driver(name, folder, groups, session, progress, retry_failed)
+                driver = _Driver(name, folder, groups, session, [cell] if cell else keys, progress, retry_failed)
                 with closing(launcher.run(driver.jobs())) as events:  # type: ignore[type-var]
                     driver.follow(events)
         finally:
             session.finish()
     tasks = {id(group.samples): group.samples for group in groups}  # models share their tasks' questions
-    return Outcome(folder, tuple(driver.records()), tuple(itertools.chain(*tasks.values())))
+    return Outcome(folder, tuple(driver.records()), tuple(itertools.chain(*tasks.values())), tracker)
 
 
 class _Driver:
@@ -106,16 +122,17 @@ class _Driver:
         folder: RunFolder,
         groups: Sequence[Group],
         session: Session,
+        tracked: Container[str],
         progress: Progress,
         retry_failed: bool,
     ) -> None:
         self.name, self.folder, self.groups, self.session, self.progress = name, folder, groups, session, progress
-        self.states = states(groups, folder, retry_failed)
-        self.told = 0
+        self.tracked, self.states = tracked, states(groups, folder, retry_failed)
         done = [len(s.group.samples) if s.record else len(s.tally.samples) for s in self.states.values()]
         total = sum(len(state.group.samples) for state in self.states.values())
         self.bar = progress.add_task("loading", total=total, completed=sum(done))
-        self._tell()
+        for group in groups:
+            self._track(group)
 
     def records(self) -> Iterable[RunRecord]:
         """Of all cells, in their order."""
@@ -170,7 +187,7 @@ class _Driver:
                 state.record = self._record(state, unpruned.record)
                 self.folder.samples.sync()
                 self.folder.results.append(state.record.to_mapping())
-        self._tell()
+        self._track(group)
 
     def _record(self, state: State, unpruned: RunRecord | None) -> RunRecord:
         cell, metrics, error = state.keyed.cell, dict[str, Any](), state.error
@@ -200,10 +217,7 @@ class _Driver:
             notes=state.notes,
         )
 
-    def _tell(self) -> None:
-        """Tell the tracker of what is finished, in the order of the cells."""
-        for index, state in list(enumerate(self.states.values()))[self.told :]:
-            if state.record is None:
-                return
-            self.session.log(index, state.record.label, state.record.metrics)
-            self.told += 1
+    def _track(self, group: Group) -> None:
+        """Tell the tracker of a group whose cells are all finished."""
+        if all(self.states[each.key].record for each in group.cells):
+            announce([self.states[e.key] for e in group.cells if e.key in self.tracked], self.folder, self.session)

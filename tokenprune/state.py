@@ -99,8 +99,11 @@ def states(groups: Sequence[Group], folder: RunFolder, retry_failed: bool) -> di
             state.record = dataclasses.replace(RunRecord.from_mapping(line), label=label)
     for line in folder.samples:
         state = found.get(line["cell"])
-        if state and not state.record and line["sample"] not in state.tally.samples:
+        if state and line["sample"] not in state.tally.samples:
             state.tally.add(line)
+    for state in found.values():  # answers may have been lost since
+        if state.record and state.record.status == "ok" and len(state.tally.samples) < len(state.group.samples):
+            state.record = None
     return found
 
 
