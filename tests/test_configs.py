@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tokenprune.adapters.known import ADAPTERS
-from tokenprune.build import build, build_base, build_task
+from tokenprune.build import build, build_all, build_base, build_task
 from tokenprune.config import EMBEDDED, ModelConfig, Part, load_config, parse_config
 from tokenprune.fit import grid
 from tokenprune.fit_config import load_fit_config
@@ -16,6 +16,7 @@ from tokenprune.pruners.base import PRUNERS
 from tokenprune.search import policy_file
 from tokenprune.study.config import load_study_config
 from tokenprune.study.run import checked
+from tokenprune.sweep import load_sweep
 from tokenprune.tasks.base import TASKS
 from tokenprune.tracking import TRACKERS
 
@@ -30,7 +31,8 @@ PARTS = [(kind, path) for kind in REGISTRIES for path in sorted((ROOT / "configs
 
 @pytest.mark.parametrize("path", sorted(RUNS), ids=lambda path: str(path.relative_to(ROOT)))
 def test_runs(path):
-    assert build(load_config(path)).cells
+    asked = load_sweep(path)
+    assert all(experiment.cells for experiment in build_all(asked.runs, asked.names))
 
 
 @pytest.mark.parametrize("path", sorted(FITS), ids=lambda path: str(path.relative_to(ROOT)))

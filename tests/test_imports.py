@@ -61,6 +61,7 @@ MAY = {
     "model_card": "errors types options adapters",
     "flops_table": "errors types budget metrics pruners report",
     "flops_request": "errors types budget config adapters flops_table model_card pruners",
+    "__main__": "cli",
     "cli": "errors version build catalogue cli_report cli_sweep config fit fit_config flops_request flops_table "
     "search study study_report",
     "cli_report": "errors types build comparison config record report",

@@ -1,13 +1,12 @@
 """A sweep file from its YAML to its runs, and the sweep itself on a tiny model of random weights."""
 
 import multiprocessing
-import os
 import random
 import signal
 import time
 
 import pytest
-import torch
+from programs import sweep_file, work
 from tiny import save_llava
 
 from tokenprune import runner
@@ -119,29 +118,31 @@ def test_a_second_sweep_in_the_folder_is_refused(sweep, tmp_path):
         runner.sweep(sweep(tmp_path))
 
 
-def _work(asked):
-    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-    runner.sweep(asked)
+def test_killed_at_random_moments_it_leaves_what_an_undisturbed_sweep_leaves(tmp_path):
+    path = sweep_file(tmp_path)
+    server = multiprocessing.get_context("forkserver")  # forks a process without threads, which do not survive that
+    server.set_forkserver_preload(["programs", "tokenprune.runner", "transformers.models.llava.modeling_llava"])
 
+    def child(folder):
+        process = server.Process(target=work, args=(path, tmp_path / folder))
+        process.start()
+        return process
 
-@pytest.mark.slow  # run it with OMP_NUM_THREADS=1: a forked process may wait forever for its parent's threads
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_killed_at_random_moments_it_leaves_what_an_undisturbed_sweep_leaves(sweep, tmp_path):
-    start = time.perf_counter()
-    whole = left(runner.sweep(sweep(tmp_path / "undisturbed")).folder)
+    for folder in ("warm", "undisturbed"):  # the first one waits for the server's imports
+        start, process = time.perf_counter(), child(folder)
+        process.join()
+        assert process.exitcode == 0
     duration, draw = time.perf_counter() - start, random.Random(0)
-    fork, killed, folders = multiprocessing.get_context("fork"), 0, 0
-    while killed < KILLS:
-        asked = sweep(tmp_path / str(folders))
-        child = fork.Process(target=_work, args=(asked,))
-        child.start()
-        child.join(draw.uniform(0.1, 0.9) * duration)
-        if child.is_alive():
-            os.kill(child.pid, signal.SIGKILL)
+    whole, killed, folders = left(RunFolder(tmp_path / "undisturbed/tiny")), 0, 0
+    while killed < KILLS or process.exitcode:
+        process = child(str(folders))
+        process.join(draw.uniform(0.2, 0.9) * duration if killed < KILLS else None)
+        if process.is_alive():
+            process.kill()
             killed += 1
-        elif child.exitcode == 0:  # whole in spite of all kills before
-            assert left(runner.sweep(asked).folder) == whole
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL)
+        if process.exitcode == 0:  # whole in spite of all kills before
+            assert left(RunFolder(tmp_path / str(folders) / "tiny")) == whole
             folders += 1
-        child.join()
-        assert child.exitcode in (0, -signal.SIGKILL)
-    assert left(runner.sweep(sweep(tmp_path / str(folders))).folder) == whole
+    assert folders

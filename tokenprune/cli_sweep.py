@@ -61,6 +61,8 @@ def _run(asked: Sweep, fresh: bool, wait: bool, retry_failed: bool, cell: str | 
 
     progress = Console(stderr=True)
     outcome = runner.sweep(asked, cell=cell, fresh=fresh, wait=wait, retry_failed=retry_failed, console=progress)
+    if not outcome.records:  # another process has them
+        return
     console = Console()
     console.print(report.console_table(outcome.records))
     if not cell:

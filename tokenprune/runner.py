@@ -40,7 +40,8 @@ class Outcome:
 
     Attributes:
         folder: its files.
-        records: one a cell, in the order of the configuration; earlier runs' included.
+        records: one a cell, in the order of the configuration; earlier runs' included. None at all if this process
+            only helped another one, see ``Launcher.assist``.
         samples: the questions of all tasks.
         tracker: where records went besides the disk.
     """
@@ -94,6 +95,8 @@ def sweep(
     launcher = make_part(config.launcher, LAUNCHERS, "launcher")[1]
     launcher.check()
     tracker.check()
+    if launcher.assist():
+        return Outcome(folder, (), (), tracker)
     name = asked.id(config)
     if cell:
         groups, folder = alone(groups, folder, cell)
@@ -150,7 +153,9 @@ class _Driver:
         """
         for event in events:
             state = self.states[event.cell]
-            if state.record is None:  # else it is of a job that ran twice
+            if (
+                state.record is None and state.error is None
+            ):  # else a job ran twice, or beside one that failed
                 self._take(state, event)
                 if state.complete:
                     self._settle(state.group)

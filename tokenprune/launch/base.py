@@ -165,6 +165,17 @@ class Launcher(ABC):
             TokenPruneError: if it cannot run here: a package is missing, a cluster is out of reach.
         """
 
+    def assist(self) -> bool:
+        """Called after the checks: do another process's jobs until it is done, if this process is there for that.
+
+        Returns:
+            Whether it was; nothing is left to do then.
+
+        Raises:
+            TokenPruneError: if there is no such process, or it is gone.
+        """
+        return False
+
     @abstractmethod
     def run(self, jobs: Sequence[Job]) -> Iterator[Event]:
         """Run jobs, each at least once, and yield what happens.

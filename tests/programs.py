@@ -1,0 +1,71 @@
+"""Programs that tests start as processes of their own."""
+
+import sys
+from pathlib import Path
+
+import yaml
+from tiny import save_llava
+
+
+def sweep_file(folder):
+    """A sweep of a tiny model of random weights, two methods and two budgets."""
+    sweep = {
+        "name": "tiny",
+        "model": {"name": "llava", "path": str(save_llava(folder / "model"))},
+        "task": {"name": "scenes", "num_samples": 12},
+        "grid": {"pruner": [{"name": "random", "seed": 0}, "divprune"], "budget.keep_tokens": [10, 5]},
+        "batch_size": 3,
+        "max_new_tokens": 2,
+        "timing_repeats": 0,
+        "output": str(folder / "runs"),
+    }
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump(sweep))
+    return path
+
+
+def answers(folder):
+    """All lines of answers, in an order that does not depend on who was first."""
+    return sorted((Path(folder) / "samples.jsonl").read_text().splitlines())
+
+
+def work(path, output):
+    """Run a sweep in a process that may be killed."""
+    import torch
+
+    from tokenprune import runner
+    from tokenprune.sweep import load_sweep
+
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    runner.sweep(load_sweep(path, [f"output={output}"]))
+
+
+def losing_a_node(path, output):
+    """Run a sweep on a Ray cluster of two nodes, and take one away while it works."""
+    from ray.cluster_utils import Cluster
+
+    from tokenprune import runner
+    from tokenprune.launch.base import LAUNCHERS
+    from tokenprune.launch.ray import Ray
+    from tokenprune.sweep import load_sweep
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+
+    @LAUNCHERS.register("losing")
+    class Losing(Ray):
+        def run(self, jobs):
+            for number, event in enumerate(super().run(jobs)):
+                yield event
+                if number == 0:
+                    cluster.remove_node(nodes.pop(), allow_graceful=False)
+
+    asked = load_sweep(path, ["launcher.name=losing", f"launcher.address={cluster.address}", f"output={output}"])
+    outcome = runner.sweep(asked)
+    assert not nodes[1:], "the node is still there"
+    assert (len(outcome.records), outcome.failed) == (5, [])
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    losing_a_node(*sys.argv[1:])

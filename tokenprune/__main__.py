@@ -1,0 +1,5 @@
+"""``python -m tokenprune``, as ``torchrun -m`` and ``accelerate launch -m`` need it."""
+
+from tokenprune.cli import main
+
+main()
