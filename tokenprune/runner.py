@@ -153,9 +153,7 @@ class _Driver:
         """
         for event in events:
             state = self.states[event.cell]
-            if (
-                state.record is None and state.error is None
-            ):  # else a job ran twice, or beside one that failed
+            if state.record is None and state.error is None:  # else a job ran twice, or beside one that failed
                 self._take(state, event)
                 if state.complete:
                     self._settle(state.group)
