@@ -10,9 +10,10 @@ from programs import sweep_file, work
 from tiny import save_llava
 
 from tokenprune import runner
+from tokenprune.budget import Budget
 from tokenprune.errors import ConfigError, DataError, TokenPruneError
 from tokenprune.record import RunFolder
-from tokenprune.sweep import parse_sweep
+from tokenprune.sweep import load_sweep, parse_sweep
 
 BASE = {"pruner": "uniform", "budget": {"keep_tokens": 10}, "task": {"name": "scenes", "num_samples": 7}}
 VARIED = {"pruner": ["uniform", {"name": "cdpruner", "conditioning": "none"}], "budget.keep_tokens": [10, 5]}
@@ -31,6 +32,13 @@ def test_grid_zip_and_seeds():
     assert {(run.max_new_tokens, run.task.options["num_samples"]) for run in runs} == {(2, 5), (3, 6), (4, 7)}
     assert {run.pruner.name for run in runs} == {"uniform", "cdpruner"}
     assert {run.budget[0].value for run in runs} == {10, 5}
+
+
+def test_an_override_replaces_a_dotted_key(tmp_path):
+    path = sweep_file(tmp_path)
+    assert [run.budget for run in load_sweep(path, ["grid.budget.keep_tokens=[7]"]).runs] == [
+        (Budget(keep_tokens=7),)
+    ] * 2
 
 
 def test_exclude():

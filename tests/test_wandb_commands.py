@@ -1,11 +1,45 @@
-"""What the wandb commands print."""
+"""What the wandb commands print, and that an agent's command is one that runs."""
 
 import pytest
+import wandb
+import yaml
+from programs import sweep_file
+from typer.testing import CliRunner
 
+from tokenprune.cli import app
 from tokenprune.errors import ConfigError
+from tokenprune.state import prepare
+from tokenprune.sweep import load_sweep
 from tokenprune.wandb_commands import unsent
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_nothing_to_send(tmp_path):
     with pytest.raises(ConfigError, match="holds no offline W&B runs"):
         unsent(tmp_path)
+
+
+def test_an_agent_runs_a_cell(tmp_path):
+    path = sweep_file(tmp_path)
+    result = call("wandb-sweep", path, "tracking.name=wandb", "tracking.entity=team")
+    assert result.exit_code == 0, result.output
+    made = yaml.safe_load(result.stdout)
+    groups, _ = prepare(load_sweep(path))
+    assert made["parameters"]["cell"]["values"] == [cell.key for group in groups for cell in group.cells]
+    assert (made["name"], made["project"], made["entity"], made["method"]) == ("tiny", "tokenprune", "team", "grid")
+
+    key = made["parameters"]["cell"]["values"][1]
+    program, *command = made["command"]
+    assert program == made["program"] == "tokenprune"
+    assert command.pop() == "${args}"  # which an agent replaces by:
+    command = [*(word for word in command if word != "tracking.mode=online"), f"--cell={key}"]
+    result = call(*command)
+    wandb.teardown()
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / "runs/tiny/cells").iterdir()) == [key]
+    sent = call("wandb-sync", tmp_path / "runs/tiny").stdout.splitlines()
+    assert [line.rpartition("-")[2] for line in sent] == [key]
+    assert all(line.startswith(f"wandb sync {tmp_path}/runs/tiny/cells/{key}/wandb/offline-run-") for line in sent)

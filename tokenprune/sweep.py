@@ -102,7 +102,8 @@ def parse_sweep(raw: Mapping[str, Any], *, yes: bool = False) -> Sweep:
 
 def _axes(own: Mapping[str, Any]) -> list[list[Settings]]:
     """What is combined: each axis is a list of what is set together."""
-    axes = [[{key: value} for value in values] for key, values in _lists(own, "grid", own.get("grid"))]
+    lists = dict(_lists(own, "grid", own.get("grid")))  # an override comes after a dotted key of the file
+    axes = [[{key: value} for value in values] for key, values in lists.items()]
     groups = own.get("zip", [])
     for index, group in enumerate(groups if isinstance(groups, list) else [groups]):
         columns = dict(_lists(own, f"zip[{index}]", group))
