@@ -14,7 +14,6 @@ import argparse
 import functools
 import json
 import logging
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +28,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_map_only
 from transformers import AutoModelForImageTextToText
 
+from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.known import adapter_class
 from tokenprune.adapters.load import config_of
@@ -52,42 +52,6 @@ def without_weights(config: Any) -> tuple[Any, int]:
     parameters = sum(weight.numel() for weight in model.parameters())
     with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()):
         return model.to_empty(device="cpu"), parameters
-
-
-def pixels_of(config: Any, spec: ModelSpec) -> dict[str, Tensor]:
-    """The nominal image of a spec, as the family's processor would give it."""
-    size, tiles = getattr(config.vision_config, "image_size", 0), spec.vision_tiles
-    side = size[0] if isinstance(size, list | tuple) else size
-    picture = torch.ones(tiles, 3, side, side)
-    match config.model_type:
-        case "qwen2_vl" | "qwen2_5_vl" | "qwen3_vl":
-            patches = math.isqrt(spec.vision_tokens)
-            pixels = torch.ones(spec.vision_tokens, spec.patch_inputs)
-            return {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, patches, patches]])}
-        case "llava_next" | "llava_next_video" | "llava_onevision":
-            canvas = math.isqrt(tiles - 1) * side
-            return {"pixel_values": picture[None], "image_sizes": torch.tensor([[canvas, canvas]])}
-        case "mistral3":
-            return {"pixel_values": picture, "image_sizes": torch.tensor([[side, side]])}
-        case "idefics3":
-            return {"pixel_values": picture[None]}
-    return {"pixel_values": picture}
-
-
-def prompt_of(config: Any, spec: ModelSpec) -> dict[str, Tensor]:
-    """An image and ``TEXT`` tokens."""
-    kind, tokens = config.model_type, spec.visual_tokens
-    if kind in ("llava_next", "llava_next_video", "llava_onevision"):  # a newline for each line of the tiles
-        tokens += math.isqrt(tokens // spec.vision_tiles * (spec.vision_tiles - 1))
-    image, text = torch.full((tokens,), config.image_token_id), torch.full((TEXT - 1,), MARKER)
-    last = tokens // spec.vision_tiles if kind == "idefics3" else tokens  # the whole image follows a marker there
-    ids = torch.cat([image[last:], text[:1], image[:last], text])[None]
-    named = {"gemma3": "token_type_ids", "qwen2_vl": "mm_token_type_ids", "qwen2_5_vl": "mm_token_type_ids"}
-    named |= {"qwen3_vl": "mm_token_type_ids"}
-    extra = {named[kind]: (ids == config.image_token_id).long()} if kind in named else {}
-    if kind == "paligemma":
-        extra = {"token_type_ids": torch.zeros_like(ids)}
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **extra}
 
 
 def closed(spec: ModelSpec, plan: OperationPlan, text: int) -> dict[str, int]:
@@ -119,8 +83,14 @@ def pruner_of(spec: ModelSpec) -> tuple[Pruner, Budget]:
     return create_pruner("dop", base="uniform", **depths), Budget(keep_tokens=spec.visual_tokens // SHARE)
 
 
+def adapter_of(model: Any) -> ModelAdapter:
+    """The adapter of a model without a processor."""
+    return adapter_class(model.config.model_type)(model, stand_in(model.config))
+
+
 def pruned(model: Any, inputs: dict[str, Tensor]) -> dict[str, int]:
     """Count a forward that is really pruned."""
+    adapter = adapter_of(model)
     own = model.base_model.get_image_features
 
     @functools.wraps(own)
@@ -128,7 +98,6 @@ def pruned(model: Any, inputs: dict[str, Tensor]) -> dict[str, int]:
         output = own(*args, **options)
         return tree_map_only(Tensor, lambda x: torch.randn(x.shape), output)
 
-    adapter = adapter_class(model.config.model_type)(model, stand_in(model.config))
     pruner, budget = pruner_of(adapter.spec)
     model.base_model.get_image_features = random_features
     with counted(model) as parts:
@@ -161,8 +130,9 @@ def expected(spec: ModelSpec, text: int) -> dict[str, Any]:
 
 def count(card: ModelCard) -> dict[str, Any]:
     """A row of the table: FLOPs as counted and as said, unpruned and pruned."""
-    config, spec = config_of(card.config), card.spec
-    (model, parameters), inputs = without_weights(config), {**prompt_of(config, spec), **pixels_of(config, spec)}
+    spec = card.spec
+    model, parameters = without_weights(config_of(card.config))
+    inputs = adapter_of(model).nominal_inputs(TEXT)
     text = inputs["input_ids"].shape[1] - spec.visual_tokens
     row = {"card": card.name, "billions": parameters / 1e9, "visual": spec.visual_tokens, "text": text}
     return {**row, **expected(spec, text), "counted": whole(model, inputs), "counted_pruned": pruned(model, inputs)}

@@ -54,7 +54,6 @@ def test_another_model_is_counted_otherwise():
     config, said = config_of(card.config), ROWS["paligemma-3b"]["counted"]
     config.vision_config.vision_use_head, config.text_config.num_hidden_layers = True, 17
     model, _ = counted_flops.without_weights(config)
-    prompt, pixels = counted_flops.prompt_of(config, card.spec), counted_flops.pixels_of(config, card.spec)
-    found = counted_flops.whole(model, {**prompt, **pixels})
+    found = counted_flops.whole(model, counted_flops.adapter_of(model).nominal_inputs(counted_flops.TEXT))
     assert found["tower"] > said["tower"]
     assert found["layers"] == said["layers"] * 17 // 18

@@ -8,6 +8,7 @@ features it does here to anything else that there is of each patch.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,11 +16,24 @@ import torch
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
+from tokenprune.adapters import nominal
 from tokenprune.adapters.layout import Item, Unit
 from tokenprune.adapters.pictures import Pictures
 from tokenprune.errors import ModelError
+from tokenprune.types import ModelSpec
 
 NEWLINE = -1
+
+
+def nominal_inputs(config: Any, spec: ModelSpec, text: int) -> dict[str, Tensor]:
+    """See ``ModelAdapter``: a square image, with a newline token for each line of its tiles."""
+    tiles = spec.vision_tiles - 1
+    lines, canvas = (
+        math.isqrt(spec.visual_tokens // spec.vision_tiles * tiles),
+        math.isqrt(tiles) * nominal.side_of(config),
+    )
+    pixels = {"pixel_values": nominal.tiles(config, spec)[None], "image_sizes": torch.tensor([[canvas, canvas]])}
+    return {**nominal.prompt(config, text, spec.visual_tokens + lines), **pixels}
 
 
 def check_tiles(config: Any, inputs: Mapping[str, Any]) -> None:

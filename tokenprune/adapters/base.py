@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tokenprune.adapters import inputs as prompts
-from tokenprune.adapters import run
+from tokenprune.adapters import nominal, run
 from tokenprune.adapters.encoded import Encoded, encode
 from tokenprune.adapters.inputs import PIXELS, Prepared, PrunedInputs
 from tokenprune.adapters.layout import Grid, Item, Unit
@@ -194,6 +194,14 @@ class ModelAdapter(ABC):
         texts = [write_prompt(self.processor, self.prompt, sample) for sample in samples]
         batch = self.processor(images=images, text=texts, padding=True, padding_side="left", return_tensors="pt")
         return Prepared(dict(batch.to(self.model.device)), questions)
+
+    def nominal_inputs(self, text: int) -> dict[str, Tensor]:
+        """The nominal image of ``spec``, of noise, and ``text`` more tokens."""
+        config = self.model.config
+        return {
+            **nominal.prompt(config, text, self.spec.visual_tokens),
+            "pixel_values": nominal.tiles(config, self.spec),
+        }
 
     def encode(self, inputs: Mapping[str, Any], requires: frozenset[Signal] = frozenset()) -> Encoded:
         """Run the vision tower and the projector on pixels; pruners may ask for the signals in ``requires`` then.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from tokenprune.adapters import nominal
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import CHUNKS_WORK, check_pixels
 from tokenprune.adapters.known import register_adapter
@@ -52,6 +53,10 @@ class Gemma3Adapter(ModelAdapter):
             patch_inputs=vision.num_channels * vision.patch_size**2,
             projector=(vision.hidden_size, config.text_config.hidden_size),
         )
+
+    def nominal_inputs(self, text: int) -> dict[str, Tensor]:
+        """See ``ModelAdapter``."""
+        return nominal.marked(super().nominal_inputs(text), "token_type_ids", self.model.config)
 
     def grid(self) -> Grid:
         """(height, width) of an image's visual tokens."""

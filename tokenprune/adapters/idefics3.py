@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from tokenprune.adapters import nominal
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import check_pixels
 from tokenprune.adapters.known import register_adapter
@@ -61,6 +62,12 @@ class Idefics3Adapter(ModelAdapter):
             patch_inputs=vision.num_channels * vision.patch_size**2,
             projector=(vision.hidden_size * config.scale_factor**2, width),
         )
+
+    def nominal_inputs(self, text: int) -> dict[str, Tensor]:
+        """See ``ModelAdapter``."""
+        config, tokens = self.model.config, self.spec.visual_tokens
+        prompt = nominal.prompt(config, text, tokens, tokens - tokens // TILES)  # a marker before the whole image
+        return {**prompt, "pixel_values": nominal.tiles(config, self.spec)[None]}
 
     def grid(self) -> Grid:
         """(height, width) of a tile's visual tokens."""

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tokenprune.adapters import anyres
 from tokenprune.adapters.anyres import NEWLINE, check_tiles, image_items, pack, tile_counts, token_tiles
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.clip_vision import llava_spec, tower_signals
@@ -52,6 +53,10 @@ class LlavaNextAdapter(ModelAdapter):
         """See ``ModelAdapter``; for an image that fills the largest canvas, its newline tokens not counted."""
         side = config.vision_config.image_size
         return llava_spec(config, 1 + max(height * width for height, width in config.image_grid_pinpoints) // side**2)
+
+    def nominal_inputs(self, text: int) -> dict[str, Tensor]:
+        """See ``ModelAdapter``."""
+        return anyres.nominal_inputs(self.model.config, self.spec, text)
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
         """See ``ModelAdapter``."""

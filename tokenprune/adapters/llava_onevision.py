@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from tokenprune.adapters import anyres
 from tokenprune.adapters.anyres import check_tiles, image_items, pack
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.clip_vision import llava_spec, tower_signals
@@ -51,6 +52,10 @@ class LlavaOnevisionAdapter(ModelAdapter):
         side = config.vision_config.image_size
         largest = max(height * width for height, width in config.image_grid_pinpoints) // side**2
         return llava_spec(config, 1 + min(most, largest))
+
+    def nominal_inputs(self, text: int) -> dict[str, Tensor]:
+        """See ``ModelAdapter``."""
+        return anyres.nominal_inputs(self.model.config, self.spec, text)
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
         """See ``ModelAdapter``."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers.models.pixtral.modeling_pixtral import apply_rotary_pos_emb
 
+from tokenprune.adapters import nominal
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.clip_vision import attention_layer
 from tokenprune.adapters.known import register_adapter
@@ -61,6 +62,11 @@ class Mistral3Adapter(ModelAdapter):
             patch_inputs=vision.num_channels * vision.patch_size**2,
             projector=(vision.hidden_size * side**2, vision.hidden_size, width, width),
         )
+
+    def nominal_inputs(self, text: int) -> dict[str, Tensor]:
+        """See ``ModelAdapter``."""
+        side = nominal.side_of(self.model.config)
+        return {**super().nominal_inputs(text), "image_sizes": torch.tensor([[side, side]])}
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
         """See ``ModelAdapter``."""

@@ -56,6 +56,11 @@ class PaliGemmaAdapter(ModelAdapter):
             projector=(vision.hidden_size, config.projection_dim),
         )
 
+    def nominal_inputs(self, text: int) -> dict[str, Tensor]:
+        """See ``ModelAdapter``."""
+        inputs = super().nominal_inputs(text)
+        return {**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])}
+
     def grid(self) -> Grid:
         """(height, width) of an image's visual tokens."""
         side = int(self.spec.visual_tokens**0.5)

@@ -8,6 +8,7 @@ Code: ``Qwen2VLForConditionalGeneration`` and ``Qwen2_5_VLForConditionalGenerati
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from torch import Tensor
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
+from tokenprune.adapters import nominal
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import PIXELS
 from tokenprune.adapters.known import register_adapter
@@ -65,6 +67,13 @@ class QwenVLAdapter(ModelAdapter):
         """See ``ModelAdapter``."""
         super().check_steps(steps)
         check_axes(steps)
+
+    def nominal_inputs(self, text: int) -> dict[str, Tensor]:
+        """See ``ModelAdapter``."""
+        patches, config = math.isqrt(self.spec.vision_tokens), self.model.config
+        prompt = nominal.marked(nominal.prompt(config, text, self.spec.visual_tokens), "mm_token_type_ids", config)
+        pixels = nominal.noise(self.spec.vision_tokens, self.spec.patch_inputs)
+        return {**prompt, "pixel_values": pixels, "image_grid_thw": torch.tensor([[1, patches, patches]])}
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
         """See ``ModelAdapter``; the model must be able to tell where images are in the picture and the text."""
