@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from pathlib import Path
 
 import torch
 import transformers
+
+from tokenprune.provenance import processor
 
 
 def facts(threads: int) -> dict[str, object]:
@@ -17,11 +18,3 @@ def facts(threads: int) -> dict[str, object]:
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     machine = {"processor": processor(), "cores": os.cpu_count(), "threads": threads}
     return {**machine, "python": platform.python_version(), **versions, "commit": commit}
-
-
-def processor() -> str:
-    """The name of the CPU as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()

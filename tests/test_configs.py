@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from tokenprune.adapters.known import ADAPTERS
+from tokenprune.bench.config import load_bench_config
+from tokenprune.bench.measure import cells
 from tokenprune.build import build, build_all, build_base, build_task
 from tokenprune.config import EMBEDDED, ModelConfig, Part, load_config, parse_config
 from tokenprune.fit import grid
@@ -24,7 +26,10 @@ ROOT = Path(__file__).parent.parent
 FITS = {ROOT / "configs/fit_policy.yaml", *(ROOT / "experiments").rglob("fit*.yaml")}
 STUDIES = set((ROOT / "experiments").rglob("study*.yaml"))
 POLICIES = set((ROOT / "experiments").rglob("policies/**/*.yaml"))
-RUNS = {*(ROOT / "configs").glob("*.yaml"), *(ROOT / "experiments").rglob("*.yaml")} - FITS - STUDIES - POLICIES
+BENCHES = {ROOT / "configs/bench.yaml", *(ROOT / "experiments").rglob("bench*.yaml")}
+RUNS = (
+    {*(ROOT / "configs").glob("*.yaml"), *(ROOT / "experiments").rglob("*.yaml")} - FITS - STUDIES - POLICIES - BENCHES
+)
 REGISTRIES = {"pruner": PRUNERS, "task": TASKS, "tracking": TRACKERS}
 PARTS = [(kind, path) for kind in REGISTRIES for path in sorted((ROOT / "configs" / kind).glob("*.yaml"))]
 
@@ -41,6 +46,11 @@ def test_fits(path):
     checkpoint, _, _ = build_base(config.model, config.pruner)
     assert grid(checkpoint.spec, config)
     assert build_task(config.task)
+
+
+@pytest.mark.parametrize("path", sorted(BENCHES), ids=lambda path: str(path.relative_to(ROOT)))
+def test_benches(path):
+    assert cells(load_bench_config(path))[1]
 
 
 @pytest.mark.parametrize("path", sorted(POLICIES), ids=lambda path: str(path.relative_to(ROOT)))

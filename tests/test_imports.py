@@ -45,7 +45,7 @@ MAY = {
     "study_report": "errors types metrics plots search study",
     "evaluate": "types errors build adapters metrics tasks trace",
     "tally": "types build metrics",
-    "launch": "errors types registry budget config adapters build evaluate keys parts provenance tasks",
+    "launch": "errors types registry budget config adapters build evaluate keys metrics parts provenance tasks",
     "sweep": "errors budget config provenance record",
     "state": "types adapters build keys launch record sweep tally",
     "adopt": "errors record state",
@@ -61,8 +61,9 @@ MAY = {
     "model_card": "errors types options adapters",
     "flops_table": "errors types budget metrics pruners report",
     "flops_request": "errors types budget config adapters flops_table model_card pruners",
+    "bench": "errors types adapters budget build config metrics model_card options provenance report trace",
     "__main__": "cli",
-    "cli": "errors version build catalogue cli_report cli_sweep config fit fit_config flops_request flops_table "
+    "cli": "errors version bench build catalogue cli_report cli_sweep config fit fit_config flops_request flops_table "
     "search study study_report",
     "cli_report": "errors types build comparison config record report",
     "cli_sweep": "config dry_run report runner sweep wandb_commands",

@@ -20,6 +20,7 @@ from tokenprune.parts import make_part, make_pruner
 from tokenprune.pruners.base import PRUNERS, Pruner
 from tokenprune.tasks.base import TASKS, Task
 from tokenprune.tracking import TRACKERS, Tracker
+from tokenprune.types import ModelSpec, OperationPlan
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,18 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.label} {self.budget or ''}".rstrip()
+
+    def plan(self, spec: ModelSpec, alive: Sequence[int], total: int) -> OperationPlan:
+        """What runs for a prompt.
+
+        Args:
+            spec: of the model.
+            alive: visual tokens that go on from each stage.
+            total: visual tokens of the prompt.
+        """
+        if self.pruner is None:
+            return OperationPlan.drop_at(spec, (), (), total)
+        return self.pruner.plan(spec, alive, total)
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,17 @@ def build_all(runs: Sequence[RunConfig], names: Sequence[str] = ()) -> tuple[Exp
                 makers[key] = _Maker(config, checkpoints[config.model], *task)
             makers[key].add(config)
     return tuple(maker.experiment() for maker in makers.values())
+
+
+def cells_of(config: RunConfig, checkpoint: Checkpoint) -> tuple[Cell, ...]:
+    """The cells of a run on a model that is given; what the run says of a model does not count.
+
+    Raises:
+        TokenPruneError: see ``build``.
+    """
+    maker = _Maker(config, checkpoint, *make_part(config.task, TASKS, "task"))
+    maker.add(config)
+    return maker.experiment().cells
 
 
 @contextmanager

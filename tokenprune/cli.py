@@ -149,6 +149,22 @@ def flops_command(
     Console().print(console_table(asked.title, asked.note, rows, asked.cases))
 
 
+@app.command("bench")
+def bench_command(
+    config: Annotated[Path, typer.Argument(help="YAML file, such as configs/bench.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="batch_sizes=[1,8] model.dtype=bfloat16 ...")] = None,
+) -> None:
+    """Measure time and memory by stage, in turns with the unpruned model; also at a published model's sizes."""
+    from tokenprune.bench.config import load_bench_config
+    from tokenprune.bench.measure import bench
+    from tokenprune.bench.show import show
+
+    asked, console = load_bench_config(config, overrides or ()), Console()
+    for rows in bench(asked, Console(stderr=True)):
+        show(rows, console)
+    console.print(f"results: {asked.output}", soft_wrap=True)
+
+
 @app.command("list")
 def list_command(
     kind: Annotated[str, typer.Argument(help="pruners, adapters, tasks, kernels or conditioning.")],

@@ -203,7 +203,7 @@ def parse_config(raw: Any) -> RunConfig:
         "model": parse_model,
         "pruner": parse_pruner,
         **dict.fromkeys(("task", "tracking", "launcher"), Part.of),
-        "baselines": _pruners,
+        "baselines": parse_pruners,
         "budget": parse_budgets,
     }
     given = _mapping(raw, "config").items()
@@ -223,11 +223,12 @@ def _sequence(value: Any) -> list[Any]:
 def parse_pruner(value: Any, where: str) -> Part:
     """A name, a mapping of it and options, or a list: a composition of its items; ConfigError if it is neither."""
     if isinstance(value, list | tuple):
-        return Part("compose", {"pruners": [part.to_mapping() for part in _pruners(value, where)]})
+        return Part("compose", {"pruners": [part.to_mapping() for part in parse_pruners(value, where)]})
     return Part.of(value, where)
 
 
-def _pruners(value: Any, where: str) -> tuple[Part, ...]:
+def parse_pruners(value: Any, where: str) -> tuple[Part, ...]:
+    """One or several; ConfigError if one is not a pruner."""
     return tuple(parse_pruner(item, f"{where}[{i}]") for i, item in enumerate(_sequence(value)))
 
 

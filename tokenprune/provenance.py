@@ -118,6 +118,14 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
+def processor() -> str:
+    """The name of the CPU as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
 def model_hash(model: torch.nn.Module) -> str:
     """Fingerprint of weights: each tensor's name, shape, type and evenly spaced values; quick at any size."""
 

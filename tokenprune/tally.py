@@ -13,7 +13,7 @@ from typing import Any
 from tokenprune.build import Cell
 from tokenprune.metrics import flops
 from tokenprune.metrics.retention import standard_error
-from tokenprune.types import ModelSpec, OperationPlan
+from tokenprune.types import ModelSpec
 
 
 class Tally:
@@ -46,7 +46,7 @@ class Tally:
         number, plans = len(self.samples), self._plans.items()
         accuracy = fsum(value for correct in self._correct.values() for value in correct) / number
         prefill = flops.llm_prefill_flops
-        weighed = [(_plan(cell, spec, alive, total), text, n) for (alive, total, text), n in plans]
+        weighed = [(cell.plan(spec, alive, total), text, n) for (alive, total, text), n in plans]
         return {
             "questions": number,
             "accuracy": accuracy,
@@ -63,10 +63,3 @@ class Tally:
             "vision_flops": flops.vision_flops(spec),
             "projector_flops": flops.projector_flops(spec),
         }
-
-
-def _plan(cell: Cell, spec: ModelSpec, alive: tuple[int, ...], total: int) -> OperationPlan:
-    """What ran for a question, from the visual tokens that really went on from each stage."""
-    if cell.pruner is None:
-        return OperationPlan.drop_at(spec, (), (), total)
-    return cell.pruner.plan(spec, alive, total)

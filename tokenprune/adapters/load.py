@@ -89,13 +89,7 @@ def find_checkpoint(
         ConfigError: if dtype, device or attention are unknown, or do not go together, or accelerate is missing.
         ModelError: if there is no such checkpoint, no adapter knows it, or its adapter has no such scope.
     """
-    place = device_of(device)
-    if attention not in ATTENTION:
-        raise ConfigError(f"attention is {attention!r}; {hint(attention, ATTENTION)}")
-    # transformers casts the mask to float32, where the minimum of float64 overflows.
-    if (dtype, attention) == ("float64", "eager"):
-        raise ConfigError("eager attention gives NaN for padded prompts in float64; use attention sdpa, or float32")
-    options: dict[str, Any] = {"dtype": dtype_of(dtype, place), "attn_implementation": attention}
+    place, options = running(dtype, device, attention)
     if device_map is not None:
         if find_spec("accelerate") is None:
             raise ConfigError(f"device_map {device_map!r} needs the package accelerate; pip install accelerate")
@@ -106,6 +100,17 @@ def find_checkpoint(
     commit = getattr(config, "_commit_hash", None)
     spec = adapter.spec_from_config(config)
     return Checkpoint(path, adapter, config, spec, place, options, text_tower, scope, commit)
+
+
+def running(dtype: str, device: str, attention: str) -> tuple[torch.device, dict[str, Any]]:
+    """Where a model will be, and options of its ``from_pretrained``; arguments and errors of ``find_checkpoint``."""
+    place = device_of(device)
+    if attention not in ATTENTION:
+        raise ConfigError(f"attention is {attention!r}; {hint(attention, ATTENTION)}")
+    # transformers casts the mask to float32, where the minimum of float64 overflows.
+    if (dtype, attention) == ("float64", "eager"):
+        raise ConfigError("eager attention gives NaN for padded prompts in float64; use attention sdpa, or float32")
+    return place, {"dtype": dtype_of(dtype, place), "attn_implementation": attention}
 
 
 def config_of(values: Mapping[str, Any]) -> Any:

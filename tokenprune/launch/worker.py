@@ -7,8 +7,6 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from tokenprune import provenance
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.build import Cell, build_checkpoint, build_task
@@ -17,11 +15,10 @@ from tokenprune.errors import ModelError
 from tokenprune.evaluate import Asked, Evaluator
 from tokenprune.keys import code_hashes
 from tokenprune.launch.base import Answered, Batch, Event, Failed, Halved, Job, Measured
+from tokenprune.metrics.memory import ran_out
 from tokenprune.parts import make_pruner
 from tokenprune.tasks.base import Task
 from tokenprune.types import Sample
-
-FULL = ("out of memory", "not enough memory", "can't allocate memory")  # as the allocators of torch say it
 
 
 class Worker:
@@ -118,7 +115,7 @@ class _Doing:
         try:
             return self.evaluator.ask(samples, [self.cells[key] for key in keys]), False
         except Exception as error:  # each cell meets it again alone, or does not need what failed
-            return None, _full(error)
+            return None, ran_out(error)
 
     def _cell(self, key: str, samples: Sequence[Sample], asked: Asked | None, share: float) -> Iterator[Event]:
         """Let one cell answer.
@@ -135,7 +132,7 @@ class _Doing:
             try:
                 lines = self.evaluator.answer(self.cells[key], asked or self.evaluator.ask(part, [self.cells[key]]))
             except Exception as error:  # whatever a method does wrong, the other cells go on
-                if not _full(error) or size == 1:
+                if not ran_out(error) or size == 1:
                     yield self._fail(key, error)
                     return
                 size = self.limits[key] = (size + 1) // 2
@@ -159,14 +156,3 @@ class _Doing:
     def _fail(self, key: str, error: Exception) -> Failed:
         self.failed.add(key)
         return Failed(key, "".join(traceback.format_exception(error)))
-
-
-def _full(error: Exception) -> bool:
-    """Whether memory ran out; if so, torch gives back what it holds and does not use."""
-    said = str(error).lower()
-    full = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(words in said for words in FULL)
-    )
-    if full and torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return full

@@ -1,0 +1,125 @@
+"""One turn: a batch from pixels to its last token, with the time of each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.cache_argument import cache_of
+from tokenprune.adapters.inputs import PrunedInputs
+from tokenprune.adapters.stopwatch import now
+from tokenprune.adapters.token_clock import TokenClock
+from tokenprune.build import Cell
+from tokenprune.metrics.flops import llm_prefill_flops
+from tokenprune.metrics.memory import kv_cache_bytes_by_layer, peak_bytes
+from tokenprune.trace import stage_traces
+from tokenprune.types import Sample
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """A batch.
+
+    Attributes:
+        inputs: of the model.
+        questions: of each row.
+        samples: that it was made of; None for noise.
+    """
+
+    inputs: Mapping[str, Any]
+    questions: Sequence[str]
+    samples: Sequence[Sample] | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Seconds of a batch.
+
+    Attributes:
+        vision: vision tower, and projector.
+        selection: choosing visual tokens, before the LLM and inside it.
+        prefill: the LLM on the whole prompt, without the selections in it.
+        token: one step of decoding, mean.
+        total: all of it, to the last token.
+    """
+
+    vision: float
+    selection: float
+    prefill: float
+    token: float
+    total: float
+
+
+def turn(adapter: ModelAdapter, prompts: Prompts, cell: Cell, new_tokens: int) -> Turn:
+    """Run a batch once.
+
+    Args:
+        adapter: the model.
+        prompts: the batch.
+        cell: what prunes.
+        new_tokens: to generate for each row; the end of an answer does not end it.
+    """
+    device = adapter.model.device
+    clock, start = TokenClock(device), now(device)
+    pruned = _prune(adapter, prompts, cell)
+    encoded = now(device)
+    adapter.generate(pruned, max_new_tokens=new_tokens, min_new_tokens=new_tokens, streamer=clock)
+    _, first, *_, last = clock.times
+    inside = pruned.inside.seconds["selection"] if pruned.inside else 0.0
+    return Turn(
+        vision=pruned.seconds["vision"],
+        selection=pruned.seconds["selection"] + inside,
+        prefill=first - encoded - inside,
+        token=(last - first) / (new_tokens - 1),
+        total=now(device) - start,
+    )
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a batch takes besides time, at the end of its prefill.
+
+    Attributes:
+        tokens: visual tokens of a row after the last stage, mean.
+        prefill_flops: of the LLM, for all rows.
+        cache_bytes: of keys and values, for all rows.
+        peak_bytes: the most that was allocated at a time, from pixels to the first token. On a CPU without the weights.
+    """
+
+    tokens: float
+    prefill_flops: int
+    cache_bytes: int
+    peak_bytes: int
+
+
+def size(adapter: ModelAdapter, prompts: Prompts, cell: Cell) -> Size:
+    """Run a prefill and weigh it."""
+    ran: list[tuple[PrunedInputs, Any]] = []
+
+    def work() -> None:
+        pruned = _prune(adapter, prompts, cell)
+        ran.append((pruned, cache_of(adapter.prefill(pruned))))
+
+    peak = peak_bytes(work, adapter.model.device)
+    pruned, cache = ran[0]
+    rows = len(prompts.questions)
+    traces, totals = stage_traces(pruned, rows), pruned.layout.free_tokens()
+    alive = [tuple(trace.counts[row] for trace in traces) for row in range(rows)]
+    texts = (
+        pruned.inputs["attention_mask"].sum(1) - torch.tensor(pruned.entered, device=adapter.model.device)
+    ).tolist()
+    plans = [cell.plan(adapter.spec, each, total) for each, total in zip(alive, totals, strict=True)]
+    return Size(
+        tokens=sum(each[-1] if each else total for each, total in zip(alive, totals, strict=True)) / rows,
+        prefill_flops=sum(llm_prefill_flops(adapter.spec, p, text) for p, text in zip(plans, texts, strict=True)),
+        cache_bytes=sum(kv_cache_bytes_by_layer(cache)),
+        peak_bytes=peak,
+    )
+
+
+def _prune(adapter: ModelAdapter, prompts: Prompts, cell: Cell) -> PrunedInputs:
+    return adapter.prune_inputs(prompts.inputs, cell.pruner, cell.budget, prompts.questions, samples=prompts.samples)
