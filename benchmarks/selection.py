@@ -2,6 +2,7 @@
 
     python benchmarks/selection.py            all points, several minutes and 2 GB of memory
     python benchmarks/selection.py --quick    one point of each method
+    python benchmarks/selection.py --video    64 frames of 576 tokens, ours alone: the literal loops need 5 GB and more
 
 ``literal``: the greedy loops of CDPruner and DivPrune as the official code runs them: the whole N x N matrix first,
 then one pick at a time. ``bound``: the matrix products that no exact method which looks at every token can do without,
@@ -18,18 +19,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from machine import facts
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
+from tokenprune.functional.cluster import dpc_knn
 from tokenprune.functional.dpp import greedy_map
 from tokenprune.functional.farthest import max_min
 from tokenprune.functional.kernels import KernelMatrix
+from tokenprune.metrics.memory import peak_bytes
 
 SIZES, PICKS, WIDTHS = (576, 2880, 10_000), (64, 320, 640), (1024, 4096)
 COLUMNS = ("method", "N", "T", "D", "ours ms", "literal ms", "bound ms", "literal / ours", "ours / bound")
@@ -96,10 +97,7 @@ def median_ms(works: dict[str, Callable[[], object]], repeats: int) -> dict[str,
 
 def peak_mb(work: Callable[[], object]) -> float:
     """Most that is allocated at one time, 10^6 bytes."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    events = sorted(profiler.events() or (), key=lambda event: event.time_range.start)
-    return float(np.cumsum([event.self_cpu_memory_usage for event in events]).max()) / 1e6
+    return peak_bytes(work, torch.device("cpu")) / 1e6
 
 
 def example(n: int, d: int) -> tuple[Tensor, Tensor]:
@@ -124,15 +122,44 @@ def point(method: str, n: int, k: int, d: int, repeats: int) -> dict[str, object
     return {**sizes, "same_order": torch.equal(mine, theirs), "same_set": same, **times, **memory}
 
 
+def video(method: str, n: int, k: int, d: int) -> dict[str, object]:
+    """Seconds and memory of one selection in a long video."""
+    features, relevance = example(n, d)
+    works: dict[str, Callable[[], object]] = {
+        name: lambda f=f: f(features, relevance, k) for name, (f, _) in METHODS.items()
+    }  # type: ignore[misc]
+    dropped = features[0, : 3 * (n - k) // 10]  # SparseVLM clusters 30 % of what it drops, into a tenth of that
+    works["sparsevlm's clusters"] = lambda: dpc_knn(dropped, len(dropped) // 10)
+    start = time.perf_counter()
+    memory = peak_mb(works[method])
+    return {"method": method, "N": n, "T": k, "D": d, "seconds": time.perf_counter() - start, "mb": memory}
+
+
+def videos(threads: int, out: Path) -> None:
+    """Run, print and keep them."""
+    rows = [video(method, 64 * 576, 3600, 1024) for method in track([*METHODS, "sparsevlm's clusters"], "selecting")]
+    table = Table("method", "N", "T", "D", "seconds", "MB")
+    for row in rows:
+        table.add_row(
+            *(str(row[key]) for key in ("method", "N", "T", "D")), f"{row['seconds']:.1f}", f"{row['mb']:.0f}"
+        )
+    Console().print(table)
+    out.write_text(json.dumps({**facts(threads), "results": rows}, indent=1) + "\n")
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="only N = 2880, T = 640, D = 1024")
+    parser.add_argument("--video", action="store_true", help="only a long video; see above")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/selection.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.video:
+        videos(arguments.threads, arguments.out.with_name("selection_video.json"))
+        return
     grid = [(n, k, d) for n in SIZES for k in PICKS for d in WIDTHS if k < n]
     points = [(m, *size) for m in METHODS for size in ([(2880, 640, 1024)] if arguments.quick else grid)]
     results = [point(*p, arguments.repeats if p[1] < 10_000 else 1) for p in track(points, "selecting")]

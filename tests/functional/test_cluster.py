@@ -2,7 +2,9 @@ import pytest
 import torch
 from golden_data import load
 
+from tokenprune.functional import cluster
 from tokenprune.functional.cluster import cluster_means, dpc_knn
+from tokenprune.metrics.memory import peak_bytes
 
 
 def literal(x, clusters, noise=None):
@@ -96,3 +98,19 @@ def test_close_points_far_from_the_origin_are_told_apart():
     x = torch.tensor([0.0, 1, 3, 10, 12, 15]).repeat_interleave(5)[:, None] / 64
     assert torch.equal(dpc_knn(x + 4096, 6)[1], dpc_knn(x, 6)[1])
     assert dpc_knn(x, 6)[1].unique().numel() == 6
+
+
+@pytest.mark.parametrize("numbers", [1, 70, 899])
+def test_in_blocks_it_is_the_same(monkeypatch, numbers):
+    generator = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(30, 5, generator=generator), torch.rand(30, generator=generator)
+    x[7] = x[3]
+    whole = dpc_knn(x, 6, noise)
+    monkeypatch.setattr(cluster, "NUMBERS", numbers)
+    assert [part.tolist() for part in dpc_knn(x, 6, noise)] == [part.tolist() for part in whole]
+
+
+def test_many_points_take_little_memory(monkeypatch):
+    monkeypatch.setattr(cluster, "NUMBERS", 2**16)
+    x = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0))
+    assert peak_bytes(lambda: dpc_knn(x, 20), torch.device("cpu")) < 2000 * 2000 * 4 / 2

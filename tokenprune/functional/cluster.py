@@ -8,10 +8,14 @@ Papers: https://doi.org/10.1126/science.1242072, https://doi.org/10.1016/j.knosy
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from tokenprune.functional.vectors import widen
+
+NUMBERS = 2**24  # distances at a time; those of 4096 points among each other
 
 
 def dpc_knn(x: Tensor, clusters: int, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -27,24 +31,53 @@ def dpc_knn(x: Tensor, clusters: int, noise: Tensor | None = None) -> tuple[Tens
         largest distance of all), the lowest index first among equals; and (n,) long, the number of the centre nearest
         to each point. Centres are nearest to themselves.
     """
-    distance = _distance(widen(x))
-    density = -distance.topk(clusters, largest=False).values.square().mean(1)
+    points = widen(x)
+    blocks = _Distances(points)
+    density = torch.cat([-d.topk(clusters, largest=False).values.square().mean(1) for d in blocks])
     if noise is not None:
         density = torch.logaddexp(density, noise.to(density).log())
     place = density.argsort(descending=True, stable=True).argsort()
-    separation = torch.where(place < place[:, None], distance, distance.max()).amin(1)
+    separations, largest, first = [], [], 0
+    for d in blocks:
+        own = place[first : first + len(d), None]
+        largest.append(d.max())
+        separations.append(torch.where(place < own, d, torch.inf).amin(1))
+        first += len(d)
+    separation = torch.cat(separations).clamp(max=torch.stack(largest).max())
     centers = (density + separation.log()).argsort(descending=True, stable=True)[:clusters]
-    nearest = distance[:, centers].argmin(1)
+    nearest = torch.cat([d[:, centers].argmin(1) for d in blocks])
     nearest[centers] = torch.arange(clusters, device=x.device)
     return centers, nearest
 
 
-def _distance(points: Tensor) -> Tensor:
-    """(n, n) Euclidean distance over sqrt(D), exactly symmetric, so that neighbours are equally far from each other."""
-    offsets = points - points.mean(0)  # or products of what is far from the origin would drown the distances
-    gram = offsets @ offsets.T
-    squares = gram.diagonal() + gram.diagonal()[:, None] - (gram + gram.T)
-    return (squares.clamp(min=0) / points.shape[1]).sqrt()
+class _Distances:
+    """Euclidean distances over sqrt(D) from each point to all, (rows, n) at a time, of about ``NUMBERS`` numbers.
+
+    Where one block is all, distances are exactly symmetric, so that neighbours are equally far from each other.
+    """
+
+    def __init__(self, points: Tensor) -> None:
+        self.offsets = points - points.mean(0)  # or products of what is far from the origin would drown the distances
+        self.rows = max(1, NUMBERS // len(points))
+        self.whole = self._all() if self.rows >= len(points) else None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self.whole is not None:
+            yield self.whole
+            return
+        norms = self.offsets.square().sum(1)
+        for first in range(0, len(norms), self.rows):
+            rows = slice(first, first + self.rows)
+            squares = norms[rows, None] + norms - 2 * (self.offsets[rows] @ self.offsets.T)
+            squares[:, rows].fill_diagonal_(0)
+            yield self._root(squares)
+
+    def _all(self) -> Tensor:
+        gram = self.offsets @ self.offsets.T
+        return self._root(gram.diagonal() + gram.diagonal()[:, None] - (gram + gram.T))
+
+    def _root(self, squares: Tensor) -> Tensor:
+        return (squares.clamp(min=0) / self.offsets.shape[1]).sqrt()
 
 
 def cluster_means(x: Tensor, cluster: Tensor, clusters: int) -> Tensor:
