@@ -116,6 +116,7 @@ def test_a_card_that_is_cut(name):
     assert (cut.spec.llm.layers, cut.spec.vision.layers) == (2, min(2, whole.vision.layers))
     assert dataclasses.replace(cut.spec.llm, layers=1) == dataclasses.replace(whole.llm, layers=1) or "gemma" in name
     assert cut.spec.visual_tokens == whole.visual_tokens
+    assert len(getattr(cut.config.text_config, "layer_types", None) or range(2)) == 2
 
 
 @pytest.mark.parametrize(
@@ -148,9 +149,9 @@ def row(cell, seconds, *, selection=0.0, flops=100):
 
 
 def test_ratios_are_of_turns_side_by_side():
-    none, pruned = row("none", [1.0, 2.0, 4.0]), row("a", [0.5, 1.0, 4.4], selection=0.1, flops=40)
+    none, pruned = row("none", [1.0, 2.0, 4.0, 8.0]), row("a", [0.5, 1.0, 2.0, 8.8], selection=0.1, flops=40)
     assert pruned.over(none, lambda turn: turn.total) == 0.5
-    assert pruned.spread(lambda turn: turn.total) == {"median": 1.0, "p10": 0.6, "p90": pytest.approx(3.72)}
+    assert pruned.spread(lambda turn: turn.total) == {"median": 1.5, "p10": 0.65, "p90": pytest.approx(6.76)}
     console = Console(width=200, record=True, quiet=True)
     console.print(table([none, pruned]))
     assert table([none, pruned]).columns[7]._cells == ["1.000", "0.400"]

@@ -108,6 +108,7 @@ def test_in_blocks_it_is_the_same(monkeypatch, numbers):
     whole = dpc_knn(x, 6, noise)
     monkeypatch.setattr(cluster, "NUMBERS", numbers)
     assert [part.tolist() for part in dpc_knn(x, 6, noise)] == [part.tolist() for part in whole]
+    assert not torch.cat(list(cluster._Distances(x))).diagonal().any()
 
 
 def test_many_points_take_little_memory(monkeypatch):
