@@ -124,7 +124,11 @@ def test_a_card_that_is_cut(name):
     [
         ("model={card: llava-1.5}", ConfigError, "no model card 'llava-1.5'; did you mean"),
         ("model={card: llava-1.5-7b, layers: 40}", ConfigError, "llava-1.5-7b: layers must be from 1 to 32, got 40"),
-        ("model={card: llava-1.5-7b, vision_layers: 0}", ConfigError, "vision_layers must be at least 1"),
+        (
+            "model={card: llava-1.5-7b, vision_layers: 0}",
+            ConfigError,
+            "llava-1.5-7b: vision_layers must be from 1 to 24, got 0",
+        ),
         ("model={card: llava-1.5-7b, layer: 2}", ConfigError, "no option 'layer'; did you mean 'layers'"),
         ("model={card: llava-1.5-7b, scope: tile}", ModelError, "tile"),
         ("batch_sizes=[0]", ConfigError, "batch_sizes must be integers of at least 1"),

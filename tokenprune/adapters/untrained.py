@@ -28,9 +28,9 @@ class Untrained(Checkpoint):
         Raises:
             ModelError: if its parts do not go together at this depth.
         """
-        torch.manual_seed(0)
         try:
-            with self.device:
+            with torch.random.fork_rng(), self.device:
+                torch.manual_seed(0)
                 model = AutoModelForImageTextToText.from_config(self.config, **self.options)
         except (ValueError, ImportError, IndexError) as error:
             raise ModelError(f"model {self.path!r} cannot be made: {error}") from error

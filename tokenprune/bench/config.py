@@ -33,11 +33,6 @@ class CardConfig:
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
     scope: str | None = None
 
-    def __post_init__(self) -> None:
-        for key in ("layers", "vision_layers"):
-            if (value := getattr(self, key)) is not None and value < 1:
-                raise ConfigError(f"model: {key} must be at least 1, got {value}")
-
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
