@@ -26,7 +26,8 @@ MAY = {
     "embedded": "errors types budget adapters metrics pruners tasks",
     "tasks": "errors types registry embedded",
     "search": "errors types spec metrics options provenance",
-    "config": "errors budget options",
+    "written": "budget",
+    "config": "errors budget options written",
     "provenance": "types version",
     "journal": "errors",
     "record": "errors config journal options provenance",
@@ -61,7 +62,7 @@ MAY = {
     "model_card": "errors types options adapters",
     "flops_table": "errors types budget metrics pruners report",
     "flops_request": "errors types budget config adapters flops_table model_card pruners",
-    "bench": "errors types adapters budget build config metrics model_card options provenance report trace",
+    "bench": "errors types adapters budget build config metrics model_card options provenance report trace written",
     "__main__": "cli",
     "cli": "errors version bench build catalogue cli_report cli_sweep config fit fit_config flops_request flops_table "
     "search study study_report",

@@ -6,7 +6,6 @@ type each value has.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tokenprune.budget import Budget
 from tokenprune.errors import ConfigError
 from tokenprune.options import construct
+from tokenprune.written import written
 
 EMBEDDED = "embedded"  # the model that ships with the package
 MALFORMED = (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError)  # what reading and overriding raise
@@ -134,17 +134,7 @@ class RunConfig:
 
     def to_mapping(self) -> dict[str, Any]:
         """The same as plain mappings and lists, as one would write it in YAML."""
-        first = self.budget[0]
-        return {
-            **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
-            "model": dataclasses.asdict(self.model),
-            "task": self.task.to_mapping(),
-            "pruner": self.pruner.to_mapping(),
-            "baselines": [part.to_mapping() for part in self.baselines],
-            "budget": {**first.to_mapping(), first.kind: [budget.value for budget in self.budget]},
-            "tracking": self.tracking.to_mapping(),
-            "launcher": self.launcher.to_mapping(),
-        }
+        return written(self)
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:

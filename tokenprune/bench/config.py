@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from tokenprune.budget import Budget
 from tokenprune.config import ModelConfig, Part, load_mapping, parse_budgets, parse_model, parse_pruner, parse_pruners
 from tokenprune.errors import ConfigError
 from tokenprune.options import construct
+from tokenprune.written import written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,16 +70,7 @@ class BenchConfig:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain mappings and lists, as one would write them in YAML."""
-        first = self.budget[0]
-        return {
-            **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
-            "model": dataclasses.asdict(self.model),
-            "task": self.task.to_mapping(),
-            "pruner": self.pruner.to_mapping(),
-            "baselines": [part.to_mapping() for part in self.baselines],
-            "budget": {**first.to_mapping(), first.kind: [budget.value for budget in self.budget]},
-            "batch_sizes": list(self.batch_sizes),
-        }
+        return written(self)
 
 
 def load_bench_config(path: Path | str, overrides: Sequence[str] = ()) -> BenchConfig:
