@@ -60,7 +60,8 @@ def losing_a_node(path, output):
                 if number == 0:
                     cluster.remove_node(nodes.pop(), allow_graceful=False)
 
-    asked = load_sweep(path, ["launcher.name=losing", f"launcher.address={cluster.address}", f"output={output}"])
+    launcher = ["launcher.name=losing", f"launcher.address={cluster.address}"]
+    asked = load_sweep(path, [*launcher, "batch_size=1", f"output={output}"])
     outcome = runner.sweep(asked)
     assert not nodes[1:], "the node is still there"
     assert (len(outcome.records), outcome.failed) == (5, [])
