@@ -4,6 +4,7 @@ from tiny import Project, Relevance, ask, save_llava, shared_llava, tiny_clip
 from transformers import AutoModelForImageTextToText, AutoProcessor, GPT2Config
 
 import tokenprune as tp
+from tokenprune.adapters import load
 from tokenprune.adapters.clip_vision import CLS_TOKENS
 from tokenprune.adapters.llava import LlavaAdapter
 from tokenprune.adapters.load import load_adapter
@@ -94,3 +95,9 @@ def test_project_needs_no_clip(tmp_path):
     assert pruned.inputs["input_ids"].shape[1] == ask(adapter.processor, 1)["input_ids"].shape[1] - 17
     with pytest.raises(ModelError, match="give text_tower="):
         adapter.prune_inputs(ask(adapter.processor, 1), Relevance(), Budget(keep_tokens=8))
+
+
+def test_a_device_map_needs_accelerate(monkeypatch, tmp_path):
+    monkeypatch.setattr(load, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="device_map 'auto' needs the package accelerate; pip install accelerate"):
+        load.find_checkpoint(str(tmp_path), device_map="auto")
