@@ -29,7 +29,7 @@ def features(n, d, seed=0, batch=1):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize(("n", "k"), [(50, 20), (3 * CANDIDATES, 100)])
+@pytest.mark.parametrize(("n", "k"), [(50, 20), (3 * CANDIDATES[1], 100)])
 def test_same_picks_as_the_plain_loop(kernel, n, k):
     x = features(n, 24)
     quality = torch.rand(1, n, generator=torch.Generator().manual_seed(1))
@@ -42,13 +42,13 @@ def test_many_blocks_of_few_candidates_give_the_same_picks(monkeypatch):
     quality = 0.5 + torch.rand(1, 120, generator=torch.Generator().manual_seed(1))
     matrix = KernelMatrix.of(features(120, 200).double(), quality=quality)
     once = greedy_map(matrix, 100)
-    monkeypatch.setattr("tokenprune.functional.lazy.CANDIDATES", 5)
+    monkeypatch.setattr("tokenprune.functional.lazy.CANDIDATES", (5, 9))
     assert torch.equal(greedy_map(matrix, 100), once)
     assert once[0].tolist() == plain(matrix.block(torch.arange(120)[None])[0], 100)
 
 
 def test_rows_that_need_different_numbers_of_blocks(monkeypatch):
-    monkeypatch.setattr("tokenprune.functional.lazy.CANDIDATES", 8)
+    monkeypatch.setattr("tokenprune.functional.lazy.CANDIDATES", (8, 8))
     x = torch.cat([features(90, 30), features(90, 4, seed=1).repeat(1, 1, 8)[..., :30]])
     both = greedy_map(KernelMatrix.of(x), 40)
     assert all(torch.equal(both[i], greedy_map(KernelMatrix.of(x[i : i + 1]), 40)[0]) for i in range(2))
@@ -78,14 +78,18 @@ def test_invalid_tokens_are_never_picked():
 def test_only_rows_of_picks_and_candidates_are_computed(monkeypatch):
     """Memory is O(N k + N D): no block of the kernel may come near N x N."""
     largest = []
-    block = KernelMatrix.block
 
-    def watched(self, rows, columns=None):
-        result = block(self, rows, columns)
-        largest.append(result.numel())
-        return result
+    def watched(method):
+        def run(self, *index):
+            result = method(self, *index)
+            largest.append(result.numel())
+            return result
 
-    monkeypatch.setattr(KernelMatrix, "block", watched)
+        return run
+
+    for name in ("block", "square"):
+        monkeypatch.setattr(KernelMatrix, name, watched(getattr(KernelMatrix, name)))
     n = 4000
     greedy_map(KernelMatrix.of(features(n, 16)), 64)
-    assert max(largest) <= n * CANDIDATES < n * n / 20
+    assert max(largest) <= n * CANDIDATES[0] < n * n / 20
+    assert len(largest) > 2

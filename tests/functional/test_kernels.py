@@ -29,6 +29,23 @@ def test_blocks_are_parts_of_the_whole(name):
     assert torch.allclose(matrix.block(rows, columns), expected, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("strip", [1, 7, 100])
+def test_a_square_is_the_block_of_the_same_rows_and_columns(monkeypatch, name, strip):
+    monkeypatch.setattr("tokenprune.functional.kernels.STRIP", strip)
+    matrix = KernelMatrix.of(X, name, torch.rand(2, 40, dtype=torch.float64))
+    index = torch.stack([torch.randperm(40)[:23] for _ in range(2)])
+    assert torch.allclose(matrix.square(index), matrix.block(index, index), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_features_stay_as_they_are(name):
+    x = X.clone()
+    matrix = KernelMatrix.of(x, name)
+    matrix.block(ALL), matrix.square(ALL), matrix.diagonal()
+    assert torch.equal(x, X)
+
+
 def test_values_by_hand():
     x = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [3.0, 4.0]]])
     whole = {name: KernelMatrix.of(x, name).block(torch.arange(3)[None])[0] for name in KERNELS}

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tokenprune.functional.vectors import mean_cosine, take, unit, widen
+from tokenprune.functional.vectors import inverse_norm, mean_cosine, take, unit, widen
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -19,6 +19,11 @@ def test_vectors_that_have_no_direction_or_a_huge_norm():
     assert unit(x)[0].tolist() == [0] * 4
     assert (unit(x)[1] > 0).all()
     assert unit(x).isfinite().all()
+
+
+def test_a_vector_times_its_inverse_norm_has_unit_length_or_is_zero():
+    x = torch.tensor([[3.0, 4], [0, 0], [1e-3, 0]])
+    assert (x * inverse_norm(x)[:, None]).norm(dim=1).tolist() == pytest.approx([1, 0, 1])
 
 
 def test_mean_cosine_by_hand():

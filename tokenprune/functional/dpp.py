@@ -43,14 +43,14 @@ class _LogDeterminant(Criterion):
         self.factor = matrix.quality.new_zeros(batch, k, n)  # C; the rows of picks to come are zero
         self.done = [0] * batch
 
-    def _residual(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
-        """What is left of L (B, n, m), or of all its columns, once the part that the picks span is taken out."""
-        past = self.factor[:, : max(self.done)]
-        right = past if columns is None else _columns(past, columns)
-        return torch.baddbmm(self.matrix.block(rows, columns), _columns(past, rows).mT, right, alpha=-1)
+    @property
+    def _past(self) -> Tensor:
+        """(B, t, N) rows of C so far; what they span is taken out of L."""
+        return self.factor[:, : max(self.done)]
 
     def among(self, candidates: Tensor) -> Tensor:
-        return self._residual(candidates, candidates)
+        past = _columns(self._past, candidates)
+        return torch.baddbmm(self.matrix.square(candidates), past.mT, past, alpha=-1)
 
     def lower(self, gain: Array, pick: int, matrix: Array, past: Array) -> Array:
         past[-1] = (matrix[pick] - past[:-1, pick] @ past[:-1]) / np.sqrt(gain[pick])
@@ -58,7 +58,8 @@ class _LogDeterminant(Criterion):
         return lowered
 
     def update(self, gain: Tensor, picks: Tensor, counts: list[int]) -> Tensor:
-        rows = self._residual(picks)
+        past = self._past
+        rows = torch.baddbmm(self.matrix.block(picks), _columns(past, picks).mT, past, alpha=-1)
         identity = torch.eye(picks.shape[1], dtype=rows.dtype, device=rows.device)
         counted = torch.arange(picks.shape[1]) < torch.tensor(counts)[:, None]
         counted = counted.to(rows.device)[:, :, None]

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenprune.functional.kernels import KernelMatrix
 from tokenprune.functional.lazy import NEVER, Array, Criterion, lazy_greedy
-from tokenprune.functional.vectors import take, unit, widen
+from tokenprune.functional.vectors import widen
 
 ROUNDING = 16  # ulps of 1; tokens that are closer than that coincide
 BLOCK = 256  # tokens whose distances to all others are computed at once
@@ -28,34 +29,34 @@ def max_min(features: Tensor, k: int, valid: Tensor | None = None) -> Tensor:
         (B, k) distinct token indices in the order of the picks; once all others coincide with picks, the lowest
         indices. Only the picks' rows of the distance matrix are kept, so memory is O(N D) a row.
     """
-    points = unit(widen(features))
-    allowed = points.new_ones(points.shape[:2], dtype=torch.bool) if valid is None else valid
-    first = _loneliest(points, allowed)
+    cosines = KernelMatrix.of(widen(features), "cosine")
+    allowed = features.new_ones(features.shape[:2], dtype=torch.bool) if valid is None else valid
+    first = _loneliest(cosines, allowed)
     if k == 1:
         return first
-    criterion = _Nearest(points)
-    gain = _distance(take(points, first), points)[:, 0].masked_fill_(~allowed, NEVER).scatter_(1, first, NEVER)
+    criterion = _Nearest(cosines)
+    gain = _distance(cosines.block(first))[:, 0].masked_fill_(~allowed, NEVER).scatter_(1, first, NEVER)
     floor = torch.full_like(gain, ROUNDING * torch.finfo(gain.dtype).eps)
     return torch.cat([first, lazy_greedy(criterion, gain, floor, k - 1)], dim=1)
 
 
-def _distance(x: Tensor, y: Tensor) -> Tensor:
-    """Cosine distance (B, n, m) between unit vectors (B, n, D) and (B, m, D)."""
-    return 1 - x @ y.mT
+def _distance(cosine: Tensor) -> Tensor:
+    return cosine.neg_().add_(1)
 
 
-def _loneliest(points: Tensor, allowed: Tensor) -> Tensor:
+def _loneliest(cosines: KernelMatrix, allowed: Tensor) -> Tensor:
     """The token (B, 1) with the largest distance to its nearest neighbour; the lowest index wins ties.
 
     Distances to some of the others bound that to the nearest from above. So the exact distance is computed for a block
     of tokens with the largest bounds at a time, which tightens the bounds of all, until no bound reaches the best.
     """
-    n = points.shape[1]
-    bound = torch.where(allowed, torch.inf, NEVER).to(points)
+    n = allowed.shape[1]
+    bound = torch.where(allowed, torch.inf, NEVER).to(cosines.quality)
     exact = ~allowed
-    block = torch.arange(0, n, -(-n // BLOCK), device=points.device).expand(len(points), -1)  # at first, spread evenly
+    spread = torch.arange(0, n, -(-n // BLOCK), device=allowed.device)
+    block = spread.expand(len(allowed), -1)
     while True:
-        distance = _distance(take(points, block), points)
+        distance = _distance(cosines.block(block))
         distance.scatter_(2, block[:, :, None], torch.inf)
         own = distance.masked_fill(~allowed[:, None], torch.inf).amin(2).minimum(bound.gather(1, block))
         others = distance.masked_fill_(~allowed.gather(1, block)[:, :, None], torch.inf).amin(1)
@@ -70,16 +71,15 @@ def _loneliest(points: Tensor, allowed: Tensor) -> Tensor:
 
 
 class _Nearest(Criterion):
-    def __init__(self, points: Tensor) -> None:
-        self.points = points
+    def __init__(self, cosines: KernelMatrix) -> None:
+        self.cosines = cosines
 
     def among(self, candidates: Tensor) -> Tensor:
-        points = take(self.points, candidates)
-        return _distance(points, points)
+        return _distance(self.cosines.square(candidates))
 
     def lower(self, gain: Array, pick: int, matrix: Array, past: Array) -> Array:
         lowered: Array = np.minimum(gain, matrix[pick])
         return lowered
 
     def update(self, gain: Tensor, picks: Tensor, counts: list[int]) -> Tensor:
-        return gain.minimum(_distance(take(self.points, picks), self.points).amin(1))  # repeated picks do no harm
+        return gain.minimum(_distance(self.cosines.block(picks)).amin(1))  # repeated picks do no harm

@@ -9,7 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokenprune.functional.vectors import take, unit, widen
+from tokenprune.functional.vectors import inverse_norm, take, unit, widen
+
+STRIP = 256  # rows of a symmetric block at a time; of each strip only what is right of its start is computed
 
 
 class Kernel(ABC):
@@ -24,39 +26,47 @@ class Kernel(ABC):
     radial: ClassVar[bool] = False
 
     @abstractmethod
-    def points(self, features: Tensor, valid: Tensor) -> Tensor:
-        """What ``block`` works on: features (B, N, D), prepared once; (B, N) ``valid`` tokens set the bandwidth."""
+    def points(self, features: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """What ``block`` works on: features (B, N, D), prepared once; (B, N) ``valid`` tokens set the bandwidth.
+
+        Returns:
+            Vectors (B, N, D) and a factor of each, (B, N): together the points. A factor spares a copy of all features.
+        """
 
     @abstractmethod
-    def block(self, x: Tensor, y: Tensor) -> Tensor:
-        """Kernel values (B, n, m) between points (B, n, D) and (B, m, D)."""
+    def block(self, x: Tensor, y: Tensor, factor: Tensor) -> Tensor:
+        """Kernel values (B, n, m) between points (B, n, D) and vectors (B, m, D) times a factor (B, m)."""
 
-    def diagonal(self, points: Tensor) -> Tensor:
+    def diagonal(self, vectors: Tensor, factor: Tensor) -> Tensor:
         """Kernel values (B, N) of points with themselves."""
-        return points.new_ones(points.shape[:-1])
+        return torch.ones_like(factor)
 
 
 class Linear(Kernel):
     """<x, y>."""
 
-    def points(self, features: Tensor, valid: Tensor) -> Tensor:  # noqa: D102
-        return widen(features)
+    def points(self, features: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        return _points(widen(features))
 
-    def block(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: D102
-        return x @ y.mT
+    def block(self, x: Tensor, y: Tensor, factor: Tensor) -> Tensor:  # noqa: D102
+        products: Tensor = x @ y.mT
+        return products.mul_(factor[:, None])
 
-    def diagonal(self, points: Tensor) -> Tensor:  # noqa: D102
-        return torch.einsum("...d,...d->...", points, points)
+    def diagonal(self, vectors: Tensor, factor: Tensor) -> Tensor:  # noqa: D102
+        norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1) * factor
+        return norms.square()
 
 
 class Cosine(Linear):
     """cos(x, y)."""
 
-    def points(self, features: Tensor, valid: Tensor) -> Tensor:  # noqa: D102
-        return unit(features)
+    def points(self, features: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        if widen(features) is features:
+            return features, inverse_norm(features)
+        return _points(unit(features))
 
-    def diagonal(self, points: Tensor) -> Tensor:  # noqa: D102
-        squares = super().diagonal(points)
+    def diagonal(self, vectors: Tensor, factor: Tensor) -> Tensor:  # noqa: D102
+        squares = super().diagonal(vectors, factor)
         rounding = (squares - 1).abs() < 16 * torch.finfo(squares.dtype).eps  # more than that comes of half precision
         return squares.masked_fill(rounding, 1)
 
@@ -64,11 +74,11 @@ class Cosine(Linear):
 class Polynomial(Cosine):
     """((1 + cos(x, y)) / 2)^2."""
 
-    def block(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: D102
-        return (0.5 + 0.5 * super().block(x, y)).square()
+    def block(self, x: Tensor, y: Tensor, factor: Tensor) -> Tensor:  # noqa: D102
+        return (0.5 + 0.5 * super().block(x, y, factor)).square()
 
-    def diagonal(self, points: Tensor) -> Tensor:  # noqa: D102
-        return (0.5 + 0.5 * super().diagonal(points)).square()
+    def diagonal(self, vectors: Tensor, factor: Tensor) -> Tensor:  # noqa: D102
+        return (0.5 + 0.5 * super().diagonal(vectors, factor)).square()
 
 
 class RBF(Kernel):
@@ -79,13 +89,15 @@ class RBF(Kernel):
 
     radial = True
 
-    def points(self, features: Tensor, valid: Tensor) -> Tensor:  # noqa: D102
+    def points(self, features: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         offsets = _from_centroid(features, valid)
-        return offsets / _bandwidth(offsets.square().sum(-1), valid).sqrt()
+        return offsets, _inverse_bandwidth(offsets.square().sum(-1), valid).sqrt()
 
-    def block(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: D102
-        squares = 0.5 * (x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :])
-        return (x @ y.mT - squares).clamp(max=0).exp()
+    def block(self, x: Tensor, y: Tensor, factor: Tensor) -> Tensor:  # noqa: D102
+        norms = torch.linalg.vector_norm(y, dim=-1) * factor
+        squares = 0.5 * (x.square().sum(-1)[..., :, None] + norms.square()[..., None, :])
+        products: Tensor = x @ y.mT
+        return products.mul_(factor[:, None]).sub_(squares).clamp_(max=0).exp_()
 
 
 class Laplacian(Kernel):
@@ -93,12 +105,16 @@ class Laplacian(Kernel):
 
     radial = True
 
-    def points(self, features: Tensor, valid: Tensor) -> Tensor:  # noqa: D102
+    def points(self, features: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         offsets = _from_centroid(features, valid)
-        return offsets / _bandwidth(offsets.abs().sum(-1), valid)
+        return offsets, _inverse_bandwidth(offsets.abs().sum(-1), valid)
 
-    def block(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: D102
-        return torch.cdist(x, y, p=1).neg().exp()
+    def block(self, x: Tensor, y: Tensor, factor: Tensor) -> Tensor:  # noqa: D102
+        return torch.cdist(x, y * factor[..., None], p=1).neg().exp()
+
+
+def _points(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    return vectors, vectors.new_ones(vectors.shape[:-1])
 
 
 def _from_centroid(features: Tensor, valid: Tensor) -> Tensor:
@@ -107,10 +123,10 @@ def _from_centroid(features: Tensor, valid: Tensor) -> Tensor:
     return x - (x * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
 
 
-def _bandwidth(distances: Tensor, valid: Tensor) -> Tensor:
-    """(B, 1, 1) mean of (B, N) distances over the valid tokens; positive also if all of them coincide."""
-    mean = (distances * valid).sum(1) / valid.sum(1)
-    return mean.clamp_min(torch.finfo(mean.dtype).tiny)[:, None, None]
+def _inverse_bandwidth(distances: Tensor, valid: Tensor) -> Tensor:
+    """(B, N) one over the mean of (B, N) distances over a row's valid tokens; finite also if all of them coincide."""
+    mean = (distances * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True)
+    return mean.clamp_min(torch.finfo(mean.dtype).tiny).reciprocal().expand_as(distances)
 
 
 KERNELS: dict[str, Kernel] = {
@@ -130,12 +146,14 @@ class KernelMatrix:
 
     Attributes:
         kernel: S.
-        points: (B, N, D) what the kernel works on.
+        vectors: (B, N, D); times ``factor`` they are what the kernel works on.
+        factor: (B, N).
         quality: (B, N) q, not negative.
     """
 
     kernel: Kernel
-    points: Tensor
+    vectors: Tensor
+    factor: Tensor
     quality: Tensor
 
     @classmethod
@@ -157,23 +175,38 @@ class KernelMatrix:
             bandwidth: factor of s in a radial kernel; others have 1.
         """
         valid = features.new_ones(features.shape[:2], dtype=torch.bool) if valid is None else valid
-        points = KERNELS[kernel].points(features, valid) / bandwidth
-        ones = points.new_ones(points.shape[:2])
-        return cls(KERNELS[kernel], points, ones if quality is None else quality.to(ones))
+        vectors, factor = KERNELS[kernel].points(features, valid)
+        quality = torch.ones_like(factor) if quality is None else quality.to(factor)
+        return cls(KERNELS[kernel], vectors, factor / bandwidth, quality)
 
     def diagonal(self) -> Tensor:
         """(B, N)."""
-        return self.quality * self.kernel.diagonal(self.points) * self.quality
+        return self.quality * self.kernel.diagonal(self.vectors, self.factor) * self.quality
 
     def block(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
         """Entries (B, n, m) at token indices (B, n) and (B, m); all columns if None."""
-        y, q = (
-            (self.points, self.quality)
-            if columns is None
-            else (take(self.points, columns), self.quality.gather(1, columns))
-        )
-        block = self.kernel.block(take(self.points, rows), y)
-        return block.mul_(self.quality.gather(1, rows)[:, :, None]).mul_(q[:, None, :])
+        x, q = self._some(rows)
+        if columns is None:
+            block = self.kernel.block(x, self.vectors, self.factor)
+            return block.mul_(q[:, :, None]).mul_(self.quality[:, None, :])
+        y, r = self._some(columns)
+        return self.kernel.block(x, y, torch.ones_like(r)).mul_(q[:, :, None]).mul_(r[:, None, :])
+
+    def square(self, index: Tensor) -> Tensor:
+        """Entries (B, n, n) at (B, n) token indices, in little more than half the products of ``block``."""
+        x, q = self._some(index)
+        ones, n = torch.ones_like(q), x.shape[1]
+        whole = x.new_empty(len(x), n, n)
+        for start in range(0, n, STRIP):
+            end = start + STRIP
+            whole[:, start:end, start:] = self.kernel.block(x[:, start:end], x[:, start:], ones[:, start:])
+            whole[:, end:, start:end] = whole[:, start:end, end:].mT
+        return whole.mul_(q[:, :, None]).mul_(q[:, None, :])
+
+    def _some(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Points (B, n, D) and quality (B, n) of tokens (B, n)."""
+        points = take(self.vectors, index).mul_(self.factor.gather(1, index)[..., None])
+        return points, self.quality.gather(1, index)
 
 
 def relevance_quality(relevance: Tensor, theta: float | None = None) -> Tensor:

@@ -13,6 +13,7 @@ The first pick of a block is always exact, so there is progress; lower indices w
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-CANDIDATES = 192  # tokens among which the loop walks at most; more make longer blocks, and cost their square
+CANDIDATES = 192, 768  # tokens among which the loop walks at first, and at most; more make longer blocks
 NEVER = -float("inf")  # gain of what is picked, padding, or nothing but rounding
 Array = NDArray[Any]
 
@@ -66,11 +67,12 @@ def lazy_greedy(criterion: Criterion, gain: Tensor, floor: Tensor, k: int) -> Te
         (B, k) distinct token indices. Once nothing is left to gain in a row, its lowest indices that may be picked.
     """
     batch, n = gain.shape
-    size = min(n, CANDIDATES, 2 * k)
+    size = CANDIDATES[0]
     allowed = gain > NEVER
     rank = torch.full((batch, n), k, device=gain.device)  # which pick a token was; k: none so far
     done = [0] * batch
     while True:
+        size = min(n, max(size, CANDIDATES[0]), CANDIDATES[1], 2 * (k - min(done)))
         gain = torch.where(gain > floor, gain, NEVER).masked_fill_(rank < k, NEVER)
         best = gain.sort(dim=1, descending=True, stable=True)
         candidates = best.indices[:, :size].sort(1).values
@@ -84,7 +86,9 @@ def lazy_greedy(criterion: Criterion, gain: Tensor, floor: Tensor, k: int) -> Te
         done = [start + len(walk) if walk else k for start, walk in zip(done, walks, strict=True)]
         if min(done) == k:
             return rank.masked_fill_(~allowed, k + 1).argsort(dim=1, stable=True)[:, :k]
-        gain = criterion.update(gain, picks, [len(walk) for walk in walks])
+        counts = [len(walk) for walk in walks]
+        gain = criterion.update(gain, picks, counts)
+        size = math.isqrt(max(counts) * n)  # then looking at the candidates costs what bringing all up to date costs
 
 
 def _walk(criterion: Criterion, gain: Array, floor: Array, matrix: Array, rival: float, limit: int) -> list[int]:

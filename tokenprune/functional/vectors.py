@@ -25,6 +25,19 @@ def unit(x: Tensor) -> Tensor:
     return widen(x / norm.clamp(limits.tiny, limits.max).to(x.dtype))
 
 
+def inverse_norm(x: Tensor) -> Tensor:
+    """One over the L2 norm; finite for a zero vector, which times that stays zero.
+
+    Args:
+        x: (..., D), widened.
+
+    Returns:
+        (...,).
+    """
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1)
+    return norm.clamp_min(torch.finfo(x.dtype).tiny).reciprocal()
+
+
 def mean_cosine(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean over ``y`` of the cosine of each ``x`` to it.
 
