@@ -1,6 +1,7 @@
 """What pruning inside the LLM costs on top of the work that is left: ours against the same layer lengths without hooks.
 
     python benchmarks/in_llm.py
+    python benchmarks/in_llm.py --width 4096 --heads 32 --layers 4 --dtype bfloat16     the width of a 7B model
 
 A LLaVA of random weights, 576 visual tokens, 40 text tokens. ``bound``: the model's own decoder layers, called one
 after another on hidden states that are cut to the lengths of the plan, with masks and position embeddings made
@@ -8,7 +9,7 @@ beforehand; nothing is selected. In decoding the bound is the model itself, with
 these lengths. For ``dop`` (depths of attention and MLP, all 576 tokens) the bound runs a layer's MLP on the last rows
 alone where visual tokens do not pass it, and ``flops`` is the plan's share of the unpruned FLOPs. All runs of a point
 take turns; times are CPU time, and ratios are medians over the turns. ``selection``
-is the share of the prefill that the pruner and its signals take.
+is the share of the prefill that the pruner and its signals take, ``framework`` what is left without it, of the bound.
 """
 
 from __future__ import annotations
@@ -37,36 +38,44 @@ from tokenprune.adapters.spec import decoder_spec
 from tokenprune.metrics.flops import llm_prefill_flops
 from tokenprune.types import PRE_LLM, ModelSpec, Operation, OperationPlan
 
-IMAGE, BEFORE, AFTER, STEPS = 576, 5, 35, 16  # visual tokens, text tokens before and after them, decoded tokens
-POINTS: dict[str, tuple[Pruner, Budget | None]] = {
-    "fastv 144": (create_pruner("fastv", layer=2), Budget(keep_tokens=144)),
-    "fastv 64": (create_pruner("fastv", layer=2), Budget(keep_tokens=64)),
-    "sparsevlm 192": (create_pruner("sparsevlm", preset=192), None),
-    "sparsevlm 64": (create_pruner("sparsevlm", preset=64), None),
-    "sparsevlm plus 64": (create_pruner("sparsevlm", version="plus", preset=64), None),
-    "pyramiddrop": (create_pruner("pyramiddrop"), Budget(keep_ratio=0.125)),
-    "dart 64": (create_pruner("dart", layer=2), Budget(keep_tokens=64)),
-    "dop 9, 6": (create_pruner("dop", base="random", attention_depth=9, mlp_depth=6), Budget(keep_ratio=1.0)),
-    "dop 6, 3": (create_pruner("dop", base="random", attention_depth=6, mlp_depth=3), Budget(keep_ratio=1.0)),
-    "dop 4, 1": (create_pruner("dop", base="random", attention_depth=4, mlp_depth=1), Budget(keep_ratio=1.0)),
-}
+IMAGE, BEFORE, AFTER = 576, 5, 35  # visual tokens, text tokens before and after them
 
 
-def build(width: int, layers: int) -> Any:
+def methods(layers: int) -> dict[str, tuple[Pruner, Budget | None]]:
+    """What is measured, by name; the depths of operation pruning are shares of the layers."""
+    depths = [(3 * layers // 4, layers // 2), (layers // 2, layers // 4), (layers // 3, max(1, layers // 12))]
+    return {
+        "fastv 144": (create_pruner("fastv", layer=2), Budget(keep_tokens=144)),
+        "fastv 64": (create_pruner("fastv", layer=2), Budget(keep_tokens=64)),
+        "sparsevlm 192": (create_pruner("sparsevlm", preset=192), None),
+        "sparsevlm 64": (create_pruner("sparsevlm", preset=64), None),
+        "sparsevlm plus 64": (create_pruner("sparsevlm", version="plus", preset=64), None),
+        "pyramiddrop": (create_pruner("pyramiddrop"), Budget(keep_ratio=0.125)),
+        "dart 64": (create_pruner("dart", layer=2), Budget(keep_tokens=64)),
+    } | {
+        f"dop {attention}, {mlp}": (
+            create_pruner("dop", base="random", attention_depth=attention, mlp_depth=mlp),
+            Budget(keep_ratio=1.0),
+        )
+        for attention, mlp in depths
+    }
+
+
+def build(width: int, layers: int, heads: int, dtype: torch.dtype = torch.float32) -> Any:
     """A LLaVA of random weights."""
     text = LlamaConfig(
         vocab_size=1000,
         hidden_size=width,
         intermediate_size=width * 8 // 3,
         num_hidden_layers=layers,
-        num_attention_heads=width // 64,
+        num_attention_heads=heads,
     )
     vision = CLIPVisionConfig(
         hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=336, patch_size=14
     )
     torch.manual_seed(0)
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=999, image_seq_length=IMAGE)
-    model = LlavaForConditionalGeneration(config).eval()
+    model = LlavaForConditionalGeneration(config).to(dtype).eval()
     model.generation_config.pad_token_id = 0
     return model
 
@@ -80,9 +89,8 @@ class Run:
         ids = torch.randint(1, 900, (1, BEFORE + IMAGE + AFTER), generator=generator)
         ids[:, BEFORE : BEFORE + IMAGE] = 999
         self.embeds = model.get_input_embeddings()(ids).detach()
-        self.embeds[:, BEFORE : BEFORE + IMAGE] = 0.02 * torch.randn(
-            1, IMAGE, self.embeds.shape[2], generator=generator
-        )
+        noise = torch.randn(1, IMAGE, self.embeds.shape[2], generator=generator)
+        self.embeds[:, BEFORE : BEFORE + IMAGE] = 0.02 * noise
         self.next = ids[:, :1]
         self.lengths, self.inside, self.flops = [ids.shape[1]] * len(self.decoder.layers), None, 1.0
         self.passing = self.lengths
@@ -134,11 +142,11 @@ class Run:
         self.model.lm_head(self.decoder.norm(hidden)[:, -1:])
         return cache
 
-    def decode(self, cache: DynamicCache, *, pruned: bool) -> None:
+    def decode(self, cache: DynamicCache, number: int, *, pruned: bool) -> None:
         """A few tokens on a cache."""
 
         def steps() -> None:
-            for step in range(STEPS):
+            for step in range(number):
                 position = torch.full((1, 1), self.embeds.shape[1] + step)
                 self.model(input_ids=self.next, **{CACHE: cache}, position_ids=position, use_cache=True)
 
@@ -157,19 +165,19 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 @torch.inference_mode()
-def point(model: Any, pruner: Pruner | None, budget: Budget | None, turns: int) -> dict[str, object]:
+def point(model: Any, pruner: Pruner | None, budget: Budget | None, turns: int, number: int) -> dict[str, object]:
     """All runs of one point, turn by turn, after one turn to warm up."""
     plain, run = Run(model, None, None), Run(model, pruner, budget)
     samples: list[dict[str, float]] = []
     for _ in range(turns + 1):
         before = run.inside.seconds["selection"] if run.inside else 0.0
         whole, cache = seconds(plain.native)
-        whole_step, _ = seconds(lambda c=cache: plain.decode(c, pruned=False))
+        whole_step, _ = seconds(lambda c=cache: plain.decode(c, number, pruned=False))
         bound, cache = seconds(run.bound)
-        bound_step, _ = seconds(lambda c=cache: run.decode(c, pruned=False))
+        bound_step, _ = seconds(lambda c=cache: run.decode(c, number, pruned=False))
         ours, cache = seconds(run.ours if run.inside else run.native)
         held = [layer.keys.shape[2] for layer in cache.layers]
-        ours_step, _ = seconds(lambda c=cache: run.decode(c, pruned=True))
+        ours_step, _ = seconds(lambda c=cache: run.decode(c, number, pruned=True))
         selection = run.inside.seconds["selection"] - before if run.inside else 0.0
         assert held == run.lengths
         samples.append(
@@ -179,7 +187,8 @@ def point(model: Any, pruner: Pruner | None, budget: Budget | None, turns: int) 
                 "flops": run.flops,
                 "prefill_of_bound": ours / bound,
                 "selection_of_prefill": selection / ours,
-                "step_ms": 1e3 * ours_step / STEPS,
+                "framework_of_bound": (ours - selection) / bound,
+                "step_ms": 1e3 * ours_step / number,
                 "step_of_unpruned": ours_step / whole_step,
                 "step_of_bound": ours_step / bound_step,
             }
@@ -192,27 +201,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--steps", type=int, default=16, help="tokens decoded in a turn")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--only", default="", help="methods whose names contain this, and the unpruned model")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/in_llm.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model = build(arguments.width, arguments.layers)
+    model = build(arguments.width, arguments.layers, arguments.heads, getattr(torch, arguments.dtype))
     points: dict[str, tuple[Pruner | None, Budget | None]] = {"unpruned": (None, None)}
-    points |= {name: what for name, what in POINTS.items() if arguments.only in name}
+    points |= {name: what for name, what in methods(arguments.layers).items() if arguments.only in name}
     results = [
-        {"method": name, **point(model, *what, arguments.turns)} for name, what in track(points.items(), "measuring")
+        {"method": name, **point(model, *what, arguments.turns, arguments.steps)}
+        for name, what in track(points.items(), "measuring")
     ]
     parameters = sum(weight.numel() for weight in model.get_decoder().parameters())
-    columns = ("prefill ms", "of unpruned", "flops", "of bound", "selection", "step ms", "of unpruned", "of bound")
+    columns = (
+        "prefill ms",
+        "of unpruned",
+        "flops",
+        "of bound",
+        "selection",
+        "framework",
+        "step ms",
+        "of unpruned",
+        "of bound",
+    )
     table = Table("method", *columns, title=f"{parameters / 1e6:.0f} M parameters, {arguments.layers} layers")
     for row in results:
         values = [value for name, value in row.items() if name not in ("method", "lengths")]
         table.add_row(row["method"], *(f"{value:.1f}" if value > 9 else f"{value:.3f}" for value in values))
     Console(width=120).print(table)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    result = {**facts(arguments.threads), "parameters": parameters, "turns": arguments.turns, "results": results}
+    result = {
+        **facts(arguments.threads),
+        "parameters": parameters,
+        "dtype": arguments.dtype,
+        "turns": arguments.turns,
+        "results": results,
+    }
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 

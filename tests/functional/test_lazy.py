@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from tokenprune.functional.lazy import NEVER, Criterion, lazy_greedy
+from tokenprune.functional.steps import stepwise_greedy
 
 
 class Farthest(Criterion):
@@ -15,6 +16,9 @@ class Farthest(Criterion):
 
     def lower(self, gain, pick, matrix, past):
         return gain.clip(max=matrix[pick])
+
+    def step(self, gain, pick, at):
+        return gain.minimum(self.distance[torch.arange(len(pick)), pick[:, 0]])
 
     def update(self, gain, picks, counts):
         rows = [d[p].amin(0) for d, p in zip(self.distance, picks, strict=True)]
@@ -44,6 +48,8 @@ def test_same_picks_as_the_plain_loop_with_ties_padding_and_exhaustion(monkeypat
     gain = torch.randint(5, 20, (2, 60), generator=generator).float()
     gain[0, ::7] = NEVER
     order = lazy_greedy(Farthest(distance), gain, torch.full_like(gain, floor), 45)
+    same = stepwise_greedy(Farthest(distance), gain, torch.full_like(gain, floor), 45)
+    assert torch.equal(same, order)
     assert order.tolist() == [plain(d, g, 45, floor) for d, g in zip(distance, gain, strict=True)]
 
 

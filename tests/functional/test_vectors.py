@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tokenprune.functional.vectors import inverse_norm, mean_cosine, take, unit, widen
+from tokenprune.functional.vectors import inverse_norm, mean_cosine, of_rows, take, unit, widen
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -40,3 +40,9 @@ def test_take():
     assert take(x, torch.tensor([[2, 0], [1, 1]])).tolist() == [[[4, 5], [0, 1]], [[8, 9], [8, 9]]]
     part = torch.arange(24).view(2, 3, 4)[:, :, 1:3]  # not contiguous
     assert take(part, torch.tensor([[1], [2]])).tolist() == [[[5, 6]], [[21, 22]]]
+
+
+def test_all_rows_are_no_copy():
+    x = torch.arange(12).view(3, 4)
+    assert of_rows(x, torch.arange(3)) is x
+    assert of_rows(x, torch.tensor([0, 2])).tolist() == [[0, 1, 2, 3], [8, 9, 10, 11]]

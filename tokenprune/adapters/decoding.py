@@ -78,20 +78,21 @@ class Decoding:
         later = self.past + new  # columns after the prompt
         if written != prompt + self.past:
             raise ModelError("the cache was cut in a way that its layers of different lengths do not agree on")
+        columns, past = storage.get_mask_sizes(new)[0], written
+        plain = window is None and not storage.is_sliding and columns == prompt + later
+        if plain and new == 1 and self.tail is None and not held.padded:
+            return None
         tail = torch.ones(batch, later, dtype=torch.bool, device=hidden.device)
         if self.tail is not None:
             tail[:, -self.tail.shape[1] :] = self.tail.to(hidden.device)
         valid = torch.cat([held.valid.to(hidden.device), tail], 1)
         slots = torch.arange(self.columns, self.columns + later, device=hidden.device).expand(batch, -1)
         slots = torch.cat([held.slots.to(hidden.device), slots], 1)
-        columns, past = storage.get_mask_sizes(new)[0], written
         if storage.is_sliding:
             valid, slots, past = valid[:, -columns:], slots[:, -columns:], columns - new
         elif columns > valid.shape[1]:  # a static cache
             valid = torch.nn.functional.pad(valid, (0, columns - valid.shape[1]), value=True)
             slots = torch.nn.functional.pad(slots, (0, columns - slots.shape[1]))
-        elif new == 1 and window is None and self.tail is None and not held.padded:
-            return None
         return build(self.kind, valid, new, past, hidden.dtype, slots, window)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenprune.adapters.alive import Alive
 from tokenprune.adapters.tap import Attended
 from tokenprune.errors import ModelError
-from tokenprune.functional.vectors import take, widen
+from tokenprune.functional.vectors import of_rows, take, widen
 from tokenprune.types import Signal, TextRows
 
 
@@ -53,10 +53,10 @@ class StageView:
             ModelError: if no text follows.
         """
         alive = self.alive
-        slots, visual = alive.slots[batch], alive.visual[batch]
-        image = visual | (alive.number[batch] >= 0)
+        slots, visual = of_rows(alive.slots, batch), of_rows(alive.visual, batch)
+        image = visual | (of_rows(alive.number, batch) >= 0)
         last = torch.where(image, slots, -1).amax(1, keepdim=True)
-        is_text = alive.valid[batch] & ~image & (slots > last) & (slots < self.columns)
+        is_text = of_rows(alive.valid, batch) & ~image & (slots > last) & (slots < self.columns)
         if not bool(is_text.any(1).all()):
             raise ModelError(
                 "the prompt ends with its image; a pruner that reads the text after it has nothing to read"
@@ -74,12 +74,12 @@ def stage_signals(
     Args:
         view: the LLM at the stage.
         requires: signals to compute; nothing else is.
-        batch: (G,) long, rows of the batch.
+        batch: (G,) long, rows of the batch, ascending.
         visual: (G, N) long, their visual tokens among the tokens at the stage.
         rows: which text the text signals are of.
     """
     index, mask = view.text(batch, rows) if requires - {Signal.KEYS, Signal.NORMED_HIDDEN} else (visual, visual)
-    hidden, attended = view.hidden[batch], view.attended
+    hidden, attended = of_rows(view.hidden, batch), view.attended
     makers: dict[Signal, Callable[[], Tensor]] = {
         Signal.TEXT_MASK: lambda: mask,
         Signal.TEXT_ATTENTION: lambda: _attention(view, batch, visual, index),
@@ -88,7 +88,9 @@ def stage_signals(
         Signal.TEXT_KEYS: lambda: take(_flat_keys(attended, batch), index),
         Signal.NORMED_HIDDEN: lambda: view.norm(take(hidden, visual)),
         Signal.TEXT_NORMED_HIDDEN: lambda: view.norm(take(hidden, index)),
-        Signal.TEXT_EMBEDS: lambda: take(view.embeds[batch], view.alive.slots[batch].gather(1, index)),
+        Signal.TEXT_EMBEDS: lambda: take(
+            of_rows(view.embeds, batch), of_rows(view.alive.slots, batch).gather(1, index)
+        ),
         Signal.IMAGE_EMBEDS: lambda: _image_embeds(view, batch),
     }
     return {name: makers[name]() for name in requires}
@@ -96,24 +98,24 @@ def stage_signals(
 
 def _attention(view: StageView, batch: Tensor, visual: Tensor, rows: Tensor) -> Tensor:
     assert view.attended is not None
-    weights = view.attended.probabilities(rows, view.alive.valid[batch], batch)
+    weights = view.attended.probabilities(rows, of_rows(view.alive.valid, batch), batch)
     return weights.gather(3, visual[:, None, None].expand(-1, *weights.shape[1:3], -1))
 
 
 def _flat_keys(attended: Attended | None, batch: Tensor) -> Tensor:
     assert attended is not None
-    keys: Tensor = attended.key[batch, :, : attended.query.shape[2]].transpose(1, 2).flatten(2)
-    return keys
+    return of_rows(attended.key[:, :, : attended.query.shape[2]], batch).transpose(1, 2).flatten(2)
 
 
 def _image_embeds(view: StageView, batch: Tensor) -> Tensor:
-    return take(view.embeds[batch], view.prompt.visual[batch].nonzero()[:, 1].view(len(batch), -1))
+    visual = of_rows(view.prompt.visual, batch).nonzero()[:, 1].view(len(batch), -1)
+    return take(of_rows(view.embeds, batch), visual)
 
 
 def _rope_similarity(view: StageView, batch: Tensor, visual: Tensor, rows: Tensor) -> Tensor:
     """(G, Q, N): what rotation alone does to a score; queries and keys that are all ones would score this."""
     assert view.attended is not None
-    cos, sin = (widen(x.expand(len(view.hidden), -1, -1)[batch]) for x in view.rotation)
+    cos, sin = (widen(of_rows(x.expand(len(view.hidden), -1, -1), batch)) for x in view.rotation)
     half = cos.shape[-1] // 2
     ones = cos + sin * torch.cat([-sin.new_ones(half), sin.new_ones(half)])
     return take(ones, rows) @ take(ones, visual).mT * view.attended.scaling

@@ -20,7 +20,7 @@ from tokenprune.adapters.rotation import Pair, Rotations
 from tokenprune.adapters.stopwatch import stopwatch
 from tokenprune.adapters.tap import Attended, attended
 from tokenprune.errors import ModelError
-from tokenprune.functional.vectors import take
+from tokenprune.functional.vectors import of_rows, take
 from tokenprune.types import Selector, Signal, Step, TokenSelection, VisualTokens
 
 ATTENDED = frozenset({Signal.TEXT_ATTENTION, Signal.KEYS, Signal.TEXT_KEYS, Signal.ROPE_SIMILARITY})
@@ -249,10 +249,10 @@ class Prefill:
         chosen = []
         for (left, k, _, _), members in groups.items():
             rows = torch.tensor(members, device=hidden.device)
-            visual = alive.visual[rows].nonzero()[:, 1].view(len(members), left)
+            visual = of_rows(alive.visual, rows).nonzero()[:, 1].view(len(members), left)
             signals = stage_signals(view, selector.requires, rows, visual, selector.text_rows)
             tokens = VisualTokens(
-                take(view.hidden[rows], visual), signals, row_ids=self.prompt.ids.to(hidden.device)[rows]
+                take(of_rows(view.hidden, rows), visual), signals, row_ids=self.prompt.ids.to(hidden.device)[rows]
             )
             chosen.append((rows, visual, selector.select(tokens, k)))
         return chosen

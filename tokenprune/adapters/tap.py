@@ -23,7 +23,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tokenprune.adapters.cache_argument import CACHE
-from tokenprune.functional.vectors import widen
+from tokenprune.functional.vectors import of_rows, widen
 
 PREFIX = "tokenprune_"
 
@@ -60,15 +60,15 @@ class Attended:
         Args:
             rows: (G, Q) long, which queries.
             valid: (G, L) bool, which keys are no padding.
-            batch: (G,) long, the rows of the batch that these are of.
+            batch: (G,) long, the rows of the batch that these are of, ascending.
 
         Returns:
             (G, H, Q, L).
         """
         length, size = valid.shape[1], self.query.shape[-1]
         index = rows[:, None, :, None].expand(-1, self.query.shape[1], -1, size)
-        query = widen(self.query[batch].gather(2, index))
-        key = widen(self.key[batch, :, :length])
+        query = widen(of_rows(self.query, batch).gather(2, index))
+        key = widen(of_rows(self.key[:, :, :length], batch))
         grouped = query.view(len(batch), key.shape[1], -1, *rows.shape[1:], size)  # each key serves several heads
         scores = torch.einsum("ghnqd,ghld->ghnql", grouped, key).flatten(1, 2) * self.scaling
         if self.softcap is not None:
@@ -79,7 +79,7 @@ class Attended:
     def _allowed(self, rows: Tensor, length: int, batch: Tensor) -> Tensor:
         """(G, Q, L) bool: what each query may see."""
         if self.mask is not None and self.mask.dim() == 4:
-            mask = self.mask.expand(len(self.query), -1, -1, -1)[batch, 0, :, :length]
+            mask = of_rows(self.mask.expand(len(self.query), -1, -1, -1)[:, 0, :, :length], batch)
             mask = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
             return mask.gather(1, rows[..., None].expand(-1, -1, length))
         distance = rows[..., None] - torch.arange(length, device=rows.device)

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from tokenprune.functional.kernels import KernelMatrix
 from tokenprune.functional.lazy import NEVER, Array, Criterion, lazy_greedy
+from tokenprune.functional.loops import Loop
 
 ROUNDING = 100  # ulps of L_ii; the gain of a token that the picks already span is below that
 
 
-def greedy_map(matrix: KernelMatrix, k: int, valid: Tensor | None = None) -> Tensor:
+def greedy_map(matrix: KernelMatrix, k: int, valid: Tensor | None = None, loop: Loop = lazy_greedy) -> Tensor:
     """The set A that greedily maximises log det L_A.
 
     With C the rows of the incomplete Cholesky factor, log det grows by the log of d_i = L_ii - sum_u C_ui^2 if token i
@@ -25,6 +26,7 @@ def greedy_map(matrix: KernelMatrix, k: int, valid: Tensor | None = None) -> Ten
         matrix: L, of N tokens in each of B rows.
         k: size of the set, tokens; at most the valid tokens of any row.
         valid: (B, N) bool, False for what may not be picked.
+        loop: how the picks are found.
 
     Returns:
         (B, k) distinct token indices in the order of the picks; beyond the rank of L, the lowest indices. Of L only the
@@ -33,7 +35,7 @@ def greedy_map(matrix: KernelMatrix, k: int, valid: Tensor | None = None) -> Ten
     diagonal = matrix.diagonal()
     floor = diagonal * (ROUNDING * torch.finfo(diagonal.dtype).eps)
     gain = diagonal if valid is None else diagonal.masked_fill(~valid, NEVER)
-    return lazy_greedy(_LogDeterminant(matrix, k), gain, floor, k)
+    return loop(_LogDeterminant(matrix, k), gain, floor, k)
 
 
 class _LogDeterminant(Criterion):
@@ -48,6 +50,10 @@ class _LogDeterminant(Criterion):
         """(B, t, N) rows of C so far; what they span is taken out of L."""
         return self.factor[:, : max(self.done)]
 
+    def _residual(self, picks: Tensor, past: Tensor) -> Tensor:
+        """(B, n, N) rows of L without what rows of C span."""
+        return torch.baddbmm(self.matrix.block(picks), _columns(past, picks).mT, past, alpha=-1)
+
     def among(self, candidates: Tensor) -> Tensor:
         past = _columns(self._past, candidates)
         return torch.baddbmm(self.matrix.square(candidates), past.mT, past, alpha=-1)
@@ -57,9 +63,15 @@ class _LogDeterminant(Criterion):
         lowered: Array = gain - past[-1] ** 2
         return lowered
 
+    def step(self, gain: Tensor, pick: Tensor, at: Tensor) -> Tensor:
+        row = self._residual(pick, self.factor)[:, 0]
+        own = gain.gather(1, pick)
+        new = torch.where(own > NEVER, row / own.sqrt(), 0)
+        self.factor.index_copy_(1, at, new[:, None])
+        return gain - new.square()
+
     def update(self, gain: Tensor, picks: Tensor, counts: list[int]) -> Tensor:
-        past = self._past
-        rows = torch.baddbmm(self.matrix.block(picks), _columns(past, picks).mT, past, alpha=-1)
+        rows = self._residual(picks, self._past)
         identity = torch.eye(picks.shape[1], dtype=rows.dtype, device=rows.device)
         counted = torch.arange(picks.shape[1]) < torch.tensor(counts)[:, None]
         counted = counted.to(rows.device)[:, :, None]

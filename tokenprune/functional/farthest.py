@@ -8,13 +8,14 @@ from torch import Tensor
 
 from tokenprune.functional.kernels import KernelMatrix
 from tokenprune.functional.lazy import NEVER, Array, Criterion, lazy_greedy
+from tokenprune.functional.loops import Loop
 from tokenprune.functional.vectors import widen
 
 ROUNDING = 16  # ulps of 1; tokens that are closer than that coincide
 BLOCK = 256  # tokens whose distances to all others are computed at once
 
 
-def max_min(features: Tensor, k: int, valid: Tensor | None = None) -> Tensor:
+def max_min(features: Tensor, k: int, valid: Tensor | None = None, loop: Loop = lazy_greedy) -> Tensor:
     """The set that greedily maximises the smallest cosine distance between its members.
 
     The first pick is the token whose nearest neighbour is farthest; each further one is the token farthest from the
@@ -24,6 +25,7 @@ def max_min(features: Tensor, k: int, valid: Tensor | None = None) -> Tensor:
         features: (B, N, D).
         k: size of the set, tokens; at most the valid tokens of any row.
         valid: (B, N) bool, False for what may not be picked and is nobody's neighbour.
+        loop: how the picks after the first are found.
 
     Returns:
         (B, k) distinct token indices in the order of the picks; once all others coincide with picks, the lowest
@@ -37,7 +39,7 @@ def max_min(features: Tensor, k: int, valid: Tensor | None = None) -> Tensor:
     criterion = _Nearest(cosines)
     gain = _distance(cosines.block(first))[:, 0].masked_fill_(~allowed, NEVER).scatter_(1, first, NEVER)
     floor = torch.full_like(gain, ROUNDING * torch.finfo(gain.dtype).eps)
-    return torch.cat([first, lazy_greedy(criterion, gain, floor, k - 1)], dim=1)
+    return torch.cat([first, loop(criterion, gain, floor, k - 1)], dim=1)
 
 
 def _distance(cosine: Tensor) -> Tensor:
@@ -80,6 +82,9 @@ class _Nearest(Criterion):
     def lower(self, gain: Array, pick: int, matrix: Array, past: Array) -> Array:
         lowered: Array = np.minimum(gain, matrix[pick])
         return lowered
+
+    def step(self, gain: Tensor, pick: Tensor, at: Tensor) -> Tensor:
+        return gain.minimum(_distance(self.cosines.block(pick))[:, 0])
 
     def update(self, gain: Tensor, picks: Tensor, counts: list[int]) -> Tensor:
         return gain.minimum(_distance(self.cosines.block(picks)).amin(1))  # repeated picks do no harm

@@ -49,6 +49,16 @@ class Criterion(ABC):
         """
 
     @abstractmethod
+    def step(self, gain: Tensor, pick: Tensor, at: Tensor) -> Tensor:
+        """The gains (B, N) after one more pick of each row, without a wait for the device.
+
+        Args:
+            gain: (B, N) before it; ``NEVER`` at a pick that gains nothing.
+            pick: (B, 1) token indices.
+            at: (1,) how many picks there were before.
+        """
+
+    @abstractmethod
     def update(self, gain: Tensor, picks: Tensor, counts: list[int]) -> Tensor:
         """The gains (B, N) after the picks (B, S), token indices: ``counts`` of each row, then repetitions."""
 

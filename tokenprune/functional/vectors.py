@@ -55,6 +55,19 @@ def mean_cosine(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     return (cosines * mask[:, None]).sum(-1) / mask.sum(-1, keepdim=True)
 
 
+def of_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of a batch; not a copy if these are all of them.
+
+    Args:
+        x: (B, ...).
+        rows: (G,) long, ascending and distinct.
+
+    Returns:
+        (G, ...).
+    """
+    return x if len(rows) == len(x) else x.index_select(0, rows)
+
+
 def take(x: Tensor, index: Tensor) -> Tensor:
     """The vectors of some tokens of each row.
 

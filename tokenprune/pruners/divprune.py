@@ -15,7 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tokenprune.functional.farthest import max_min
-from tokenprune.pruners.base import Pruner, register_pruner
+from tokenprune.functional.loops import LOOPS
+from tokenprune.pruners.base import Pruner, check_choice, register_pruner
 from tokenprune.pruners.feature_space import OWN, check_space, in_space, space_signals
 from tokenprune.types import Signal, TokenSelection, VisualTokens
 
@@ -27,13 +28,17 @@ class DivPrune(Pruner):
 
     Attributes:
         features: what distances are of: ``own``, or ``timm:<model>`` for the patches of another encoder.
+        loop: how the same picks are found: ``blocks``: many at a time, partly on the host; ``steps``: one at a time, on
+            a GPU as a CUDA graph.
     """
 
     features: str = OWN
+    loop: str = "blocks"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_space(self.features)
+        check_choice("loop", self.loop, LOOPS)
 
     @property
     def requires(self) -> frozenset[Signal]:
@@ -41,5 +46,5 @@ class DivPrune(Pruner):
         return space_signals(self.features)
 
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
-        order = max_min(in_space(tokens, self.features), k, tokens.valid)
+        order = max_min(in_space(tokens, self.features), k, tokens.valid, LOOPS[self.loop])
         return TokenSelection.from_order(order, tokens.num_tokens)
