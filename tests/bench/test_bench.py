@@ -13,7 +13,7 @@ from tokenprune.adapters.load import config_of
 from tokenprune.adapters.untrained import untrained
 from tokenprune.bench.config import load_bench_config
 from tokenprune.bench.measure import Row, bench
-from tokenprune.bench.show import remarks, table
+from tokenprune.bench.show import remarks, show, table
 from tokenprune.bench.turn import Size, Turn
 from tokenprune.cli import app
 from tokenprune.errors import BudgetError, ConfigError, ModelError
@@ -160,6 +160,15 @@ def test_ratios_are_of_turns_side_by_side():
     console.print(table([none, pruned]))
     assert table([none, pruned]).columns[7]._cells == ["1.000", "0.400"]
     assert remarks([none, pruned]) == []
+
+
+def test_no_number_is_cut_in_a_narrow_terminal(capsys):
+    slow = row("cdpruner conditioning=prompt_embedding", [123.4], flops=40)
+    show([slow, slow], Console(width=40))
+    said = capsys.readouterr().out
+    assert "…" not in said
+    assert "123400-123400" in said
+    assert "2kB" in said
 
 
 def test_slower_is_said_plainly():

@@ -12,6 +12,7 @@ from tokenprune.bench.measure import Row
 from tokenprune.bench.turn import Turn
 from tokenprune.report import engineering
 
+WIDTH = 160  # characters at most, however narrow the terminal is
 SLOWER = 1.0  # of the unpruned time
 COLUMNS = (
     "visual\ntokens",
@@ -19,10 +20,10 @@ COLUMNS = (
     "selection\nms",
     "prefill\nms",
     "a token\nms",
-    "end to end\nms",
+    "end to\nend, ms",
     "prefill\nFLOPs",
     "prefill\ntime",
-    "end to end\ntime",
+    "end to\nend time",
     "KV\ncache",
     "peak\nmemory",
 )
@@ -40,10 +41,13 @@ def total(turn: Turn) -> float:
 
 def table(rows: Sequence[Row]) -> Table:
     """Rows of one batch size; the first prunes nothing, and FLOPs and times are relative to it."""
-    columns = [Column("pruner", overflow="fold"), *(Column(name, justify="right") for name in COLUMNS)]
-    made = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, title=f"batch size {rows[0].batch_size}")
+    columns = [Column("pruner", overflow="fold", max_width=24)]
+    columns += [Column(name, justify="right", no_wrap=True) for name in COLUMNS]
+    made = Table(
+        *columns, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=f"batch size {rows[0].batch_size}"
+    )
     for row in rows:
-        made.add_row(row.cell, *_cells(row, rows[0]))
+        made.add_row(row.cell.replace(" ", "\n"), *_cells(row, rows[0]))
     return made
 
 
@@ -66,7 +70,7 @@ def _cells(row: Row, unpruned: Row) -> list[str]:
     return [
         f"{row.size.tokens:g}",
         *ms,
-        f"{whole['median']} ({whole['p10']}-{whole['p90']})",
+        f"{whole['median']}\n{whole['p10']}-{whole['p90']}",
         *ratios,
         *sizes,
     ]
@@ -98,6 +102,8 @@ def _llm(turn: Turn) -> float:
 
 def show(rows: Sequence[Row], console: Console) -> None:
     """Print the rows of a batch size."""
-    console.print(table(rows))
+    made = table(rows)
+    made.width = console.measure(made, options=console.options.update(max_width=WIDTH)).maximum
+    console.print(made, crop=False)  # a narrow terminal breaks lines; numbers that are cut say nothing
     for text in remarks(rows):
         console.print(text, soft_wrap=True)
