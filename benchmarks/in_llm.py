@@ -61,8 +61,8 @@ def methods(layers: int) -> dict[str, tuple[Pruner, Budget | None]]:
     }
 
 
-def build(width: int, layers: int, heads: int, dtype: torch.dtype = torch.float32) -> Any:
-    """A LLaVA of random weights."""
+def config_of_llava(width: int, layers: int, heads: int) -> LlavaConfig:
+    """A LLaVA with a small vision tower."""
     text = LlamaConfig(
         vocab_size=1000,
         hidden_size=width,
@@ -73,8 +73,13 @@ def build(width: int, layers: int, heads: int, dtype: torch.dtype = torch.float3
     vision = CLIPVisionConfig(
         hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=336, patch_size=14
     )
+    return LlavaConfig(vision_config=vision, text_config=text, image_token_index=999, image_seq_length=IMAGE)
+
+
+def build(width: int, layers: int, heads: int, dtype: torch.dtype = torch.float32) -> Any:
+    """The model, of random weights."""
     torch.manual_seed(0)
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=999, image_seq_length=IMAGE)
+    config = config_of_llava(width, layers, heads)
     model = LlavaForConditionalGeneration(config).to(dtype).eval()
     model.generation_config.pad_token_id = 0
     return model

@@ -38,20 +38,21 @@ def stepwise_greedy(criterion: Criterion, gain: Tensor, floor: Tensor, k: int) -
 
 def _repeat(step: Callable[[], None], times: int, device: torch.device) -> None:
     """Run a step; on a GPU the first time as it is, which also warms up, and after that as a graph."""
-    if device.type != "cuda":
+    if device.type != "cuda" or times == 1:
         for _ in range(times):
             step()
         return
     with torch.cuda.device(device):
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(current)
+        graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(side):
             step()
+            graph.capture_begin(capture_error_mode="thread_local")  # torch.cuda.graph would empty the allocator's cache
+            try:
+                step()
+            finally:
+                graph.capture_end()
         current.wait_stream(side)
-        if times == 1:
-            return
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            step()
         for _ in range(times - 1):
             graph.replay()
