@@ -20,9 +20,12 @@ def unit(x: Tensor) -> Tensor:
     Returns:
         (..., D), widened.
     """
-    limits = torch.finfo(x.dtype)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=widen(x).dtype)
-    return widen(x / norm.clamp(limits.tiny, limits.max).to(x.dtype))
+    limits, wide = torch.finfo(x.dtype), widen(x)
+    norm: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp(limits.tiny, limits.max)
+    if wide is x:
+        return x / norm
+    rounded = wide.div_(norm.to(x.dtype)).to(x.dtype)  # what x / norm is
+    return wide.copy_(rounded)  # the pages are there already
 
 
 def inverse_norm(x: Tensor) -> Tensor:
@@ -49,7 +52,8 @@ def mean_cosine(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     Returns:
         (B, N) in [-1, 1].
     """
-    cosines = unit(widen(x)) @ unit(widen(y)).mT
+    wide = widen(x)
+    cosines = (wide @ unit(widen(y)).mT).mul_(inverse_norm(wide)[..., None])
     if mask is None:
         return cosines.mean(-1)
     return (cosines * mask[:, None]).sum(-1) / mask.sum(-1, keepdim=True)
