@@ -47,7 +47,10 @@ def test_signals_are_public_strings():
         ({"features": torch.randn(6, 4)}, "features"),
         ({"features": torch.ones(2, 6, 4, dtype=torch.long)}, "floating"),
         ({"features": torch.randn(2, 0, 4)}, "non-empty"),
-        ({"features": F / 0}, "finite"),
+        *(
+            ({"features": F.clone().index_fill_(1, torch.tensor(2), float(x))}, "finite")
+            for x in ("nan", "inf", "-inf")
+        ),
         ({"features": F, "signals": {"kyes": F}}, "did you mean 'keys'"),
         ({"features": F, "signals": {"keys": F[:1]}}, "1 rows"),
         ({"features": F, "grid": (2, 2)}, "grid"),

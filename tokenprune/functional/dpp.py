@@ -64,9 +64,8 @@ class _LogDeterminant(Criterion):
         return lowered
 
     def step(self, gain: Tensor, pick: Tensor, at: Tensor) -> Tensor:
-        row = self._residual(pick, self.factor)[:, 0]
-        own = gain.gather(1, pick)
-        new = torch.where(own > NEVER, row / own.sqrt(), 0)
+        # Once nothing is left to gain, the root is NaN, and so are all gains, none of which is above its floor then.
+        new = self._residual(pick, self.factor)[:, 0] / gain.gather(1, pick).sqrt()
         self.factor.index_copy_(1, at, new[:, None])
         return gain - new.square()
 
