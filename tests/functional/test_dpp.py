@@ -34,7 +34,7 @@ def test_same_picks_as_the_plain_loop(kernel, n, k):
     x = features(n, 24)
     quality = torch.rand(1, n, generator=torch.Generator().manual_seed(1))
     matrix = KernelMatrix.of(x.double(), kernel, quality.double())
-    whole = matrix.block(torch.arange(n)[None])[0]
+    whole = matrix.rows(torch.arange(n)[None])[0]
     assert greedy_map(matrix, k)[0].tolist() == plain(whole, min(k, n))
 
 
@@ -44,7 +44,7 @@ def test_many_blocks_of_few_candidates_give_the_same_picks(monkeypatch):
     once = greedy_map(matrix, 100)
     monkeypatch.setattr("tokenprune.functional.lazy.CANDIDATES", (5, 9))
     assert torch.equal(greedy_map(matrix, 100), once)
-    assert once[0].tolist() == plain(matrix.block(torch.arange(120)[None])[0], 100)
+    assert once[0].tolist() == plain(matrix.rows(torch.arange(120)[None])[0], 100)
 
 
 def test_rows_that_need_different_numbers_of_blocks(monkeypatch):
@@ -87,7 +87,7 @@ def test_only_rows_of_picks_and_candidates_are_computed(monkeypatch):
 
         return run
 
-    for name in ("block", "square"):
+    for name in ("rows", "square"):
         monkeypatch.setattr(KernelMatrix, name, watched(getattr(KernelMatrix, name)))
     n = 4000
     greedy_map(KernelMatrix.of(features(n, 16)), 64)

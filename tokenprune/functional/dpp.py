@@ -52,7 +52,7 @@ class _LogDeterminant(Criterion):
 
     def _residual(self, picks: Tensor, past: Tensor) -> Tensor:
         """(B, n, N) rows of L without what rows of C span."""
-        return torch.baddbmm(self.matrix.block(picks), _columns(past, picks).mT, past, alpha=-1)
+        return torch.baddbmm(self.matrix.rows(picks), _columns(past, picks).mT, past, alpha=-1)
 
     def among(self, candidates: Tensor) -> Tensor:
         past = _columns(self._past, candidates)

@@ -37,7 +37,7 @@ def max_min(features: Tensor, k: int, valid: Tensor | None = None, loop: Loop = 
     if k == 1:
         return first
     criterion = _Nearest(cosines)
-    gain = _distance(cosines.block(first))[:, 0].masked_fill_(~allowed, NEVER).scatter_(1, first, NEVER)
+    gain = _distance(cosines.rows(first))[:, 0].masked_fill_(~allowed, NEVER).scatter_(1, first, NEVER)
     floor = torch.full_like(gain, ROUNDING * torch.finfo(gain.dtype).eps)
     return torch.cat([first, loop(criterion, gain, floor, k - 1)], dim=1)
 
@@ -58,7 +58,7 @@ def _loneliest(cosines: KernelMatrix, allowed: Tensor) -> Tensor:
     spread = torch.arange(0, n, -(-n // BLOCK), device=allowed.device)
     block = spread.expand(len(allowed), -1)
     while True:
-        distance = _distance(cosines.block(block))
+        distance = _distance(cosines.rows(block))
         distance.scatter_(2, block[:, :, None], torch.inf)
         own = distance.masked_fill(~allowed[:, None], torch.inf).amin(2).minimum(bound.gather(1, block))
         others = distance.masked_fill_(~allowed.gather(1, block)[:, :, None], torch.inf).amin(1)
@@ -84,7 +84,7 @@ class _Nearest(Criterion):
         return lowered
 
     def step(self, gain: Tensor, pick: Tensor, at: Tensor) -> Tensor:
-        return gain.minimum(_distance(self.cosines.block(pick))[:, 0])
+        return gain.minimum(_distance(self.cosines.rows(pick))[:, 0])
 
     def update(self, gain: Tensor, picks: Tensor, counts: list[int]) -> Tensor:
-        return gain.minimum(_distance(self.cosines.block(picks)).amin(1))  # repeated picks do no harm
+        return gain.minimum(_distance(self.cosines.rows(picks)).amin(1))  # repeated picks do no harm

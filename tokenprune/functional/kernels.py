@@ -183,17 +183,13 @@ class KernelMatrix:
         """(B, N)."""
         return self.quality * self.kernel.diagonal(self.vectors, self.factor) * self.quality
 
-    def block(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
-        """Entries (B, n, m) at token indices (B, n) and (B, m); all columns if None."""
-        x, q = self._some(rows)
-        if columns is None:
-            block = self.kernel.block(x, self.vectors, self.factor)
-            return block.mul_(q[:, :, None]).mul_(self.quality[:, None, :])
-        y, r = self._some(columns)
-        return self.kernel.block(x, y, torch.ones_like(r)).mul_(q[:, :, None]).mul_(r[:, None, :])
+    def rows(self, index: Tensor) -> Tensor:
+        """The rows (B, n, N) of tokens (B, n)."""
+        x, q = self._some(index)
+        return self.kernel.block(x, self.vectors, self.factor).mul_(q[:, :, None]).mul_(self.quality[:, None, :])
 
     def square(self, index: Tensor) -> Tensor:
-        """Entries (B, n, n) at (B, n) token indices, in little more than half the products of ``block``."""
+        """Entries (B, n, n) of tokens (B, n) among each other, for little more than half of the products."""
         x, q = self._some(index)
         ones, n = torch.ones_like(q), x.shape[1]
         whole = x.new_empty(len(x), n, n)
