@@ -9,7 +9,8 @@ beforehand; nothing is selected. In decoding the bound is the model itself, with
 these lengths. For ``dop`` (depths of attention and MLP, all 576 tokens) the bound runs a layer's MLP on the last rows
 alone where visual tokens do not pass it, and ``flops`` is the plan's share of the unpruned FLOPs. All runs of a point
 take turns; times are CPU time, and ratios are medians over the turns. ``selection``
-is the share of the prefill that the pruner and its signals take, ``framework`` what is left without it, of the bound.
+is the share of the prefill that the pruner and its signals take, ``framework`` what is left without it, of the bound;
+these two are of wall time, as selections are timed so.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -162,11 +164,19 @@ class Run:
             steps()
 
 
-def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """CPU time of a call, which other programs disturb less than its wall time, and its result."""
-    start = time.process_time()
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of a call: of the process, which other programs disturb less, and on the wall."""
+
+    cpu: float
+    wall: float
+
+
+def seconds(work: Callable[[], Any]) -> tuple[Spent, Any]:
+    """What a call takes, and its result."""
+    start = time.process_time(), time.perf_counter()
     result = work()
-    return time.process_time() - start, result
+    return Spent(time.process_time() - start[0], time.perf_counter() - start[1]), result
 
 
 @torch.inference_mode()
@@ -187,15 +197,15 @@ def point(model: Any, pruner: Pruner | None, budget: Budget | None, turns: int, 
         assert held == run.lengths
         samples.append(
             {
-                "prefill_ms": 1e3 * ours,
-                "prefill_of_unpruned": ours / whole,
+                "prefill_ms": 1e3 * ours.cpu,
+                "prefill_of_unpruned": ours.cpu / whole.cpu,
                 "flops": run.flops,
-                "prefill_of_bound": ours / bound,
-                "selection_of_prefill": selection / ours,
-                "framework_of_bound": (ours - selection) / bound,
-                "step_ms": 1e3 * ours_step / number,
-                "step_of_unpruned": ours_step / whole_step,
-                "step_of_bound": ours_step / bound_step,
+                "prefill_of_bound": ours.cpu / bound.cpu,
+                "selection_of_prefill": selection / ours.wall,
+                "framework_of_bound": (ours.wall - selection) / bound.wall,
+                "step_ms": 1e3 * ours_step.cpu / number,
+                "step_of_unpruned": ours_step.cpu / whole_step.cpu,
+                "step_of_bound": ours_step.cpu / bound_step.cpu,
             }
         )
     return {name: median(sample[name] for sample in samples[1:]) for name in samples[0]} | {"lengths": run.lengths}
@@ -206,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--heads", type=int, help="default: one for 64 of the width")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--steps", type=int, default=16, help="tokens decoded in a turn")
     parser.add_argument("--threads", type=int, default=1)
@@ -215,7 +225,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/in_llm.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model = build(arguments.width, arguments.layers, arguments.heads, getattr(torch, arguments.dtype))
+    model = build(
+        arguments.width, arguments.layers, arguments.heads or arguments.width // 64, getattr(torch, arguments.dtype)
+    )
     points: dict[str, tuple[Pruner | None, Budget | None]] = {"unpruned": (None, None)}
     points |= {name: what for name, what in methods(arguments.layers).items() if arguments.only in name}
     results = [

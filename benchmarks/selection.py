@@ -35,6 +35,7 @@ from tokenprune.functional.farthest import max_min
 from tokenprune.functional.kernels import KernelMatrix
 from tokenprune.functional.loops import LOOPS
 from tokenprune.metrics.memory import peak_bytes
+from tokenprune.provenance import device_name
 
 SIZES, PICKS, WIDTHS = (576, 2880, 10_000), (64, 320, 640), (1024, 4096)
 COLUMNS = ("method", "N", "T", "D", "ours ms", "literal ms", "bound ms", "literal / ours", "ours / bound")
@@ -106,8 +107,9 @@ def median_ms(works: dict[str, Callable[[], object]], repeats: int, device: torc
 
 
 def peak_mb(work: Callable[[], object], device: torch.device) -> float:
-    """Most that is allocated at one time, 10^6 bytes."""
-    return peak_bytes(work, device) / 1e6
+    """Most that a call allocates at one time, 10^6 bytes."""
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    return (peak_bytes(work, device) - before) / 1e6
 
 
 def example(n: int, d: int) -> tuple[Tensor, Tensor]:
@@ -138,37 +140,38 @@ def point(method: str, n: int, k: int, d: int, repeats: int, device: torch.devic
     if shares["same_set"] < 1:
         exact = METHODS[method][1](features.double(), relevance.double(), k).cpu()
         shares |= {"ours_of_float64": shared(mine, exact), "literal_of_float64": shared(theirs, exact)}
+    if "steps" in works:
+        shares["steps_same_set"] = shared(mine, METHODS[method][0](features, relevance, k, "steps").cpu())
     times = {f"{name}_ms": ms for name, ms in median_ms(works, repeats, device).items()}
     memory = {"ours_mb": peak_mb(ours, device), "literal_mb": peak_mb(literal, device)} if n * k <= 2880 * 640 else {}
     sizes = {"method": method, "N": n, "T": k, "D": d}
     return {**sizes, "same_order": torch.equal(mine, theirs), **shares, **times, **memory}
 
 
-def video(method: str, n: int, k: int, d: int) -> dict[str, object]:
+def video(method: str, n: int, k: int, d: int, device: torch.device) -> dict[str, object]:
     """Seconds and memory of one selection in a long video."""
-    features, relevance = example(n, d)
+    features, relevance = (x.to(device) for x in example(n, d))
     works: dict[str, Callable[[], object]] = {
         name: lambda f=f: f(features, relevance, k) for name, (f, _) in METHODS.items()
     }  # type: ignore[misc]
     dropped = features[0, : 3 * (n - k) // 10]  # SparseVLM clusters 30 % of what it drops, into a tenth of that
     works["sparsevlm's clusters"] = lambda: dpc_knn(dropped, len(dropped) // 10)
-    device = features.device
     start = now(device)
     memory = peak_mb(works[method], device)
     return {"method": method, "N": n, "T": k, "D": d, "seconds": now(device) - start, "mb": memory}
 
 
-def videos(threads: int, out: Path) -> None:
+def videos(device: torch.device, threads: int, out: Path) -> None:
     """Run, print and keep them."""
     methods = ["cdpruner", "divprune", "sparsevlm's clusters"]
-    rows = [video(method, 64 * 576, 3600, 1024) for method in track(methods, "selecting")]
+    rows = [video(method, 64 * 576, 3600, 1024, device) for method in track(methods, "selecting")]
     table = Table("method", "N", "T", "D", "seconds", "MB")
     for row in rows:
         table.add_row(
             *(str(row[key]) for key in ("method", "N", "T", "D")), f"{row['seconds']:.1f}", f"{row['mb']:.0f}"
         )
     Console().print(table)
-    out.write_text(json.dumps({**facts(threads), "results": rows}, indent=1) + "\n")
+    out.write_text(json.dumps({**facts(threads), "device": device_name(device), "results": rows}, indent=1) + "\n")
 
 
 def main() -> None:
@@ -179,11 +182,13 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/selection.json"))
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/selection.json, or named by what is run")
     arguments = parser.parse_args()
+    names = ["selection", *["video"] * arguments.video, *[arguments.device.type] * (arguments.device.type != "cpu")]
+    arguments.out = arguments.out or Path("benchmarks/results", "_".join(names) + ".json")
     torch.set_num_threads(arguments.threads)
     if arguments.video:
-        videos(arguments.threads, arguments.out.with_name("selection_video.json"))
+        videos(arguments.device, arguments.threads, arguments.out)
         return
     grid = [(n, k, d) for n in SIZES for k in PICKS for d in WIDTHS if k < n]
     points = [(m, *size) for m in METHODS for size in ([(2880, 640, 1024)] if arguments.quick else grid)]
@@ -198,8 +203,9 @@ def main() -> None:
         memory = [f"{row[key]:.0f}" if key in row else "" for key in ("ours_mb", "literal_mb", "steps_ms")]
         table.add_row(*(str(row[key]) for key in ("method", "N", "T", "D")), *times, f"{row['same_set']:.3f}", *memory)
     Console(width=140).print(table)
+    machine = {**facts(arguments.threads), "device": device_name(arguments.device)}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({**facts(arguments.threads), "results": results}, indent=1) + "\n")
+    arguments.out.write_text(json.dumps({**machine, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

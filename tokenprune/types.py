@@ -70,7 +70,7 @@ class VisualTokens:
             raise SelectionError(
                 f"features must be a non-empty floating (B, N, D) tensor, got {tuple(f.shape)} {f.dtype}"
             )
-        if not all(bool(bound.isfinite()) for bound in f.aminmax()):  # isfinite().all() takes 15 times as long
+        if not bool(torch.stack(f.aminmax()).isfinite().all()):  # f.isfinite().all() reads and writes much more
             raise SelectionError("features hold values that are not finite")
         object.__setattr__(self, "signals", {name: self._signal(name, value) for name, value in self.signals.items()})
         if self.grid is not None and self.grid[0] * self.grid[1] != self.num_tokens:

@@ -46,6 +46,13 @@ def test_features_stay_as_they_are(name):
     assert torch.equal(x, X)
 
 
+def test_a_slice_of_the_tokens_is_made_contiguous_once():
+    sliced = X.float()[:, 1:]
+    assert not sliced.is_contiguous()
+    assert KernelMatrix.of(sliced).vectors.is_contiguous()
+    assert torch.allclose(KernelMatrix.of(sliced).rows(ALL[:, :5]), KernelMatrix.of(sliced.clone()).rows(ALL[:, :5]))
+
+
 def test_values_by_hand():
     x = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [3.0, 4.0]]])
     whole = {name: KernelMatrix.of(x, name).rows(torch.arange(3)[None])[0] for name in KERNELS}

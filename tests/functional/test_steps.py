@@ -15,7 +15,7 @@ def features(n, d, batch=2):
 
 
 def replayed(step, times, device):
-    """As ``_repeat`` runs a step on a GPU."""
+    """As ``_repeat`` runs a step on a GPU, but that the tape also runs the step that it records."""
     step()
     with Tape() as tape:
         step()

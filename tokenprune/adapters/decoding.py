@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,13 +26,21 @@ class Decoding:
         layers: what each layer holds of the prompt.
         columns: of the prompt.
         tail: (B, columns after the prompt) bool, False for padding; None if nothing there is padded.
+        windows: of each layer, see ``windows_of``.
     """
 
     def __init__(
-        self, decoder: Any, kind: str, cache: Any, layers: dict[int, Alive], columns: int, tail: Tensor | None
+        self,
+        decoder: Any,
+        kind: str,
+        cache: Any,
+        layers: dict[int, Alive],
+        columns: int,
+        tail: Tensor | None,
+        windows: Sequence[int | None],
     ) -> None:
-        self.decoder, self.kind, self.cache, self.layers = decoder, kind, cache, layers
-        self.columns, self.tail = columns, tail
+        self.kind, self.cache, self.layers = kind, cache, layers
+        self.columns, self.tail, self.windows = columns, tail, windows
         self.past = int(cache.get_seq_length()) - columns  # tokens after the prompt, by the first layer
         self.rotations = Rotations(decoder.rotary_emb)
         self.stack = None  # nothing is added to what is decoded
@@ -55,13 +64,19 @@ class Decoding:
         if held.closed is not None:
             arguments = {**arguments, "position_embeddings": self._rotation(held, arguments)}
         if arguments.get("position_ids") is not None:  # see Prefill: gaps would be taken for packed sequences
-            new = torch.arange(arguments["hidden_states"].shape[1], device=arguments["hidden_states"].device)
-            arguments = {**arguments, "position_ids": new[None]}
-        window = _window(self.decoder.config, index)
+            arguments = {**arguments, "position_ids": self._new(arguments["hidden_states"])}
+        window = self.windows[index]
         key = ("mask", id(held), window, storage.is_sliding)
         if key not in self._memo:
             self._memo[key] = self._mask(held, storage, arguments["hidden_states"], window)
         return {**arguments, "attention_mask": self._memo[key]}
+
+    def _new(self, hidden: Tensor) -> Tensor:
+        key = ("new", hidden.device)
+        if key not in self._memo:
+            self._memo[key] = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        positions: Tensor = self._memo[key]
+        return positions
 
     def _rotation(self, held: Alive, arguments: Arguments) -> Any:
         given = arguments["position_embeddings"]
@@ -96,9 +111,7 @@ class Decoding:
         return build(self.kind, valid, new, past, hidden.dtype, slots, window)
 
 
-def _window(config: Any, index: int) -> int | None:
-    """Keys that a layer's queries see, themselves included; None for all."""
-    kinds = getattr(config, "layer_types", None)
-    sliding = kinds is None or kinds[index] == "sliding_attention"
-    window: int | None = getattr(config, "sliding_window", None) if sliding else None
-    return window
+def windows_of(config: Any, layers: int) -> list[int | None]:
+    """Keys that each layer's queries see, themselves included; None for all."""
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    return [window if kinds is None or kinds[layer] == "sliding_attention" else None for layer in range(layers)]

@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, St
 
 from tokenprune.adapters.alive import Alive
 from tokenprune.adapters.cache_argument import CACHE, cache_of
-from tokenprune.adapters.decoding import Decoding
+from tokenprune.adapters.decoding import Decoding, windows_of
 from tokenprune.adapters.deepstack import DeepStack
 from tokenprune.adapters.masks import mask_kind
 from tokenprune.adapters.operation_hooks import operation_hooks
@@ -64,6 +64,7 @@ class InsideLLM:
         self.decoder, self.steps, self.prompt = model.get_decoder(), tuple(steps), prompt
         self.active = None if active is None or bool(active.all()) else active.cpu()
         self.kind = _check_decoder(self.decoder)
+        self._windows = windows_of(self.decoder.config, len(self.decoder.layers))
         if self.kind == "padding" and self.active is not None and _splits(self.active):
             raise ModelError(
                 "flash attention cannot compute a layer in which other tokens ask than give keys and values; load the "
@@ -155,7 +156,7 @@ class InsideLLM:
         mask, columns = arguments.get("attention_mask"), self.prompt.columns
         tail = mask[:, columns:].bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
         tail = None if tail is None or bool(tail.all()) else tail
-        return Decoding(self.decoder, self.kind, cache, held, columns, tail)
+        return Decoding(self.decoder, self.kind, cache, held, columns, tail, self._windows)
 
     def _end(self, decoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Runs after a failure too; ``output`` is None then."""

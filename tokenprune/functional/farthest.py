@@ -43,6 +43,7 @@ def max_min(features: Tensor, k: int, valid: Tensor | None = None, loop: Loop = 
 
 
 def _distance(cosine: Tensor) -> Tensor:
+    """Cosines to distances, in place."""
     return cosine.neg_().add_(1)
 
 

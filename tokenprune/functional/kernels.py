@@ -110,7 +110,8 @@ class Laplacian(Kernel):
         return offsets, _inverse_bandwidth(offsets.abs().sum(-1), valid)
 
     def block(self, x: Tensor, y: Tensor, factor: Tensor) -> Tensor:  # noqa: D102
-        return torch.cdist(x, y * factor[..., None], p=1).neg().exp()
+        scale = factor[:, :1, None]  # the same for all tokens of a row
+        return torch.cdist(x / scale, y, p=1).mul_(-scale).exp_()
 
 
 def _points(vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,7 +178,7 @@ class KernelMatrix:
         valid = features.new_ones(features.shape[:2], dtype=torch.bool) if valid is None else valid
         vectors, factor = KERNELS[kernel].points(features, valid)
         quality = torch.ones_like(factor) if quality is None else quality.to(factor)
-        return cls(KERNELS[kernel], vectors, factor / bandwidth, quality)
+        return cls(KERNELS[kernel], vectors.contiguous(), factor / bandwidth, quality)
 
     def diagonal(self) -> Tensor:
         """(B, N)."""

@@ -1,4 +1,4 @@
-"""The ways to run a greedy loop; all return the same picks."""
+"""The ways to run a greedy loop; all return the same picks, up to the rounding of gains that are nearly equal."""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ and where the loop stands is a tensor. On a GPU the k launches of a few kernels 
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable
 
 import torch
@@ -43,16 +45,23 @@ def _repeat(step: Callable[[], None], times: int, device: torch.device) -> None:
             step()
         return
     with torch.cuda.device(device):
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        current, (side, pool) = torch.cuda.current_stream(), _place(torch.cuda.current_device(), threading.get_ident())
         side.wait_stream(current)
-        graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(side):
             step()
-            graph.capture_begin(capture_error_mode="thread_local")  # torch.cuda.graph would empty the allocator's cache
+            graph = torch.cuda.CUDAGraph()
+            # Not torch.cuda.graph, which empties the allocator's cache.
+            graph.capture_begin(pool=pool.id, capture_error_mode="thread_local")  # type: ignore[arg-type]
             try:
                 step()
             finally:
                 graph.capture_end()
+            for _ in range(times - 1):
+                graph.replay()
         current.wait_stream(side)
-        for _ in range(times - 1):
-            graph.replay()
+
+
+@functools.cache
+def _place(device: int, thread: int) -> tuple[torch.cuda.Stream, torch.cuda.MemPool]:
+    """Where a thread's graphs run, one after another, and the memory that they use in turn."""
+    return torch.cuda.Stream(), torch.cuda.MemPool()  # type: ignore[no-untyped-call]

@@ -54,8 +54,8 @@ class CDPruner(Pruner):
             exp(alpha r), alpha = theta / (2 (1 - theta)).
         theta: weight of relevance against diversity in the exponential form, in [0, 1); 0 is a plain DPP.
         features: what S compares: ``own``, or ``timm:<model>`` for the patches of another encoder.
-        loop: how the same picks are found: ``blocks``: many at a time, partly on the host; ``steps``: one at a time, on
-            a GPU as a CUDA graph.
+        loop: how the picks are found, the same up to rounding: ``blocks``: many at a time, partly on the host;
+            ``steps``: one at a time, on a GPU as a CUDA graph.
     """
 
     conditioning: str = "clip_text"

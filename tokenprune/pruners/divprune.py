@@ -28,8 +28,8 @@ class DivPrune(Pruner):
 
     Attributes:
         features: what distances are of: ``own``, or ``timm:<model>`` for the patches of another encoder.
-        loop: how the same picks are found: ``blocks``: many at a time, partly on the host; ``steps``: one at a time, on
-            a GPU as a CUDA graph.
+        loop: how the picks are found, the same up to rounding: ``blocks``: many at a time, partly on the host;
+            ``steps``: one at a time, on a GPU as a CUDA graph.
     """
 
     features: str = OWN
