@@ -82,7 +82,7 @@ def lazy_greedy(criterion: Criterion, gain: Tensor, floor: Tensor, k: int) -> Te
     rank = torch.full((batch, n), k, device=gain.device)  # which pick a token was; k: none so far
     done = [0] * batch
     while True:
-        size = min(n, max(size, CANDIDATES[0]), CANDIDATES[1], 2 * (k - min(done)))
+        size = min(n, max(min(size, 2 * (k - min(done))), CANDIDATES[0]), CANDIDATES[1])
         gain = torch.where(gain > floor, gain, NEVER).masked_fill_(rank < k, NEVER)
         best = gain.sort(dim=1, descending=True, stable=True)
         candidates = best.indices[:, :size].sort(1).values
