@@ -63,14 +63,22 @@ def methods(layers: int) -> dict[str, tuple[Pruner, Budget | None]]:
     }
 
 
-def config_of_llava(width: int, layers: int, heads: int) -> LlavaConfig:
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """The options that say which LLM is measured."""
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--heads", type=int, help="default: one for 64 of the width")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+
+
+def config_of_llava(width: int, layers: int, heads: int | None = None) -> LlavaConfig:
     """A LLaVA with a small vision tower."""
     text = LlamaConfig(
         vocab_size=1000,
         hidden_size=width,
         intermediate_size=width * 8 // 3,
         num_hidden_layers=layers,
-        num_attention_heads=heads,
+        num_attention_heads=heads or width // 64,
     )
     vision = CLIPVisionConfig(
         hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=336, patch_size=14
@@ -78,7 +86,7 @@ def config_of_llava(width: int, layers: int, heads: int) -> LlavaConfig:
     return LlavaConfig(vision_config=vision, text_config=text, image_token_index=999, image_seq_length=IMAGE)
 
 
-def build(width: int, layers: int, heads: int, dtype: torch.dtype = torch.float32) -> Any:
+def build(width: int, layers: int, heads: int | None = None, dtype: torch.dtype = torch.float32) -> Any:
     """The model, of random weights."""
     torch.manual_seed(0)
     config = config_of_llava(width, layers, heads)
@@ -214,10 +222,7 @@ def point(model: Any, pruner: Pruner | None, budget: Budget | None, turns: int, 
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--heads", type=int, help="default: one for 64 of the width")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add_sizes(parser)
     parser.add_argument("--steps", type=int, default=16, help="tokens decoded in a turn")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--turns", type=int, default=15)
@@ -225,9 +230,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/in_llm.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model = build(
-        arguments.width, arguments.layers, arguments.heads or arguments.width // 64, getattr(torch, arguments.dtype)
-    )
+    model = build(arguments.width, arguments.layers, arguments.heads, getattr(torch, arguments.dtype))
     points: dict[str, tuple[Pruner | None, Budget | None]] = {"unpruned": (None, None)}
     points |= {name: what for name, what in methods(arguments.layers).items() if arguments.only in name}
     results = [

@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from in_llm import IMAGE, config_of_llava, seconds
+from in_llm import IMAGE, add_sizes, config_of_llava, seconds
 from machine import facts
 from rich.console import Console
 from rich.progress import track
@@ -70,15 +70,12 @@ def point(adapter: ModelAdapter, pruner: Any, keep: int, turns: int) -> dict[str
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--heads", type=int, help="default: one for 64 of the width")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add_sizes(parser)
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pre_llm.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    config = config_of_llava(arguments.width, arguments.layers, arguments.heads or arguments.width // 64)
+    config = config_of_llava(arguments.width, arguments.layers, arguments.heads)
     adapter = untrained("benchmark", config, dtype=arguments.dtype).load()
     points = [(name, keep) for name in PRUNERS for keep in (IMAGE, 192, 64)]
     results = [

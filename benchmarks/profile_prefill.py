@@ -49,7 +49,7 @@ def main() -> None:
     if arguments.method not in known:
         parser.error(f"--method {arguments.method!r} is not one of {', '.join(known)}")
     torch.set_num_threads(1)
-    run = Run(build(arguments.width, arguments.layers, arguments.width // 64), *known[arguments.method])
+    run = Run(build(arguments.width, arguments.layers), *known[arguments.method])
     turns = [(operations(run.ours), operations(run.bound)) for _ in range(arguments.turns + 1)][1:]
     names = sorted({name for pair in turns for spent in pair for name in spent})
     found = {name: [median(pair[i].get(name, 0.0) for pair in turns) for i in range(2)] for name in names}
