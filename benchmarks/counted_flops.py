@@ -88,6 +88,7 @@ def adapter_of(model: Any) -> ModelAdapter:
     return adapter_class(model.config.model_type)(model, stand_in(model.config))
 
 
+@torch.no_grad()
 def pruned(model: Any, inputs: dict[str, Tensor]) -> dict[str, int]:
     """Count a forward that is really pruned."""
     adapter = adapter_of(model)

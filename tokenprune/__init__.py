@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from tokenprune.embedded.model import load_embedded
     from tokenprune.errors import TokenPruneError
     from tokenprune.pruners.base import Pruner, ScorePruner, create_pruner, register_pruner
-    from tokenprune.pruning import Trace, prune
+    from tokenprune.pruning import Attached, Trace, UnprunedWarning, attach, prune
     from tokenprune.timm_vit.prune import prune_vit
     from tokenprune.types import ModelSpec, OperationPlan, Signal, TokenSelection, VisualTokens
 
 _HOMES = {
+    "Attached": "pruning",
     "Budget": "budget",
     "ModelAdapter": "adapters.base",
     "ModelSpec": "types",
@@ -32,7 +33,9 @@ _HOMES = {
     "TokenPruneError": "errors",
     "TokenSelection": "types",
     "Trace": "pruning",
+    "UnprunedWarning": "pruning",
     "VisualTokens": "types",
+    "attach": "pruning",
     "create_pruner": "pruners.base",
     "load_embedded": "embedded.model",
     "prune": "pruning",
@@ -42,6 +45,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Attached",
     "Budget",
     "ModelAdapter",
     "ModelSpec",
@@ -52,8 +56,10 @@ __all__ = [
     "TokenPruneError",
     "TokenSelection",
     "Trace",
+    "UnprunedWarning",
     "VisualTokens",
     "__version__",
+    "attach",
     "create_pruner",
     "load_embedded",
     "prune",

@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from contextvars import Token
+import inspect
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.cache_argument import CACHE, renamed
+from tokenprune.adapters.cache_argument import CACHE, cache_of, renamed
 from tokenprune.adapters.hooks import InsideLLM
-from tokenprune.adapters.inputs import CHUNKS_WORK, PIXELS, PrunedInputs, without_pixels
-from tokenprune.adapters.turns import COLUMNS, TYPES, Turn, new_images, split_at_cache
+from tokenprune.adapters.inputs import (
+    CHUNKS_WORK,
+    COLUMN,
+    PIXELS,
+    PrunedInputs,
+    as_tensors,
+    check_one_prompt_a_row,
+    without_pixels,
+)
+from tokenprune.adapters.stopwatch import now
+from tokenprune.adapters.turns import (
+    COLUMNS,
+    TYPES,
+    Note,
+    Turn,
+    cached_text,
+    new_images,
+    remember,
+    remembered,
+    split_at_cache,
+)
+from tokenprune.adapters.wrapped import EMBEDDED
 from tokenprune.budget import Budget
+from tokenprune.callbacks import WholePrompt
 from tokenprune.errors import ModelError
 from tokenprune.pruners.base import Pruner
 from tokenprune.trace import PrunedCall, Trace, stage_traces
+
+_RUN: ContextVar[Run | None] = ContextVar("tokenprune_run", default=None)
 
 
 @dataclass(eq=False)
@@ -35,8 +59,6 @@ class Run:
         turn: to be remembered with the cache; None if this call brings no images.
         inside: what prunes inside the LLM, now or when the cache was filled; None if nothing does.
         waiting: columns of the prompt that have not gone through the LLM.
-        started: when the forward that is under way began, seconds.
-        token: to end the run with the forward that began it; None if ``generate`` began it.
     """
 
     block: Block
@@ -46,32 +68,54 @@ class Run:
     turn: Turn | None = None
     inside: InsideLLM | None = None
     waiting: int = 0
-    started: float = 0.0
-    token: Token[Run | None] | None = None
 
-    def prefilled(self, columns: int, seconds: float) -> None:
-        """Note a forward of the model over some columns of the prompt."""
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Calls of the model in this ``with`` block are parts of this run; it lies within one function."""
+        token = _RUN.set(self)
+        try:
+            with self.inside or nullcontext():
+                yield
+        finally:
+            _RUN.reset(token)
+
+    def forward(self, original: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """A forward of the model over pruned inputs: some columns of the prompt, or new tokens."""
+        first = self.waiting and self.waiting == self.arguments["input_ids"].shape[1]
+        if kwargs.get("input_ids") is None or (first and _grown(kwargs.get(CACHE), self.arguments.get(CACHE))):
+            raise ModelError(EMBEDDED)
+        if all(kwargs.get(name) is None for name in ("attention_mask", CACHE)):
+            # Without a mask and a cache, transformers takes gaps in the position ids for packed prompts.
+            kwargs = {**kwargs, "attention_mask": torch.ones_like(kwargs["input_ids"])}
+        if self.waiting <= 0:
+            return original(**kwargs)
+        device = self.block.adapter.model.device
+        started = now(device)
+        output = original(**kwargs)
         if self.pruned is not None:
-            self.pruned.seconds["prefill"] = self.pruned.seconds.get("prefill", 0.0) + seconds
-        self.waiting -= columns
+            seconds = self.pruned.seconds
+            seconds["prefill"] = seconds.get("prefill", 0.0) + now(device) - started
+        self.waiting -= kwargs["input_ids"].shape[1]
+        return output
 
     def finish(self, cache: Any) -> None:
         """Note what was done, once the model has returned."""
         if self.pruned is not None and self.images is not None:
-            self.block.trace.calls.append(_call(self.pruned, self.images))
+            self.block.trace.calls.append(_call(self.pruned, self.images, features=self.block.trace_features))
         if self.turn is not None and cache is not None:
-            self.block.turns[cache] = self.turn
+            self.block.notes.add(remember(self.turn, cache, self.block))
 
 
 @dataclass(eq=False)
 class Block:
-    """An open block.
+    """An open block; see ``interception.Handler`` for its calls.
 
     Attributes:
         adapter, pruner, budget: what prunes.
         question: of all rows, or of each, or None to read it off the prompts.
         trace: for the user.
-        turns: the pruned prompt of each cache that was filled in this block.
+        trace_features: whether the trace holds features that a pruner made.
+        notes: of caches that were filled in this block and live still.
     """
 
     adapter: ModelAdapter
@@ -79,56 +123,95 @@ class Block:
     budget: Budget | None
     question: str | Sequence[str] | None
     trace: Trace = field(default_factory=Trace)
-    turns: WeakKeyDictionary[Any, Turn] = field(default_factory=WeakKeyDictionary)
+    trace_features: bool = False
+    notes: weakref.WeakSet[Note] = field(default_factory=weakref.WeakSet)
 
-    def generate(self, original: Callable[..., Any], run: Run, caller: Tensor) -> Any:
-        """Generate from pruned inputs, and give the sequences the caller's prompt back.
+    def passes(self, entry: str, kwargs: dict[str, Any]) -> bool:
+        """Whether a call is a part of a run of this block and needs nothing; in decoding, that is each forward."""
+        run = _RUN.get()
+        if run is None or run.block is not self:
+            return False
+        seen = kwargs.get("attention_mask") is not None or kwargs.get(CACHE) is not None
+        return entry == "generate" or (run.waiting <= 0 and seen and kwargs.get("input_ids") is not None)
 
-        Args:
-            original: the model's own ``generate``.
-            run: of ``rewrite``.
-            caller: (B, L) the caller's ``input_ids``.
-        """
-        shown = run.arguments["input_ids"].shape[1]
-        model = self.adapter.model
-        options = _lengths(model, run.arguments, caller.shape[1] - shown)
-        with run.inside or nullcontext():
-            output = original(**{**run.arguments, **options, **({"disable_compile": True} if run.inside else {})})
+    def call(self, entry: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Prune the images in a call."""
+        run, arguments = _RUN.get(), renamed(_named(original, args, kwargs))
+        if run is not None and run.block is self:
+            return run.forward(original, arguments)
+        if entry == "generate":
+            return self._generate(original, arguments)
+        run = self._rewrite(arguments, generating=False)
+        if run is None:
+            return original(*args, **kwargs)
+        with run.under_way():
+            output = run.forward(original, run.arguments)
+        run.finish(cache_of(output))
+        return output
+
+    def _generate(self, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """Generate from pruned inputs, and give the sequences the caller's prompt back."""
+        if (ids := arguments.pop("inputs", None)) is not None:
+            arguments["input_ids"] = ids
+        with torch.no_grad():
+            run = self._rewrite(arguments, generating=True)
+        if run is None:
+            return original(**arguments)
+        model, given = self.adapter.model, run.arguments
+        prompt = WholePrompt(arguments["input_ids"], given["input_ids"].shape[1])
+        beams = max(1, _setting(model, given, "num_beams"))
+        options = _lengths(model, given, prompt.ids.shape[1] - prompt.shown)
+        options |= prompt.callbacks(given, max(beams, _setting(model, given, "num_return_sequences")) // beams)
+        if run.inside is not None:
+            options["disable_compile"] = True  # hooks are Python; on a GPU a static cache would compile the model
+        with run.under_way():
+            output = original(**{**given, **options})
         sequences = getattr(output, "sequences", output)
-        copies = len(sequences) // len(caller)
-        cache = getattr(output, CACHE, run.arguments.get(CACHE))
-        alike = copies == 1 and _setting(model, run.arguments, "num_beams") <= 1  # else its rows are not the caller's
-        run.finish(cache if alike else None)
-        prompt = caller.repeat_interleave(copies, 0).to(sequences.device)
-        sequences = torch.cat([prompt, sequences[:, shown:]], 1)
+        alike = len(sequences) == len(prompt.ids) and beams == 1  # else its rows are not the caller's
+        run.finish(getattr(output, CACHE, given.get(CACHE)) if alike else None)
+        sequences = prompt.restore(sequences)
         if isinstance(output, Tensor):
             return sequences
         output.sequences = sequences
         return output
 
-    def rewrite(self, arguments: Mapping[str, Any], *, generating: bool) -> Run | None:
+    def _rewrite(self, arguments: dict[str, Any], *, generating: bool) -> Run | None:
         """Prune the images in the arguments of a call; None if it has none and continues no pruned prompt."""
-        arguments = renamed(arguments)
         cache, ids = arguments.get(CACHE), arguments.get("input_ids")
-        turn = self.turns.get(cache) if cache is not None else None
+        turn = remembered(cache, self.notes, self)
         if turn is not None:
             return self._continue(turn, arguments, generating=generating)
         marked = ids is not None and bool(self.adapter.placeholders(ids).any())
-        if not marked and not {*PIXELS.values(), "inputs_embeds"} & arguments.keys():
+        brought = any(arguments.get(name) is not None for name in (*PIXELS.values(), "inputs_embeds"))
+        if not marked and not brought:
             return None
-        if "mm_encoder_outputs" in arguments:
+        if arguments.get("mm_encoder_outputs") is not None:
             raise ModelError("the images are encoded already, so that they cannot be pruned; give pixel_values")
-        if cache is not None and int(cache.get_seq_length()):
-            raise ModelError(f"{CACHE} was not filled in this block; prune all turns of a conversation in one block")
-        if ids is not None and generating:
-            self._check_generation(ids, arguments)
-        elif ids is not None:  # a forward numbers the columns, padding included
-            arguments = {"position_ids": self.adapter.forward_positions(arguments), **arguments}
-        return self._prune(arguments)
+        if ids is not None:
+            arguments = self._with_positions(arguments, generating=generating)
+        if cache is None or not int(cache.get_seq_length()):
+            return self._prune(arguments)
+        text = cached_text(arguments, self.adapter.placeholders, self.adapter.positions(arguments))
+        return self._continue(text, {**arguments, "position_ids": None}, generating=generating)
+
+    def _with_positions(self, arguments: dict[str, Any], *, generating: bool) -> dict[str, Any]:
+        """The position ids that the caller gave, in the shape that is pruned, or those that the model would number."""
+        positions = arguments.get("position_ids")
+        if generating:
+            self._check_generation(arguments["input_ids"], arguments)
+        else:
+            check_one_prompt_a_row(arguments)
+        if positions is not None:
+            return {**arguments, "position_ids": self.adapter.given_positions(positions, arguments)}
+        if generating:
+            return arguments
+        # A forward numbers the columns, padding included.
+        return {**arguments, "position_ids": self.adapter.forward_positions(arguments)}
 
     def _check_generation(self, ids: Tensor, arguments: Mapping[str, Any]) -> None:
         pad = self.adapter.processor.tokenizer.pad_token_id
-        if "attention_mask" not in arguments and len(ids) > 1 and (ids[:, [0, -1]] == pad).any():
+        padded = pad is not None and bool((ids[:, [0, -1]] == pad).any())
+        if arguments.get("attention_mask") is None and len(ids) > 1 and padded:
             raise ModelError("the prompts are padded, so that generate needs their attention_mask")
         if not CHUNKS_WORK and _setting(self.adapter.model, arguments, "prefill_chunk_size"):
             raise ModelError(
@@ -136,26 +219,34 @@ class Block:
             )
 
     def _prune(self, arguments: Mapping[str, Any]) -> Run:
-        ids = arguments.get("input_ids")
+        ids, wanted = arguments.get("input_ids"), arguments.get("logits_to_keep")
         questions = [self.question] * len(ids) if isinstance(self.question, str) and ids is not None else self.question
+        if ids is not None and not isinstance(wanted, int | None):
+            arguments = {**arguments, COLUMN: torch.arange(ids.shape[1], device=ids.device).expand_as(ids)}
+        if ids is not None:
+            arguments = as_tensors(self.adapter.model, arguments)
         pruned = self.adapter.prune_inputs(arguments, self.pruner, self.budget, questions)
         inputs = pruned.inputs
         assert ids is not None  # prune_inputs would have refused
+        if (column := inputs.pop(COLUMN, None)) is not None:
+            inputs["logits_to_keep"] = _columns(wanted, column, ids.shape[1])
         images = torch.bincount(torch.tensor(pruned.layout.item_rows), minlength=len(ids)).to(ids.device)
-        pixels = len(arguments.get("pixel_values", ()))
-        turn = Turn(
-            ids, {name: inputs[name] for name in TYPES.union(COLUMNS) & inputs.keys()}, images, pixels, pruned.inside
-        )
+        pixels = len(arguments["pixel_values"]) if arguments.get("pixel_values") is not None else 0
+        shown = {name: inputs[name] for name in TYPES.union(COLUMNS) if inputs.get(name) is not None}
+        turn = Turn(ids, shown, images, pixels, pruned.inside)
         return Run(self, inputs, pruned, images, turn, pruned.inside, waiting=inputs["input_ids"].shape[1])
 
     def _continue(self, turn: Turn, arguments: Mapping[str, Any], *, generating: bool) -> Run:
         """Translate a later turn to what the cache holds, and prune the images that are new in it."""
-        known, fresh = split_at_cache(turn, arguments, int(arguments[CACHE].get_seq_length()))
+        cache = arguments[CACHE]
+        known, fresh = split_at_cache(turn, arguments, int(cache.get_seq_length()))
         whole = known["input_ids"].shape == known["attention_mask"].shape
         added = self.adapter.count_images(fresh["input_ids"])
         new = new_images(turn, arguments.get("pixel_values"), added)
         rest = without_pixels(self.adapter.model, arguments)
         run = Run(self, rest | fresh, inside=turn.inside)
+        if turn.inside is not None:
+            turn.inside.resume(cache)
         if turn.inside is not None and (new is not None or added.any()):
             raise ModelError(
                 "later turns cannot bring images if the pruner works inside the LLM; give them all at first"
@@ -166,6 +257,11 @@ class Block:
                     "a turn that brings images needs the whole conversation in input_ids, from its beginning"
                 )
             run = self._prune({**run.arguments, "pixel_values": new})
+            if run.inside is not None:
+                raise ModelError(
+                    "a pruner inside the LLM needs the whole prompt in one forward, but the cache holds the turns "
+                    "before its image already; leave the cache"
+                )
         joined = {name: torch.cat([column, run.arguments[name]], -1) for name, column in known.items()}
         if run.turn is not None:
             images, pixels = turn.images + run.turn.images, turn.pixels + run.turn.pixels
@@ -177,20 +273,46 @@ class Block:
         return run
 
 
-def _call(pruned: PrunedInputs, images: Tensor) -> PrunedCall:
+class Unpruned:
+    """The handler of a block in which nothing is meant to be pruned."""
+
+    def passes(self, entry: str, kwargs: dict[str, Any]) -> bool:
+        """Always."""
+        return True
+
+    def call(self, entry: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the model itself answers."""
+        return original(*args, **kwargs)
+
+
+def _named(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name."""
+    return dict(zip(inspect.signature(function).parameters, args, strict=False)) | kwargs
+
+
+def _grown(cache: Any, given: Any) -> bool:
+    """Whether a prompt's first forward gets a cache that holds something, though the call came without one."""
+    return cache is not None and given is None and bool(int(cache.get_seq_length()))
+
+
+def _call(pruned: PrunedInputs, images: Tensor, *, features: bool) -> PrunedCall:
     """What the trace tells of a call that is over; a selection inside the LLM is no part of the prefill's time."""
     stages = stage_traces(pruned, len(images))
     inside = pruned.inside.seconds["selection"] if pruned.inside else 0.0
     seconds = {"prefill": 0.0, **pruned.seconds}
     seconds |= {"selection": seconds["selection"] + inside, "prefill": seconds["prefill"] - inside}
-    before = pruned.layout.free_tokens()
-    return PrunedCall(pruned.selection, stages, list(zip(before, stages[-1].counts, strict=True)), seconds)
+    before, selection = pruned.layout.free_tokens(), pruned.selection
+    if selection is not None and not features:
+        selection = selection.without_features()
+    return PrunedCall(selection, stages, list(zip(before, stages[-1].counts, strict=True)), seconds)
 
 
 def _setting(model: Any, arguments: Mapping[str, Any], name: str) -> int:
     """What ``generate`` goes by: an argument, a given generation config, or the model's; 0 if none says."""
+    if name in arguments:
+        return int(arguments[name] or 0)
     configs = (arguments.get("generation_config"), model.generation_config)
-    values = (arguments.get(name), *(getattr(config, name, None) for config in configs))
+    values = (getattr(config, name, None) for config in configs)
     return next((int(value) for value in values if value is not None), 0)
 
 
@@ -202,3 +324,29 @@ def _lengths(model: Any, arguments: Mapping[str, Any], removed: int) -> dict[str
         if limit and not _setting(model, arguments, stronger):
             limits[name] = limit - removed
     return limits
+
+
+def _columns(wanted: Any, column: Tensor, length: int) -> Tensor:
+    """(n,) long: where the caller's columns are in a prompt that lost some.
+
+    Args:
+        wanted: which, as an index of a tensor's axis: numbers, a mask or a slice.
+        column: (B, L') long, the caller's columns that stay; -1 for padding.
+        length: L, columns of the caller.
+
+    Raises:
+        ModelError: if one left, or its place is not the same in all rows.
+    """
+    index = wanted if isinstance(wanted, slice | Tensor) else torch.as_tensor(wanted)
+    index = index.to(column.device) if isinstance(index, Tensor) else index
+    asked = torch.arange(length, device=column.device)[index].flatten()
+    found = column[:, None] == asked[:, None]  # (B, n, L')
+    if not bool(found.any(-1).all()):
+        gone = asked[~found.any(-1).all(0)].tolist()
+        raise ModelError(
+            f"logits_to_keep asks for columns {gone}, of visual tokens that were dropped or of padding; ask for others"
+        )
+    places = found.long().argmax(-1)
+    if bool((places != places[:1]).any()):
+        raise ModelError("logits_to_keep asks for columns that are at other places in each row of the pruned prompts")
+    return places[0]

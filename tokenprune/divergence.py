@@ -66,6 +66,8 @@ class Batch:
         requires: signals that pruners will ask for before the LLM.
     """
 
+    @torch.no_grad()
+    @torch.no_grad()
     def __init__(
         self, adapter: ModelAdapter, samples: Sequence[Sample], objective: Objective, requires: frozenset[Signal]
     ) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.cache_argument import cache_of
 from tokenprune.adapters.encoded import Encoded
@@ -53,6 +55,7 @@ class Evaluator:
     task: Task
     max_new_tokens: int
 
+    @torch.no_grad()
     def ask(self, samples: Sequence[Sample], cells: Iterable[Cell]) -> Asked:
         """Prepare questions and encode their images, once for all cells that will answer them.
 
@@ -127,6 +130,7 @@ class Evaluator:
             measured["timing_batch"] = len(batch)
         return measured
 
+    @torch.no_grad()
     def _stages(self, cell: Cell, batch: Sequence[Sample]) -> Stages:
         prepared = self.adapter.prepare(batch)  # not encoded yet, so that all of it is timed
         pruned = self.adapter.prune_inputs(prepared.inputs, cell.pruner, cell.budget, prepared.questions, samples=batch)
@@ -134,6 +138,7 @@ class Evaluator:
         inside = pruned.inside.seconds["selection"] if pruned.inside else 0.0
         return Stages(pruned.seconds["vision"], pruned.seconds["selection"] + inside, prefill - inside)
 
+    @torch.no_grad()
     def _prune(self, cell: Cell, asked: Asked) -> PrunedInputs:
         inputs, questions = asked.prepared.inputs, asked.prepared.questions
         return self.adapter.prune_inputs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -31,7 +32,8 @@ class PrunedCall:
     """One call of the model whose images were pruned.
 
     Attributes:
-        selection: what stayed before the LLM, one row an image; None if everything did, or the images are unequal.
+        selection: what stayed before the LLM, one row an image; None if everything did, or the images are unequal. It
+            holds features that the pruner made only if that was asked for.
         stages: all stages in order, the one before the LLM included.
         counts: visual tokens (before the first stage, after the last) of each batch row.
         seconds: of ``vision`` (tower and projector), ``selection`` (signals and pruner, at all stages) and ``prefill``
@@ -70,10 +72,10 @@ class Trace:
     """The calls in a block.
 
     Attributes:
-        calls: those that brought images, in order.
+        calls: those that brought images, in order; of an attached pruner the last ones.
     """
 
-    calls: list[PrunedCall] = field(default_factory=list)
+    calls: MutableSequence[PrunedCall] = field(default_factory=list)
 
     @property
     def last(self) -> PrunedCall:
@@ -83,7 +85,7 @@ class Trace:
             TokenPruneError: if there was none.
         """
         if not self.calls:
-            raise TokenPruneError("nothing was pruned: the model was not called with an image in this block and thread")
+            raise TokenPruneError("nothing was pruned: the model was not called with an image in this block")
         return self.calls[-1]
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
@@ -160,6 +160,10 @@ class TokenSelection:
     def from_order(cls, order: Tensor, num_tokens: int, scores: Tensor | None = None) -> TokenSelection:
         """The selection of a greedy method from its picks, (B, K) in the order in which they were made."""
         return cls(order.sort(1).values, num_tokens, scores=scores, order=order)
+
+    def without_features(self) -> TokenSelection:
+        """The same choice, without the features that the method made."""
+        return self if self.merged is None else replace(self, merged=None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,7 +51,8 @@ class AutoAdapter(ModelAdapter):
         super().__init__(model, processor, **options)
         try:
             inputs = self.prepare([Sample("", _picture(), "what is this?", "")]).inputs
-            encoded = self.encode(inputs)
+            with torch.no_grad():
+                encoded = self.encode(inputs)
             self.spec = replace(self.spec, visual_tokens=len(encoded.features))
             self._check(inputs, encoded, kind)
         except ModelError:

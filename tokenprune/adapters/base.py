@@ -144,6 +144,15 @@ class ModelAdapter(ABC):
         ids = inputs["input_ids"]
         return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
 
+    def given_positions(self, positions: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """Position ids that a caller gave, as ``positions`` has them; here these are the same.
+
+        Args:
+            positions: of whatever shape the model takes.
+            inputs: of the call.
+        """
+        return positions
+
     def repacked(self, positions: Tensor, placeholder: Tensor, gone: Tensor) -> Tensor:
         """Position ids without gaps where tokens leave.
 
@@ -206,7 +215,7 @@ class ModelAdapter(ABC):
     def encode(self, inputs: Mapping[str, Any], requires: frozenset[Signal] = frozenset()) -> Encoded:
         """Run the vision tower and the projector on pixels; pruners may ask for the signals in ``requires`` then.
 
-        Gradients flow only if the model is in training mode.
+        Gradients flow as they do for the model itself: if torch is asked for them.
 
         Raises:
             ModelError: if prompts and images do not fit each other.

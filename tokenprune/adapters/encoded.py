@@ -54,9 +54,8 @@ def encode(adapter: ModelAdapter, inputs: Mapping[str, Any], requires: frozenset
     """See ``ModelAdapter.encode``."""
     # Transformers keeps only the hidden state that the projector reads, unless asked for all.
     options = {"output_hidden_states": True} if requires & OF_A_LAYER else {}
-    with torch.set_grad_enabled(torch.is_grad_enabled() and adapter.model.training):
-        given = [name for name, pixels in PIXELS.items() if inputs.get(pixels) is not None]
-        return _arrange(adapter, inputs, {name: encode_items(adapter.model, name, inputs, **options) for name in given})
+    given = [name for name, pixels in PIXELS.items() if inputs.get(pixels) is not None]
+    return _arrange(adapter, inputs, {name: encode_items(adapter.model, name, inputs, **options) for name in given})
 
 
 def _arrange(adapter: ModelAdapter, inputs: Mapping[str, Any], outputs: dict[str, Any]) -> Encoded:

@@ -17,7 +17,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tokenprune.adapters.alive import Alive
 from tokenprune.adapters.cache_argument import CACHE, cache_of
@@ -61,7 +63,7 @@ class InsideLLM:
     """
 
     def __init__(self, model: Any, steps: Sequence[Step], prompt: PromptTokens, active: Tensor | None = None) -> None:
-        self.decoder, self.steps, self.prompt = model.get_decoder(), tuple(steps), prompt
+        self.model, self.decoder, self.steps, self.prompt = model, model.get_decoder(), tuple(steps), prompt
         self.active = None if active is None or bool(active.all()) else active.cpu()
         self.kind = _check_decoder(self.decoder)
         self._windows = windows_of(self.decoder.config, len(self.decoder.layers))
@@ -73,34 +75,49 @@ class InsideLLM:
         self.stages: list[Alive] = []
         self.seconds = {"selection": 0.0}
         self._caches: WeakKeyDictionary[Any, dict[int, Alive]] = WeakKeyDictionary()
+        self._held: dict[int, Alive] | None = None  # what the last cache's layers held of the prompt
         self._open = ExitStack()
 
     def __enter__(self) -> InsideLLM:
-        decoder, stack = self.decoder, ExitStack()
-        stack.callback(_ACTIVE.reset, _ACTIVE.set(self))
-        handles = [
-            decoder.register_forward_pre_hook(self._begin, with_kwargs=True),
-            decoder.register_forward_hook(self._end, always_call=True),
-            decoder.rotary_emb.register_forward_hook(self._rotated, with_kwargs=True),
-        ]
+        _check_uncompiled(self.model, self.decoder)
+        with ExitStack() as stack:  # closes again if it is interrupted
+            stack.callback(_ACTIVE.reset, _ACTIVE.set(self))
+            stack.callback(_FORWARD.reset, _FORWARD.set(None))  # an interrupted forward does not end itself
+            for handle in self._hooks():
+                stack.callback(handle.remove)
+            for index in self._partial():
+                stack.enter_context(tapped(self.decoder.layers[index].self_attn, self._asking))
+            for step in self.steps:
+                if step.selector.scoring_layer == "previous" and step.selector.requires & ATTENDED:
+                    stack.enter_context(tapped(self.decoder.layers[_layer(step) - 1].self_attn, self._attended))
+            self._open = stack.pop_all()
+        return self
+
+    def _hooks(self) -> Iterator[RemovableHandle]:
+        decoder = self.decoder
+        yield decoder.register_forward_pre_hook(self._begin, with_kwargs=True)
+        yield decoder.register_forward_hook(self._end, always_call=True)
+        yield decoder.rotary_emb.register_forward_hook(self._rotated, with_kwargs=True)
         for index in range(self._first(), len(decoder.layers)):
             hook = functools.partial(self._before_layer, index)
-            handles.append(decoder.layers[index].register_forward_pre_hook(hook, with_kwargs=True))
-        for index in () if self.active is None else (~self.active.all(2).all(1)).nonzero().flatten().tolist():
-            handles += operation_hooks(decoder.layers[index], self._running)
-            stack.enter_context(tapped(decoder.layers[index].self_attn, self._asking))
-        for handle in handles:
-            stack.callback(handle.remove)
-        for step in self.steps:
-            if step.selector.scoring_layer == "previous" and step.selector.requires & ATTENDED:
-                stack.enter_context(tapped(decoder.layers[_layer(step) - 1].self_attn, self._attended))
-        self._open = stack
-        return self
+            # Before hooks of the user's, which then see what the layer sees.
+            yield decoder.layers[index].register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+        for index in self._partial():
+            yield from operation_hooks(decoder.layers[index], self._running)
+
+    def _partial(self) -> list[int]:
+        """Layers in which not everything runs."""
+        active = self.active
+        return [] if active is None else (~active.all(2).all(1)).nonzero().flatten().tolist()
+
+    def resume(self, cache: Any) -> None:
+        """Note that a cache, perhaps a copy, holds the prompt as the last one did that was filled."""
+        if self._held is not None:
+            self._caches.setdefault(cache, self._held)
 
     def _first(self) -> int:
         """The first layer that sees less than the prompt, or does less with it."""
-        partial = [] if self.active is None else (~self.active.all(2).all(1)).nonzero().flatten().tolist()
-        return int(min([*(_layer(step) for step in self.steps), *partial]))
+        return int(min([*(_layer(step) for step in self.steps), *self._partial()]))
 
     def _running(self) -> Running | None:
         forward = _FORWARD.get()
@@ -134,7 +151,8 @@ class InsideLLM:
             return None
         arguments = _named(decoder, args, kwargs)
         cache = arguments.get(CACHE)
-        held = self._caches.get(cache) if cache is not None else None
+        _check_checkpointing(decoder, self._first(), operations=self.active is not None)
+        held = self._caches.get(cache) if cache is not None and int(cache.get_seq_length()) else None
         forward = self._prefill(arguments, cache) if held is None else self._decode(arguments, cache, held)
         _FORWARD.set(forward)
         return None if forward.stack is None else ((), {**arguments, **forward.stack.left})
@@ -174,7 +192,7 @@ class InsideLLM:
                 # What generate added to the prompt is decoded like all that comes later, and may be taken back.
                 added = forward.embeds.shape[1] - self.prompt.columns
                 held = {alive: alive.first(alive.slots.shape[1] - added) for alive in forward.layers.values()}
-                self._caches[cache] = {i: held[alive] for i, alive in forward.layers.items()}
+                self._held = self._caches[cache] = {i: held[alive] for i, alive in forward.layers.items()}
 
     def _rotated(self, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any = None) -> None:
         if _ACTIVE.get() is self and (forward := _FORWARD.get()):
@@ -184,6 +202,7 @@ class InsideLLM:
         if _ACTIVE.get() is self and (forward := _FORWARD.get()):
             forward.note(what)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled layers are compiled without what prunes
     def _before_layer(
         self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: Arguments | None = None
     ) -> tuple[tuple[Any, ...], Arguments] | None:
@@ -193,7 +212,36 @@ class InsideLLM:
         arguments = _named(layer, args, kwargs)
         if forward.idle(index, arguments):
             return None
-        return (), forward.enter(index, layer, arguments)
+        entered = forward.enter(index, layer, arguments)
+        return (entered.pop("hidden_states"),), entered  # where decoders of transformers put them, and others look
+
+
+def _check_uncompiled(model: Any, decoder: Any) -> None:
+    """Refuse compiled code that begins above the layers: made without hooks, it would run without them, unnoticed."""
+    for module in (model, model.base_model, decoder):
+        called = (module._compiled_call_impl, getattr(vars(module).get("forward"), "_torchdynamo_orig_callable", None))
+        if any(way is not None for way in called):
+            raise ModelError(
+                f"{type(module).__name__} is compiled as a whole, which leaves out what prunes inside the LLM; compile "
+                "its layers (for layer in model.get_decoder().layers: layer.compile()), or prune before the LLM"
+            )
+
+
+# Later versions checkpoint a layer's forward; earlier ones its call, so that hooks would run again in the backward
+# pass.
+HOOKS_RUN_ONCE = "__init_subclass__" in vars(GradientCheckpointingLayer)
+
+
+def _check_checkpointing(decoder: Any, first: int, *, operations: bool) -> None:
+    """Refuse gradient checkpointing where a layer's second run would not do what the first did."""
+    layer = decoder.layers[first]
+    on = getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled()
+    if on and (operations or not HOOKS_RUN_ONCE):
+        raise ModelError(
+            "gradient checkpointing runs layers again in the backward pass, where nothing prunes inside them; call "
+            "model.gradient_checkpointing_disable(), or prune before the LLM"
+            + ("" if HOOKS_RUN_ONCE else " or take transformers >= 5.23")
+        )
 
 
 def _splits(active: Tensor) -> bool:

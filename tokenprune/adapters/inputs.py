@@ -10,13 +10,16 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
 
+from tokenprune.adapters.cache_argument import CACHE
 from tokenprune.adapters.layout import Choice, Layout
 from tokenprune.errors import ModelError
 from tokenprune.types import TokenSelection
@@ -82,7 +85,17 @@ def unpack(inputs: Mapping[str, Any] | PrunedInputs) -> tuple[Mapping[str, Any],
 # Earlier versions lose the images, pruned or not, when the prompt goes through the LLM in chunks.
 CHUNKS_WORK = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23)
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
-FILL = {"attention_mask": 0, "token_type_ids": 0, "mm_token_type_ids": 0, "position_ids": 0, "labels": -100}
+COLUMN = "column"  # the number of each column of the prompt, for who wants to know which ones stay
+FILL = {
+    "attention_mask": 0,
+    "token_type_ids": 0,
+    "mm_token_type_ids": 0,
+    "position_ids": 0,
+    "labels": -100,
+    COLUMN: -1,
+}
+# By these, attention kernels tell apart several prompts in one row.
+PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 
 
 def real_tokens(inputs: Mapping[str, Any]) -> Tensor:
@@ -118,6 +131,28 @@ def check(inputs: Mapping[str, Any], placeholder: Tensor) -> None:
         raise ModelError("an image is given, but the prompt has no placeholder for it")
     if bool((placeholder & ~real_tokens(inputs)).any()):
         raise ModelError("attention_mask hides image placeholders; it may hide padding only")
+
+
+def check_one_prompt_a_row(inputs: Mapping[str, Any]) -> None:
+    """Refuse rows of several prompts, as padding-free training packs them: a pruned row would become one prompt.
+
+    Args:
+        inputs: of a forward. Without a mask and a cache, transformers takes each place where the (text) position ids do
+            not go on by one for the beginning of a prompt.
+
+    Raises:
+        ModelError: if there are several prompts in a row.
+    """
+    positions = inputs.get("position_ids")
+    packed = any(inputs.get(name) is not None for name in PACKED)
+    if positions is not None and inputs.get("attention_mask") is None and inputs.get(CACHE) is None:
+        text = positions if positions.dim() == 2 else positions[0] if len(positions) == 4 else positions[:0]
+        packed |= bool((text.diff(dim=-1) != 1).any())
+    if packed:
+        raise ModelError(
+            "a row holds several prompts (packed or padding-free), which cannot be pruned; give each prompt a row of "
+            "its own, with an attention_mask"
+        )
 
 
 def check_pixels(inputs: Mapping[str, Any], *leading: str, size: Sequence[int], modality: str = "image") -> None:
@@ -156,6 +191,19 @@ def _names(model: Any, modality: str, inputs: Mapping[str, Any]) -> list[str]:
     return [] if encoder is None else [name for name in inspect.signature(encoder).parameters if name in inputs]
 
 
+def as_tensors(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs as tensors: some of them models also take as lists or arrays, such as sizes of pictures.
+
+    Lists of pixels of unlike shapes stay what they are.
+    """
+    ids, made = inputs["input_ids"], dict(inputs)
+    for name in {*FILL, *(name for modality in PIXELS for name in _names(model, modality, inputs))}:
+        if isinstance(value := inputs.get(name), list | tuple | np.ndarray):
+            with suppress(ValueError, TypeError):
+                made[name] = torch.as_tensor(np.asarray(value), device=ids.device)
+    return made
+
+
 def without_pixels(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What is left if the inputs of the encoders are taken out."""
     pixels = {name for modality in PIXELS for name in _names(model, modality, inputs)}
@@ -183,7 +231,8 @@ def prune_prompt(
         pad_token_id: for rows that become shorter than others.
     """
     real, rest = real_tokens(inputs), without_pixels(model, inputs)
-    rest["attention_mask"] = inputs.get("attention_mask", real.long())
+    if rest.get("attention_mask") is None:
+        rest["attention_mask"] = real.long()
     rest["position_ids"] = inputs["position_ids"].expand(*inputs["position_ids"].shape[:-2], *real.shape)
     stay = real.clone()
     stay[placeholder] &= kept.to(real.device)
@@ -217,10 +266,11 @@ def shorten(inputs: Mapping[str, Any], stay: Tensor, pad_token_id: int) -> dict[
     def take(value: Tensor, filler: int) -> Tensor:
         return value.gather(-1, index.expand(*value.shape[:-1], -1)).masked_fill(~valid, filler)
 
-    return {name: take(value, fill[name]) if name in fill else value for name, value in inputs.items()}
+    aligned = {name for name in fill if inputs.get(name) is not None}
+    return {name: take(value, fill[name]) if name in aligned else value for name, value in inputs.items()}
 
 
 def fresh(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """A copy for one call: beam search replaces the visual tokens inside the encoder outputs that it is given."""
-    copied = {kind: copy.copy(output) for kind, output in inputs.get("mm_encoder_outputs", {}).items()}
+    copied = {kind: copy.copy(output) for kind, output in (inputs.get("mm_encoder_outputs") or {}).items()}
     return {**inputs, **({"mm_encoder_outputs": copied} if copied else {})}

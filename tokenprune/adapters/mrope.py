@@ -31,6 +31,25 @@ def mrope_positions(model: Any, inputs: Mapping[str, Any]) -> Tensor:
     return torch.cat([text_positions(real)[None], axes.to(real.device)])
 
 
+def all_axes(positions: Tensor, real: Tensor) -> Tensor:
+    """(4, B, L) position ids of any shape that such models take: (1 or B, L), or with an axis of three or four before.
+
+    Args:
+        positions: given by a caller; with one axis, images count like text.
+        real: (B, L) bool, False for padding.
+
+    Raises:
+        ModelError: if they have another number of axes.
+    """
+    axes = positions.to(real.device)
+    axes = (axes[None] if axes.dim() == 2 else axes).expand(-1, *real.shape)
+    if len(axes) == 1:
+        axes = axes.expand(3, -1, -1)
+    if len(axes) not in (3, 4):
+        raise ModelError(f"position_ids have {len(axes)} axes; this model takes one, three or four")
+    return axes if len(axes) == 4 else torch.cat([text_positions(real)[None], axes])
+
+
 def close_gaps(positions: Tensor, placeholder: Tensor, gone: Tensor) -> Tensor:
     """Position ids of a prompt whose images have become smaller.
 

@@ -101,7 +101,8 @@ def shortened_prompt(adapter: ModelAdapter, inputs: Mapping[str, Any], kept: Ten
         kept: (T,) bool, which visual tokens stay.
         close: whether the gaps in the position ids are closed.
     """
-    whole = {"position_ids": adapter.positions(inputs), **inputs}
+    given = inputs.get("position_ids")
+    whole = {**inputs, "position_ids": adapter.positions(inputs) if given is None else given}
     placeholder, pad = adapter.placeholders(inputs["input_ids"]), adapter.processor.tokenizer.pad_token_id or 0
     closing = adapter.repacked if close else None
     return prune_prompt(adapter.model, whole, placeholder, kept, close=closing, pad_token_id=pad)

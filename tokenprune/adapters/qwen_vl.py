@@ -20,10 +20,10 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from tokenprune.adapters import nominal
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.inputs import PIXELS
+from tokenprune.adapters.inputs import PIXELS, real_tokens
 from tokenprune.adapters.known import register_adapter
 from tokenprune.adapters.layout import Item, Unit
-from tokenprune.adapters.mrope import check_axes, close_gaps, mrope_positions
+from tokenprune.adapters.mrope import all_axes, check_axes, close_gaps, mrope_positions
 from tokenprune.adapters.pictures import Pictures, over_time, unpack
 from tokenprune.adapters.signals import PROMPT, VISION
 from tokenprune.adapters.spec import decoder_spec
@@ -99,6 +99,10 @@ class QwenVLAdapter(ModelAdapter):
     def forward_positions(self, inputs: Mapping[str, Any]) -> Tensor:
         """See ``ModelAdapter``; the same."""
         return self.positions(inputs)
+
+    def given_positions(self, positions: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """(4, B, L), see ``ModelAdapter``."""
+        return all_axes(positions, real_tokens(inputs))
 
     def repacked(self, positions: Tensor, placeholder: Tensor, gone: Tensor) -> Tensor:
         """See ``ModelAdapter``."""

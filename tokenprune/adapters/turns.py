@@ -6,18 +6,22 @@ its end on, one column of the caller is one column of the cache, so that one vie
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
+from tokenprune.adapters.cache_argument import CACHE
 from tokenprune.adapters.hooks import InsideLLM
 from tokenprune.errors import ModelError
 
 COLUMNS = ("input_ids", "attention_mask", "position_ids")
 TYPES = frozenset({"token_type_ids", "mm_token_type_ids"})
+NOTE = "_tokenprune_note"  # attribute of a cache: the ``Note`` of what was pruned into it; copies have it, too
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +41,112 @@ class Turn:
     images: Tensor
     pixels: int
     inside: InsideLLM | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Note:
+    """What a cache says of the prompt that was pruned into it. It is copied with the cache, as what it is.
+
+    Attributes:
+        turn: the prompt.
+        block: weakly, what pruned it.
+        last: (B, H, d), the keys of the prompt's last column in the last layer, which depend on the whole prompt; None
+            if the cache does not keep them.
+    """
+
+    turn: Turn
+    block: weakref.ReferenceType[Any]
+    last: Tensor | None
+
+    def __deepcopy__(self, memo: Any) -> Note:
+        """Itself."""
+        return self
+
+    def __reduce__(self) -> Any:
+        """None in another process: nothing is open there."""
+        return type(None), ()
+
+    def tells_of(self, cache: Any) -> bool:
+        """Whether the cache holds the prompt still, and perhaps more."""
+        last = _last_keys(cache, self.turn)
+        if self.last is None or last is None:
+            return int(cache.get_seq_length()) >= self.turn.shown["input_ids"].shape[1]
+        return last.shape == self.last.shape and torch.equal(last, self.last.to(last.device))
+
+
+def _last_keys(cache: Any, turn: Turn) -> Tensor | None:
+    """(B, H, d) the keys of a prompt's last column in the last layer; None if they are not there."""
+    storage, after = cache.layers[-1], int(cache.get_seq_length()) - turn.shown["input_ids"].shape[1]
+    kind = type(storage)
+    if after < 0 or kind not in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer):
+        return None
+    keys: Tensor = storage.keys
+    columns = int(storage.get_seq_length()) if kind is StaticLayer else keys.shape[-2]  # a window forgets
+    return keys[:, :, columns - 1 - after] if columns > after else None
+
+
+def remember(turn: Turn, cache: Any, block: Any) -> Note:
+    """Note on a cache which pruned prompt it holds."""
+    last = _last_keys(cache, turn)
+    note = Note(turn, weakref.ref(block), None if last is None else last.detach().clone())
+    setattr(cache, NOTE, note)
+    return note
+
+
+def remembered(cache: Any, notes: Iterable[Note], block: Any) -> Turn | None:
+    """The pruned prompt that a cache holds; None if it is empty, whatever it once held, or nothing is known of it.
+
+    Args:
+        cache: of a call, or None.
+        notes: of caches that were filled in the block, for copies that carry no note.
+        block: that is open.
+
+    Raises:
+        ModelError: if it holds a prompt that was pruned in another block, or one that was changed since.
+    """
+    if cache is None or not int(cache.get_seq_length()):
+        if cache is not None and hasattr(cache, NOTE):
+            delattr(cache, NOTE)
+        return None
+    note: Note | None = getattr(cache, NOTE, None)
+    if note is None:
+        return next((other.turn for other in notes if other.tells_of(cache)), None)
+    if note.block() is not block:
+        raise ModelError(f"{CACHE} was not filled in this block; prune all turns of a conversation in one block")
+    if not note.tells_of(cache):
+        raise ModelError(
+            f"{CACHE} does not hold the prompt any more that was pruned into it: it was cut, rows of it were chosen, "
+            "or it was emptied and filled again outside of the block; begin with a new one"
+        )
+    return note.turn
+
+
+def cached_text(inputs: Mapping[str, Any], placeholders: Callable[[Tensor], Tensor], positions: Tensor) -> Turn:
+    """What a cache holds that was filled without images, as if it were a pruned prompt.
+
+    Args:
+        inputs: of the caller, with the cache.
+        placeholders: tells where visual tokens go in ids.
+        positions: of the whole prompt.
+
+    Raises:
+        ModelError: if the inputs do not tell, or there were images.
+    """
+    ids, cached = inputs["input_ids"], int(inputs[CACHE].get_seq_length())
+    if ids.shape[1] <= cached or bool(placeholders(ids[:, :cached]).any()):
+        raise ModelError(
+            f"{CACHE} was not filled in this block, and holds {cached} columns that input_ids do not show to be text; "
+            "prune all turns of a conversation in one block, or give the whole conversation in input_ids"
+        )
+    mask = inputs.get("attention_mask")
+    whole = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids) if mask is None else mask,
+        "position_ids": positions,
+        **{name: inputs[name] for name in TYPES if inputs.get(name) is not None},
+    }
+    shown = {name: value[..., :cached] for name, value in whole.items()}
+    return Turn(ids[:, :cached], shown, torch.zeros(len(ids), dtype=torch.long, device=ids.device), 0)
 
 
 def split_at_cache(turn: Turn, inputs: Mapping[str, Any], cached: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -63,7 +173,11 @@ def split_at_cache(turn: Turn, inputs: Mapping[str, Any], cached: int) -> tuple[
     new = tail.shape[1] - generated if whole else tail.shape[1]
     if mask is None:
         mask = torch.ones(len(ids), length + generated + new, dtype=torch.long, device=ids.device)
-    if generated < 0 or "position_ids" in inputs or mask.shape != (len(turn.ids), length + generated + new):
+    if (
+        generated < 0
+        or inputs.get("position_ids") is not None
+        or mask.shape != (len(turn.ids), length + generated + new)
+    ):
         raise ModelError(
             "the inputs do not continue the conversation in the cache: give input_ids of the whole, beginning "
             "with the pruned prompt, or of what is new, with the attention_mask of the whole and without position_ids"
@@ -74,7 +188,7 @@ def split_at_cache(turn: Turn, inputs: Mapping[str, Any], cached: int) -> tuple[
         last[1:] = last[1:].amax(0)
     positions = (last + mask.long().cumsum(1)).masked_fill(mask == 0, 0)
     columns = {"input_ids": tail[:, : generated if whole else 0], "attention_mask": mask, "position_ids": positions}
-    for name in TYPES & inputs.keys() & turn.shown.keys():
+    for name in [name for name in TYPES & turn.shown.keys() if inputs.get(name) is not None]:
         types = inputs[name][..., -new:]
         columns[name] = torch.nn.functional.pad(types, (generated, 0))  # what was generated is text
     known = {name: torch.cat([turn.shown[name], column[..., :generated]], -1) for name, column in columns.items()}

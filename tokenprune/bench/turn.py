@@ -121,5 +121,6 @@ def size(adapter: ModelAdapter, prompts: Prompts, cell: Cell) -> Size:
     )
 
 
+@torch.no_grad()
 def _prune(adapter: ModelAdapter, prompts: Prompts, cell: Cell) -> PrunedInputs:
     return adapter.prune_inputs(prompts.inputs, cell.pruner, cell.budget, prompts.questions, samples=prompts.samples)

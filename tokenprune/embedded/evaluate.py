@@ -54,6 +54,7 @@ def answer(adapter: ModelAdapter, samples: Sequence[Sample]) -> list[str]:
     return answers
 
 
+@torch.no_grad()
 def answer_without_evidence(adapter: ModelAdapter, samples: Sequence[Sample]) -> list[str]:
     """Answers when exactly the tokens on the asked objects are missing."""
     answers = []

@@ -42,6 +42,7 @@ class Entered:
         budget: its own.
     """
 
+    @torch.no_grad()
     def __init__(self, batch: Batch, base: Pruner, budget: Budget) -> None:
         self.batch, adapter, prepared = batch, batch.adapter, batch.prepared
         self.pruned = adapter.prune_inputs(prepared.inputs, base, budget, prepared.questions, encoded=batch.encoded)

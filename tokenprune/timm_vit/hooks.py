@@ -1,12 +1,13 @@
 """What an open ``tokenprune.prune_vit`` block does with the forwards of its model.
 
-Forward pre-hooks shorten what blocks get; the model's own modules run unchanged. Prefix tokens (CLS, distillation,
-registers) always stay, and rotary embeddings go with their patches. The hooks look for a block in the context that they
-run in, so that threads do not meet.
+While a call runs, forward pre-hooks shorten what blocks get; the model's own modules run unchanged. Prefix tokens (CLS,
+distillation, registers) always stay, and rotary embeddings go with their patches. In other threads the hooks do
+nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class VitTrace:
             TokenPruneError: if there was none.
         """
         if not self.calls:
-            raise TokenPruneError("nothing was pruned: the model was not called in this block and thread")
+            raise TokenPruneError("nothing was pruned: the model was not called in this block")
         return self.calls[-1]
 
     @property
@@ -75,13 +76,13 @@ class Run:
     stages: dict[int, Tensor] = field(default_factory=dict)
 
 
-OPEN: ContextVar[tuple[VitBlock, ...]] = ContextVar("tokenprune_vit_open", default=())
-RUN: ContextVar[Run | None] = ContextVar("tokenprune_vit_run", default=None)
+_RUN: ContextVar[Run | None] = ContextVar("tokenprune_vit_run", default=None)
+_CALLED: ContextVar[VitBlock | None] = ContextVar("tokenprune_vit_called", default=None)
 
 
 @dataclass(eq=False)
 class VitBlock:
-    """An open ``with`` block.
+    """An open ``with`` block; see ``interception.Handler`` for its calls.
 
     Attributes:
         model, spec: what is pruned.
@@ -113,44 +114,54 @@ class VitBlock:
 
         return left(self.budget.resolve(total, spent))
 
-    def hooked(self) -> ExitStack:
-        """Hooks on the model, which go when the stack closes."""
-        stack, blocks = ExitStack(), self.model.blocks
-        stack.enter_context(self.model.patch_embed.register_forward_pre_hook(self._start))
-        for index in range(self.layers[0], len(blocks)):
-            hook = partial(self._before, index)
-            stack.enter_context(blocks[index].register_forward_pre_hook(hook, with_kwargs=True))
-        for at in self.layers if self.pruner.requires else ():
-            stack.enter_context(blocks[at - 1].attn.register_forward_pre_hook(self._attending, with_kwargs=True))
-        stack.enter_context(blocks[-1].register_forward_hook(self._end))
-        return stack
+    def passes(self, entry: str, kwargs: dict[str, Any]) -> bool:
+        """Whether a call is a part of one of this block: methods of the model call one another."""
+        return _CALLED.get() is self
+
+    def call(self, entry: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the model with hooks, which go with the call however it ends."""
+        blocks = self.model.blocks
+        with ExitStack() as stack:
+            stack.callback(_CALLED.reset, _CALLED.set(self))
+            stack.callback(_RUN.reset, _RUN.set(None))
+            stack.enter_context(self.model.patch_embed.register_forward_pre_hook(self._start))
+            for index in range(self.layers[0], len(blocks)):
+                hook = partial(self._before, index)
+                stack.enter_context(blocks[index].register_forward_pre_hook(hook, with_kwargs=True))
+            for at in self.layers if self.pruner.requires else ():
+                stack.enter_context(blocks[at - 1].attn.register_forward_pre_hook(self._attending, with_kwargs=True))
+            stack.enter_context(blocks[-1].register_forward_hook(self._end))
+            return original(*args, **kwargs)
 
     def _start(self, module: Any, args: tuple[Any, ...]) -> None:
         """Forward pre-hook of the patch embedding, with which every forward begins."""
-        if next((block for block in reversed(OPEN.get()) if block.model is self.model), None) is not self:
+        if _CALLED.get() is not self:
             return
         if self.model.grad_checkpointing and torch.is_grad_enabled():
             raise ModelError("gradient checkpointing runs blocks twice; call model.set_grad_checkpointing(False)")
         height, width = module.dynamic_feat_size(args[0].shape[-2:])
         ids = torch.stack([content_id(image) for image in args[0]])
-        RUN.set(Run(self, ids, (height, width), self.counts(height * width)))
+        _RUN.set(Run(self, ids, (height, width), self.counts(height * width)))
 
     def _current(self) -> Run | None:
-        run = RUN.get()
+        run = _RUN.get()
         return run if run is not None and run.block is self else None
 
     def _end(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
         if self._current():
-            RUN.set(None)
+            _RUN.set(None)
 
-    def _attending(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if run := self._current():
+    def _attending(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        if (run := self._current()) and kwargs is not None:
             run.attended = args[0], kwargs.get("rope")
 
-    def _before(self, index: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Forward pre-hook of a block: shorten the hidden states at a stage, and rotary embeddings from there on."""
+    def _before(self, index: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        """Forward pre-hook of a block: shorten the hidden states at a stage, and rotary embeddings from there on.
+
+        Torch leaves out the keyword arguments if another thread, whose hook this is, is removing it.
+        """
         run, hidden = self._current(), args[0]
-        if run is None:
+        if run is None or kwargs is None:
             return None
         if kwargs.get("attn_mask") is not None or kwargs.get("is_causal"):
             raise ModelError("attn_mask and is_causal are of all patches; leave them out where patches are pruned")

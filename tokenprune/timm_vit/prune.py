@@ -8,14 +8,18 @@ from itertools import pairwise
 from typing import Any
 
 from tokenprune.adapters.signals import check_offered
+from tokenprune.adapters.wrapped import unwrapped
 from tokenprune.budget import Budget
 from tokenprune.errors import ConfigError
+from tokenprune.interception import Opening
 from tokenprune.pruners.base import Pruner, create_pruner
-from tokenprune.timm_vit.hooks import OPEN, RUN, VitBlock, VitTrace
+from tokenprune.timm_vit.hooks import VitBlock, VitTrace
 from tokenprune.timm_vit.spec import vit_spec
 from tokenprune.types import PRE_LLM, ModelSpec, Signal
 
 __all__ = ["VitTrace", "prune_vit"]
+
+ENTRIES = ("forward", "forward_features", "forward_intermediates", "get_intermediate_layers")
 
 
 @contextmanager
@@ -30,12 +34,12 @@ def prune_vit(
     flops: float | None = None,
     **options: Any,
 ) -> Iterator[VitTrace]:
-    """Prune the patches of what ``model(x)`` is given in this block and thread.
+    """Prune the patches of what ``model(x)`` is given in this block.
 
     A pruner sees the hidden states of the patches at the input of a block of the model, and, if it asks for them, the
     keys and the CLS attention of the block before. Gradients flow through the patches that stay. Blocks nest, and the
-    innermost applies alone. ``model.forward_intermediates`` gives the patches that are left, which are no grid: ask it
-    for ``output_fmt="NLC"``.
+    innermost applies alone; which calls belong to a block is as in ``prune``. ``model.forward_intermediates`` gives the
+    patches that are left, which are no grid: ask it for ``output_fmt="NLC"``.
 
     Args:
         model: a ``VisionTransformer`` (ViT, DeiT, DINOv2, SigLIP, ...) or ``Eva`` (EVA-02, DINOv3, ...) of timm.
@@ -56,6 +60,7 @@ def prune_vit(
     """
     if isinstance(pruner, Pruner) and options:
         raise ConfigError(f"the options {sorted(options)} go with a pruner's name, but the pruner is made already")
+    model = unwrapped(model)
     spec = vit_spec(model)
     chosen = pruner if isinstance(pruner, Pruner) else create_pruner(pruner, **options)
     _check_pruner(model, chosen, spec)
@@ -65,13 +70,11 @@ def prune_vit(
     block = VitBlock(model, spec, chosen, layers, budget)
     if not model.dynamic_img_size:
         block.counts(spec.visual_tokens)
-    token = OPEN.set((*OPEN.get(), block))
+    opening = Opening(model, block, entries=ENTRIES)
     try:
-        with block.hooked():
-            yield block.trace
+        yield block.trace
     finally:
-        OPEN.reset(token)
-        RUN.set(None)
+        opening.close()
 
 
 def _check_pruner(model: Any, pruner: Pruner, spec: ModelSpec) -> None:

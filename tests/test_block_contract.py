@@ -1,0 +1,35 @@
+"""What people do around a block, over all families, before and inside the LLM; and the table of it in the docs."""
+
+from pathlib import Path
+
+import pytest
+from block_cases import CASES, PLACES, Subject
+from families import families
+
+import tokenprune as tp
+
+DOCS = Path(__file__).parent.parent / "docs/concepts.md"
+FAMILIES = families()
+SOME = ("llava", "qwen2_5_vl")  # position ids with one axis, and with several
+RUNS = [(case, name, place) for case in CASES for name in FAMILIES for place in PLACES if not case.some or name in SOME]
+
+
+def run(case, name, place):
+    """What a refusal says; None if the case works."""
+    subject = Subject(FAMILIES[name], place, *FAMILIES[name].build("sdpa"))
+    try:
+        case.check(subject)
+    except tp.TokenPruneError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(("case", "name", "place"), RUNS, ids=lambda x: x if isinstance(x, str) else x.what[:40])
+@pytest.mark.filterwarnings("ignore:::peft", "ignore:::torch.utils.checkpoint", "ignore::UserWarning:peft")
+def test_it_works_or_is_refused(case, name, place):
+    wanted, said = case.refusal(place), run(case, name, place)
+    if wanted is None:
+        assert said is None
+    else:
+        assert said is not None
+        assert wanted in said

@@ -1,0 +1,276 @@
+"""Stand between a model and its callers while something is open on it.
+
+An open model has a class of its own, made of its real one, whose entries (``forward``, ``generate``) first ask which
+opening a call belongs to. Whatever wraps, compiles or offloads a model ends in one of them, in whatever thread, and
+copies are of the real class. The model gets that class back when the last opening on it closes.
+
+A call belongs to the innermost opening of its context (``contextvars``). Contexts get lost where a generator is driven
+in copies of one, as web frameworks do, or where a thread is handed ``model.generate``: so it also belongs to an opening
+whose generator is on the call's stack, or that ``model.generate`` was read in. Openings that are for everyone come
+last. A call that none of this holds for runs unpruned, with a warning.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import inspect
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from types import FrameType
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from tokenprune.errors import ModelError
+
+LOST = (
+    "the model is pruned in another thread or context, and this call belongs to none that is: it runs unpruned. Prune "
+    "in this thread, too, or for every thread with tokenprune.attach; tokenprune.prune(model, processor, None) says "
+    "that nothing is meant to be pruned here"
+)
+
+
+class UnprunedWarning(UserWarning):
+    """A call ran unpruned while its model was pruned in another thread or context."""
+
+
+class Handler(Protocol):
+    """What an opening does with the calls that belong to it."""
+
+    def call(self, entry: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer a call.
+
+        Args:
+            entry: name of the method.
+            original: the model's own.
+            args: that the caller gave by position.
+            kwargs: that the caller gave by name.
+        """
+
+    def passes(self, entry: str, kwargs: dict[str, Any]) -> bool:
+        """Whether a call, made while another of the model is under way here, is a part of it and needs nothing."""
+
+
+class Opening:
+    """What is open on a model, until it is closed.
+
+    Args:
+        model: a module.
+        handler: of the calls that belong to this.
+        entries: the methods by which the model is called, the same for all openings on it; it may lack some.
+        everywhere: whether calls of every thread and context belong to this, unless one of their own is open; else
+            those of the context that opens it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        handler: Handler,
+        *,
+        entries: Sequence[str] = ("forward", "generate"),
+        everywhere: bool = False,
+    ) -> None:
+        self.model, self.everywhere = model, everywhere
+        self.handler: Handler | None = handler  # None once closed, so that nothing is kept alive by a forgotten context
+        self.generator = None if everywhere else _opener()
+        if not everywhere:
+            _CONTEXT.set((*_CONTEXT.get(), self))
+        with _LOCK:
+            if not isinstance(model, _Open):
+                _change_class(model, _open_class(type(model), entries))
+            type(model).openings = (*type(model).openings, self)
+
+    def close(self) -> None:
+        """Close it, from whatever thread and context and as often as one likes."""
+        with _LOCK:
+            if self.handler is None:
+                return
+            self.handler = self.generator = None
+            kind = type(self.model)
+            kind.openings = tuple(opening for opening in kind.openings if opening is not self)
+            if not kind.openings:
+                _change_class(self.model, _real_class(kind))
+        _CONTEXT.set(tuple(opening for opening in _CONTEXT.get() if opening.handler is not None))
+
+
+_CONTEXT: ContextVar[tuple[Opening, ...]] = ContextVar("tokenprune_openings", default=())
+_UNDER_WAY: ContextVar[tuple[Any, ...]] = ContextVar("tokenprune_under_way", default=())  # models in a call
+_LOCK = threading.RLock()
+_OURS = {"tokenprune", "contextlib", "torch"}
+
+
+def _opening_of(model: Any, read_in: Opening | None = None) -> Opening | None:
+    """The opening that a call belongs to, made now; None if there is none.
+
+    Args:
+        model: that is called.
+        read_in: the one that the called method was read in.
+    """
+    known = [opening for opening in type(model).openings if opening.handler is not None]
+    here = _CONTEXT.get()
+    found: list[Opening] = [opening for opening in known if opening in here]
+    astray = [opening for opening in known if opening.generator is not None and opening not in here]
+    found += [opening for opening in astray if _on_the_stack(opening.generator)]
+    if found:
+        return max(found, key=known.index)
+    if read_in is not None and read_in.handler is not None:
+        return read_in
+    return next((opening for opening in reversed(known) if opening.everywhere), None)
+
+
+# What a call does depends on its context, which compiled code does not look at again. So code that is being compiled
+# breaks off at these functions; what they call may be compiled, but for what handlers do.
+_not_compiled = functools.partial(torch.compiler.disable, recursive=False)
+
+
+@_not_compiled
+def _meet(model: Any, entry: str, read_in: Opening | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Answer a call of an open model, or let it pass."""
+    original = _original(model, entry)
+    if (handle := _handling(model, entry, read_in, kwargs)) is not None:
+        return handle(original, args, kwargs)
+    if any(called is model for called in _UNDER_WAY.get()):
+        return original(*args, **kwargs)
+    token = _UNDER_WAY.set((*_UNDER_WAY.get(), model))  # a call that nothing is open for is one to the end
+    try:
+        return original(*args, **kwargs)
+    finally:
+        _UNDER_WAY.reset(token)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _handling(
+    model: Any, entry: str, read_in: Opening | None, kwargs: dict[str, Any]
+) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any] | None:
+    """What answers a call; None if it passes: nothing is open for it, or it needs nothing."""
+    opening, under_way = _opening_of(model, read_in), any(called is model for called in _UNDER_WAY.get())
+    if opening is None or opening.handler is None:
+        if not under_way:
+            outside = next(n for n, frame in enumerate(_frames(sys._getframe())) if _package(frame) not in _OURS)
+            warnings.warn(LOST, UnprunedWarning, stacklevel=outside + 1)
+        return None
+    if opening.model is not model:
+        kind = type(model).__name__
+        raise ModelError(
+            f"this {kind} is a replica of one that is pruned, as DataParallel makes them; prune one device"
+        )
+    if under_way and opening.handler.passes(entry, kwargs):
+        return None
+    return functools.partial(_handle, opening, entry)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _handle(
+    opening: Opening, entry: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    handler = opening.handler
+    if handler is None:  # closed by another thread, just now
+        return original(*args, **kwargs)
+    here, under_way = _CONTEXT.set((*_CONTEXT.get(), opening)), _UNDER_WAY.set((*_UNDER_WAY.get(), opening.model))
+    try:
+        return handler.call(entry, original, args, kwargs)
+    finally:
+        _UNDER_WAY.reset(under_way)
+        _CONTEXT.reset(here)
+
+
+class _Entry:
+    """A method by which an open model is called.
+
+    It comes before what the model itself may hold under that name: wrappers of the user's, of accelerate or of
+    ``torch.compile``, which it then calls.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __get__(self, model: Any, kind: Any = None) -> Any:
+        if model is None:
+            return getattr(_real_class(kind), self.name)
+        return _reading(model, self.name, _original(model, self.name))
+
+    def __set__(self, model: Any, value: Any) -> None:
+        vars(model)[self.name] = value
+
+    def __delete__(self, model: Any) -> None:
+        if self.name not in vars(model):
+            raise AttributeError(self.name)
+        del vars(model)[self.name]
+
+
+@_not_compiled
+def _reading(model: Any, entry: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    """What ``model.generate`` is: it remembers the opening that it was read in, which may be called elsewhere."""
+    read_in = None if entry == "forward" else _opening_of(model)  # torch reads ``forward`` itself at each call
+
+    def entered(*args: Any, **kwargs: Any) -> Any:
+        if not isinstance(model, _Open):  # read while something was open, called when nothing is
+            return _original(model, entry)(*args, **kwargs)
+        return _meet(model, entry, read_in, args, kwargs)
+
+    # Transformers reads the signature. Other attributes stay away: torch.compile's would lead around this function.
+    found: Callable[..., Any] = functools.update_wrapper(_not_compiled(entered), original, updated=())
+    return found
+
+
+class _Open:
+    """The first base of an open model's class."""
+
+    openings: ClassVar[tuple[Opening, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """What the real class does when a class is derived from it is not wanted here."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copies and pickles are of the real class, and know nothing of what is open here."""
+        made: Any = super().__reduce_ex__(protocol)
+        _, (kind, *_), state, *rest = made
+        return copyreg._reconstructor, (_real_class(kind), object, None), state, *rest  # type: ignore[attr-defined]
+
+
+def _open_class(real: type, entries: Sequence[str]) -> Any:
+    alike = {name: getattr(real, name) for name in ("__module__", "__qualname__", "__doc__")}
+    called = {name: _Entry(name) for name in entries if hasattr(real, name)}
+    return type(real.__name__, (_Open, real), {**alike, **called, "openings": ()})
+
+
+def _real_class(kind: Any) -> Any:
+    """The class that a class of an open model was made of; itself for others."""
+    return kind.__bases__[1] if issubclass(kind, _Open) else kind
+
+
+def _change_class(model: Any, kind: type) -> None:
+    object.__setattr__(model, "__class__", kind)
+
+
+def _original(model: Any, entry: str) -> Callable[..., Any]:
+    """The model's own method."""
+    own: Callable[..., Any] | None = vars(model).get(entry)
+    found: Callable[..., Any] = getattr(_real_class(type(model)), entry).__get__(model) if own is None else own
+    return found
+
+
+def _frames(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _on_the_stack(wanted: FrameType | None) -> bool:
+    return any(frame is wanted for frame in _frames(sys._getframe(1)))  # not this one, which would hold itself
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
+
+
+def _opener() -> FrameType | None:
+    """The frame whose ``with`` statement opens something, if it may go on in another context: that of a generator."""
+    frame = next((frame for frame in _frames(sys._getframe()) if _package(frame) not in _OURS), None)
+    migrates = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+    return frame if frame is not None and frame.f_code.co_flags & migrates else None
