@@ -3,7 +3,9 @@
 import dataclasses
 import gc
 import threading
+import warnings
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -211,7 +213,7 @@ def test_the_trace(llava):
 def test_prefill_is_timed_once_and_whole(llava, monkeypatch):
     model, processor = llava
     clock = iter(range(1000))
-    monkeypatch.setattr("tokenprune.pruning.now", lambda device: float(next(clock)))
+    monkeypatch.setattr("tokenprune.block.now", lambda device: float(next(clock)))
     with prune(model, processor) as trace:
         model.generate(**ask(processor, 1), max_new_tokens=5)
         model.generate(**ask(processor, 1), max_new_tokens=5, prefill_chunk_size=10)
@@ -342,7 +344,7 @@ def state(model):
     """Everything that a block could leave on a model or its modules."""
     kinds = [name for name in vars(torch.nn.Module()) if "hooks" in name]
     return [
-        (name, {kind: list(getattr(module, kind)) for kind in kinds}, sorted(vars(module)))
+        (name, type(module), {kind: list(getattr(module, kind)) for kind in kinds}, sorted(vars(module)))
         for name, module in model.named_modules()
     ]
 
@@ -427,7 +429,9 @@ def test_threads_do_not_meet(llava):
         try:
             for _ in range(6):
                 if keep is None:
-                    results[keep].append(model.generate(**inputs, max_new_tokens=6))
+                    with tp.prune(model, processor, None) as trace:
+                        results[keep].append(model.generate(**inputs, max_new_tokens=6))
+                    assert trace.calls == []
                     continue
                 with prune(model, processor, keep_tokens=keep) as trace:
                     results[keep].append(model.generate(**inputs, max_new_tokens=6))
@@ -452,14 +456,18 @@ def test_threads_do_not_meet(llava):
     assert state(model) == before
 
 
-def test_a_thread_without_a_block_is_untouched(llava):
+def test_a_thread_without_a_block_is_untouched_and_told(llava):
     model, processor = llava
     inputs = ask(processor, 1)
     plain, got = model.generate(**inputs, max_new_tokens=6), []
-    with prune(model, processor) as trace:
-        thread = threading.Thread(target=lambda: got.append(model.generate(**inputs, max_new_tokens=6)))
+    thread = threading.Thread(target=lambda: got.append(model.generate(**inputs, max_new_tokens=6)))
+    with prune(model, processor) as trace, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         thread.start()
         thread.join()
+    assert [(warning.category, Path(warning.filename).name) for warning in told] == [
+        (tp.UnprunedWarning, "test_pruning.py")
+    ]
     assert torch.equal(got[0], plain)
     assert trace.calls == []
 

@@ -20,6 +20,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, ClassVar, Protocol
 
@@ -98,7 +99,6 @@ class Opening:
 
 
 _CONTEXT: ContextVar[tuple[Opening, ...]] = ContextVar("tokenprune_openings", default=())
-_UNDER_WAY: ContextVar[tuple[Any, ...]] = ContextVar("tokenprune_under_way", default=())  # models in a call
 _LOCK = threading.RLock()
 _OURS = {"tokenprune", "contextlib", "torch"}
 
@@ -122,60 +122,61 @@ def _opening_of(model: Any, read_in: Opening | None = None) -> Opening | None:
     return next((opening for opening in reversed(known) if opening.everywhere), None)
 
 
-# What a call does depends on its context, which compiled code does not look at again. So code that is being compiled
-# breaks off at these functions; what they call may be compiled, but for what handlers do.
-_not_compiled = functools.partial(torch.compiler.disable, recursive=False)
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """A call that is under way in a context.
+
+    Attributes:
+        model: that is called.
+        opening: that it belongs to; None if it passed.
+        outer: the call that it was made in.
+    """
+
+    model: Any
+    opening: Opening | None
+    outer: _Call | None
 
 
-@_not_compiled
+_CALL: ContextVar[_Call | None] = ContextVar("tokenprune_call", default=None)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled code would not look at the context again
 def _meet(model: Any, entry: str, read_in: Opening | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Answer a call of an open model, or let it pass."""
-    original = _original(model, entry)
-    if (handle := _handling(model, entry, read_in, kwargs)) is not None:
-        return handle(original, args, kwargs)
-    if any(called is model for called in _UNDER_WAY.get()):
-        return original(*args, **kwargs)
-    token = _UNDER_WAY.set((*_UNDER_WAY.get(), model))  # a call that nothing is open for is one to the end
-    try:
-        return original(*args, **kwargs)
-    finally:
-        _UNDER_WAY.reset(token)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _handling(
-    model: Any, entry: str, read_in: Opening | None, kwargs: dict[str, Any]
-) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any] | None:
-    """What answers a call; None if it passes: nothing is open for it, or it needs nothing."""
-    opening, under_way = _opening_of(model, read_in), any(called is model for called in _UNDER_WAY.get())
-    if opening is None or opening.handler is None:
-        if not under_way:
-            outside = next(n for n, frame in enumerate(_frames(sys._getframe())) if _package(frame) not in _OURS)
-            warnings.warn(LOST, UnprunedWarning, stacklevel=outside + 1)
-        return None
+    """Answer a call of an open model."""
+    opening = _opening_of(model, read_in)
+    handler = None if opening is None else opening.handler
+    if opening is None or handler is None:
+        if not _within(model):
+            outside = next(n for n, frame in enumerate(_frames(sys._getframe(1))) if _package(frame) not in _OURS)
+            warnings.warn(LOST, UnprunedWarning, stacklevel=outside + 2)
+        return _called(_Call(model, None, _CALL.get()), _original(model, entry), *args, **kwargs)
     if opening.model is not model:
         kind = type(model).__name__
         raise ModelError(
             f"this {kind} is a replica of one that is pruned, as DataParallel makes them; prune one device"
         )
-    if under_way and opening.handler.passes(entry, kwargs):
-        return None
-    return functools.partial(_handle, opening, entry)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _handle(
-    opening: Opening, entry: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    handler = opening.handler
-    if handler is None:  # closed by another thread, just now
-        return original(*args, **kwargs)
-    here, under_way = _CONTEXT.set((*_CONTEXT.get(), opening)), _UNDER_WAY.set((*_UNDER_WAY.get(), opening.model))
+    here = _CONTEXT.set((*_CONTEXT.get(), opening))
     try:
-        return handler.call(entry, original, args, kwargs)
+        original = _original(model, entry)
+        return _called(_Call(model, opening, _CALL.get()), handler.call, entry, original, args, kwargs)
     finally:
-        _UNDER_WAY.reset(under_way)
         _CONTEXT.reset(here)
+
+
+def _called(call: _Call, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    token = _CALL.set(call)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        _CALL.reset(token)
+
+
+def _within(model: Any) -> bool:
+    """Whether a call of the model is under way in this context."""
+    call = _CALL.get()
+    while call is not None and call.model is not model:
+        call = call.outer
+    return call is not None
 
 
 class _Entry:
@@ -187,12 +188,19 @@ class _Entry:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._last: tuple[Any, Any, Callable[..., Any]] | None = None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __get__(self, model: Any, kind: Any = None) -> Any:
         if model is None:
             return getattr(_real_class(kind), self.name)
-        return _reading(model, self.name, _original(model, self.name))
+        original, last = vars(model).get(self.name), self._last
+        if last is not None and last[0] is model and last[1] is original:
+            return last[2]
+        if self.name == "forward":  # torch reads it itself, at each call
+            self._last = model, original, _entered(model, self.name, None)
+            return self._last[2]
+        return _entered(model, self.name, _opening_of(model))
 
     def __set__(self, model: Any, value: Any) -> None:
         vars(model)[self.name] = value
@@ -203,18 +211,30 @@ class _Entry:
         del vars(model)[self.name]
 
 
-@_not_compiled
-def _reading(model: Any, entry: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    """What ``model.generate`` is: it remembers the opening that it was read in, which may be called elsewhere."""
-    read_in = None if entry == "forward" else _opening_of(model)  # torch reads ``forward`` itself at each call
+def _entered(model: Any, entry: str, read_in: Opening | None) -> Callable[..., Any]:
+    """A method of an open model as its callers get it.
+
+    Args:
+        model: that is open.
+        entry: name of the method.
+        read_in: the opening that it was read in; it may be called elsewhere.
+    """
+    original = _original(model, entry)
 
     def entered(*args: Any, **kwargs: Any) -> Any:
         if not isinstance(model, _Open):  # read while something was open, called when nothing is
             return _original(model, entry)(*args, **kwargs)
+        call = _CALL.get()
+        if call is not None and call.model is model and call.opening is not None:
+            innermost, handler = _CONTEXT.get()[-1], call.opening.handler
+            if innermost is call.opening and handler is not None and handler.passes(entry, kwargs):
+                return original(*args, **kwargs)
         return _meet(model, entry, read_in, args, kwargs)
 
-    # Transformers reads the signature. Other attributes stay away: torch.compile's would lead around this function.
-    found: Callable[..., Any] = functools.update_wrapper(_not_compiled(entered), original, updated=())
+    # Compiled code ends here, and what is called may be compiled again. Transformers reads the signature; other
+    # attributes stay away, as those of torch.compile would lead around this function.
+    ends: Any = torch.compiler.disable(entered, recursive=False)  # type: ignore[no-untyped-call]
+    found: Callable[..., Any] = functools.update_wrapper(ends, original, updated=())
     return found
 
 

@@ -314,9 +314,7 @@ def test_threads_do_not_meet(llava):
     pruners = [Within(), Within(layers=(1, 3), positions="repacked"), Project(), None]
 
     def answer(pruner):
-        if pruner is None:
-            return generated(model, inputs, 6)[1]
-        with tp.prune(model, processor, pruner, keep_tokens=7):
+        with tp.prune(model, processor, pruner, **({"keep_tokens": 7} if pruner else {})):
             return generated(model, inputs, 6)[1]
 
     expected, found = [answer(pruner) for pruner in pruners], {}

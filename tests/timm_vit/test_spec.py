@@ -36,7 +36,6 @@ def test_flops_are_those_of_the_counter(name):
         (lambda: torch.nn.Identity(), "Identity cannot be pruned .* give a VisionTransformer or Eva of timm"),
         (lambda: vit(block_fn=timm.models.vision_transformer.ParallelScalingBlock), "type ParallelScalingBlock with"),
         (lambda: vit(attn_layer="diff"), "blocks of type Block with DiffAttention are not known to work"),
-        (lambda: compiled(vit()), "a compiled model does not call hooks"),
         (lambda: gated(vit()), "gated attention"),
         (lambda: uneven(vit()), "differ in their sizes"),
     ],
@@ -49,11 +48,6 @@ def test_what_is_not_known_to_work_is_refused_by_name(make, message):
 
 def vit(**changes):
     return timm.create_model("vit_tiny_patch16_224", pretrained=False, **SIZES, **changes)
-
-
-def compiled(model):
-    model.compile()
-    return model
 
 
 def gated(model):

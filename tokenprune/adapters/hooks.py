@@ -151,7 +151,6 @@ class InsideLLM:
             return None
         arguments = _named(decoder, args, kwargs)
         cache = arguments.get(CACHE)
-        _check_checkpointing(decoder, self._first(), operations=self.active is not None)
         held = self._caches.get(cache) if cache is not None and int(cache.get_seq_length()) else None
         forward = self._prefill(arguments, cache) if held is None else self._decode(arguments, cache, held)
         _FORWARD.set(forward)
@@ -159,6 +158,7 @@ class InsideLLM:
 
     def _prefill(self, arguments: Arguments, cache: Any) -> Prefill:
         embeds, columns = arguments["inputs_embeds"], self.prompt.columns
+        _check_checkpointing(self.decoder, self._first(), operations=self.active is not None)
         past = int(cache.get_seq_length()) if cache is not None else 0
         if past or embeds.shape[1] < columns:
             raise ModelError(
@@ -202,7 +202,6 @@ class InsideLLM:
         if _ACTIVE.get() is self and (forward := _FORWARD.get()):
             forward.note(what)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled layers are compiled without what prunes
     def _before_layer(
         self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: Arguments | None = None
     ) -> tuple[tuple[Any, ...], Arguments] | None:
@@ -300,9 +299,15 @@ def _check_cache(cache: Any) -> None:
             )
 
 
-@functools.cache
+_PARAMETERS: dict[
+    Any, tuple[str, ...]
+] = {}  # of the forward of each class; compiled layers do not take functools.cache
+
+
 def _parameters(kind: Any) -> tuple[str, ...]:
-    return tuple(inspect.signature(kind.forward).parameters)[1:]
+    if kind not in _PARAMETERS:
+        _PARAMETERS[kind] = tuple(inspect.signature(kind.forward).parameters)[1:]
+    return _PARAMETERS[kind]
 
 
 def _named(module: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Arguments:

@@ -117,6 +117,7 @@ class Prefill:
         """Whether a layer's arguments are right as they are."""
         return False
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled layers are compiled without what selects
     def enter(self, index: int, layer: nn.Module, arguments: Arguments) -> Arguments:
         """The arguments of a layer, shortened."""
         hidden, self.running = arguments["hidden_states"], None

@@ -7,7 +7,7 @@ its end on, one column of the caller is one column of the cache, so that one vie
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,12 +50,14 @@ class Note:
     Attributes:
         turn: the prompt.
         block: weakly, what pruned it.
+        lengths: columns in each layer, when it was filled.
         last: (B, H, d), the keys of the prompt's last column in the last layer, which depend on the whole prompt; None
             if the cache does not keep them.
     """
 
     turn: Turn
     block: weakref.ReferenceType[Any]
+    lengths: Sequence[int]
     last: Tensor | None
 
     def __deepcopy__(self, memo: Any) -> Note:
@@ -68,6 +70,9 @@ class Note:
 
     def tells_of(self, cache: Any) -> bool:
         """Whether the cache holds the prompt still, and perhaps more."""
+        lengths = _lengths(cache)
+        if len({now - then for now, then in zip(lengths, self.lengths, strict=False)}) > 1:  # layers were cut apart
+            return False
         last = _last_keys(cache, self.turn)
         if self.last is None or last is None:
             return int(cache.get_seq_length()) >= self.turn.shown["input_ids"].shape[1]
@@ -85,10 +90,14 @@ def _last_keys(cache: Any, turn: Turn) -> Tensor | None:
     return keys[:, :, columns - 1 - after] if columns > after else None
 
 
+def _lengths(cache: Any) -> list[int]:
+    return [int(storage.get_seq_length()) for storage in cache.layers]
+
+
 def remember(turn: Turn, cache: Any, block: Any) -> Note:
     """Note on a cache which pruned prompt it holds."""
     last = _last_keys(cache, turn)
-    note = Note(turn, weakref.ref(block), None if last is None else last.detach().clone())
+    note = Note(turn, weakref.ref(block), _lengths(cache), None if last is None else last.detach().clone())
     setattr(cache, NOTE, note)
     return note
 

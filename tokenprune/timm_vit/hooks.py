@@ -7,8 +7,8 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -58,7 +58,6 @@ class Run:
     """A forward that is under way.
 
     Attributes:
-        block: that it runs in.
         ids: (B,) long, hashes of the images.
         grid: (height, width) of the patches.
         counts: patches that each stage leaves.
@@ -67,7 +66,6 @@ class Run:
         stages: for the trace.
     """
 
-    block: VitBlock
     ids: Tensor
     grid: tuple[int, int]
     counts: tuple[int, ...]
@@ -76,8 +74,7 @@ class Run:
     stages: dict[int, Tensor] = field(default_factory=dict)
 
 
-_RUN: ContextVar[Run | None] = ContextVar("tokenprune_vit_run", default=None)
-_CALLED: ContextVar[VitBlock | None] = ContextVar("tokenprune_vit_called", default=None)
+_CALL: ContextVar[VitCall | None] = ContextVar("tokenprune_vit_call", default=None)
 
 
 @dataclass(eq=False)
@@ -116,40 +113,58 @@ class VitBlock:
 
     def passes(self, entry: str, kwargs: dict[str, Any]) -> bool:
         """Whether a call is a part of one of this block: methods of the model call one another."""
-        return _CALLED.get() is self
+        call = _CALL.get()
+        return call is not None and call.block is self
 
     def call(self, entry: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the model with hooks, which go with the call however it ends."""
-        blocks = self.model.blocks
+        """Run the model with hooks."""
+        with VitCall(self).hooked():
+            return original(*args, **kwargs)
+
+
+@dataclass(eq=False)
+class VitCall:
+    """A call of the model, whose hooks go with it however it ends, and do nothing in other threads.
+
+    Attributes:
+        block: that it belongs to.
+        run: the forward in it that is under way.
+    """
+
+    block: VitBlock
+    run: Run | None = None
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """The hooks are on the model in this ``with`` block, which lies within one function."""
+        blocks, layers = self.block.model.blocks, self.block.layers
         with ExitStack() as stack:
-            stack.callback(_CALLED.reset, _CALLED.set(self))
-            stack.callback(_RUN.reset, _RUN.set(None))
-            stack.enter_context(self.model.patch_embed.register_forward_pre_hook(self._start))
-            for index in range(self.layers[0], len(blocks)):
+            stack.callback(_CALL.reset, _CALL.set(self))
+            stack.enter_context(self.block.model.patch_embed.register_forward_pre_hook(self._start))
+            for index in range(layers[0], len(blocks)):
                 hook = partial(self._before, index)
                 stack.enter_context(blocks[index].register_forward_pre_hook(hook, with_kwargs=True))
-            for at in self.layers if self.pruner.requires else ():
+            for at in layers if self.block.pruner.requires else ():
                 stack.enter_context(blocks[at - 1].attn.register_forward_pre_hook(self._attending, with_kwargs=True))
             stack.enter_context(blocks[-1].register_forward_hook(self._end))
-            return original(*args, **kwargs)
+            yield
 
     def _start(self, module: Any, args: tuple[Any, ...]) -> None:
         """Forward pre-hook of the patch embedding, with which every forward begins."""
-        if _CALLED.get() is not self:
+        if _CALL.get() is not self:
             return
-        if self.model.grad_checkpointing and torch.is_grad_enabled():
+        if self.block.model.grad_checkpointing and torch.is_grad_enabled():
             raise ModelError("gradient checkpointing runs blocks twice; call model.set_grad_checkpointing(False)")
         height, width = module.dynamic_feat_size(args[0].shape[-2:])
         ids = torch.stack([content_id(image) for image in args[0]])
-        _RUN.set(Run(self, ids, (height, width), self.counts(height * width)))
+        self.run = Run(ids, (height, width), self.block.counts(height * width))
 
     def _current(self) -> Run | None:
-        run = _RUN.get()
-        return run if run is not None and run.block is self else None
+        return self.run if _CALL.get() is self else None
 
     def _end(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
-        if self._current():
-            _RUN.set(None)
+        if _CALL.get() is self:
+            self.run = None
 
     def _attending(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         if (run := self._current()) and kwargs is not None:
@@ -165,7 +180,7 @@ class VitBlock:
             return None
         if kwargs.get("attn_mask") is not None or kwargs.get("is_causal"):
             raise ModelError("attn_mask and is_causal are of all patches; leave them out where patches are pruned")
-        if index in self.layers:
+        if index in self.block.layers:
             hidden = self._shorten(run, index, hidden)
         if run.kept is None:
             return None
@@ -175,7 +190,7 @@ class VitBlock:
 
     def _shorten(self, run: Run, index: int, hidden: Tensor) -> Tensor:
         """The prefix and the patches that stay, of the hidden states (B, L, D) at a stage."""
-        prefix = self.model.num_prefix_tokens
+        prefix = self.block.model.num_prefix_tokens
         patches = hidden[:, prefix:]
         number = patches.shape[1]
         if run.kept is None and number != run.grid[0] * run.grid[1]:
@@ -183,8 +198,8 @@ class VitBlock:
         selection = self._select(run, index, patches.detach())
         alive = selection.keep if run.kept is None else run.kept.gather(1, selection.keep)
         run.stages[index] = alive
-        if index == self.layers[-1]:
-            self.trace.calls.append(run.stages)
+        if index == self.block.layers[-1]:
+            self.block.trace.calls.append(run.stages)
         if selection.merged is not None and selection.merged.shape[1] != alive.shape[1]:
             raise ModelError("tokens can be appended inside the LLM only")
         if selection.merged is None and alive.shape[1] == number:
@@ -195,14 +210,14 @@ class VitBlock:
 
     @torch.no_grad()
     def _select(self, run: Run, index: int, patches: Tensor) -> TokenSelection:
-        signals, place = {}, self.layers.index(index)
+        signals, place = {}, self.block.layers.index(index)
         if run.attended is not None:
-            attention, prefix = self.model.blocks[index - 1].attn, self.model.num_prefix_tokens
-            signals = attention_signals(attention, *run.attended, prefix, self.pruner.requires)
+            attention, prefix = self.block.model.blocks[index - 1].attn, self.block.model.num_prefix_tokens
+            signals = attention_signals(attention, *run.attended, prefix, self.block.pruner.requires)
             run.attended = None
         # With the place, so that a random draw at one stage tells nothing about that at another.
         ids, grid = run.ids + 2 * place, run.grid if run.kept is None else None
-        return self.pruner.select(VisualTokens(patches, signals, grid, row_ids=ids), run.counts[place])
+        return self.block.pruner.select(VisualTokens(patches, signals, grid, row_ids=ids), run.counts[place])
 
 
 def _of_kept(rope: Tensor, kept: Tensor) -> Tensor:

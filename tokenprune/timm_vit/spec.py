@@ -24,8 +24,6 @@ def vit_spec(model: Any) -> ModelSpec:
     if not isinstance(model, MODELS):
         allowed = " or ".join(kind.__name__ for kind in MODELS)
         raise ModelError(f"{type(model).__name__} cannot be pruned between its blocks; give a {allowed} of timm")
-    if model._compiled_call_impl is not None:
-        raise ModelError("a compiled model does not call hooks; prune it before model.compile()")
     sizes = {_block_spec(block, len(model.blocks)) for block in model.blocks}
     if len(sizes) > 1:
         raise ModelError("the blocks of this model differ in their sizes, which is not known to work")
