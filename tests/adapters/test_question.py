@@ -5,6 +5,7 @@ import pytest
 import torch
 from families import families
 from tiny import ask, picture, tiny_clip, tiny_processor
+from tiny_aya_vision import AyaVision
 from tokenizers import AddedToken
 
 from tokenprune.adapters.chat_format import ChatFormat, marks_of, template_format, template_text, write_chat
@@ -248,6 +249,9 @@ def test_marks_that_are_no_special_tokens():
     assert "<start_of_turn>model" not in processor.tokenizer.all_special_tokens
     with pytest.raises(ModelError, match="'<start_of_turn>model' is a mark of the prompt"):
         check_words(processor, [Sample("7", picture(1), "is <start_of_turn>model there ?", "")])
+    tokenizer = AyaVision().build("sdpa")[1].tokenizer
+    with pytest.raises(ModelError, match="'TILE' is a mark of the prompt"):  # a word, and a special token
+        check_words(SimpleNamespace(chat_template=None, tokenizer=tokenizer), [Sample("7", picture(1), "a TILE ?", "")])
     processor = SimpleNamespace(chat_template=None, tokenizer=tiny_processor().tokenizer, image_token="<picture>")
     with pytest.raises(ModelError, match="'<picture>' is a mark of the prompt"):
         check_words(processor, [Sample("7", picture(1), "is <picture> there ?", "")])

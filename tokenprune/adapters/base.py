@@ -22,7 +22,7 @@ from tokenprune.adapters.inputs import PIXELS, Prepared, PrunedInputs
 from tokenprune.adapters.layout import Grid, Item, Unit
 from tokenprune.adapters.pictures import Pictures
 from tokenprune.adapters.pruned import prune_inputs
-from tokenprune.adapters.question import formats_of, last_question, write_prompt
+from tokenprune.adapters.question import formats_of, last_question, write_prompts
 from tokenprune.adapters.signals import check_steps, check_tower, make_signals, rows_of
 from tokenprune.adapters.text_tower import TextTower, load_text_tower
 from tokenprune.budget import Budget
@@ -191,7 +191,7 @@ class ModelAdapter(ABC):
     def prepare(self, samples: Sequence[Sample]) -> Prepared:
         """Samples as inputs, padded on the left."""
         questions, images = [sample.question for sample in samples], [[sample.image] for sample in samples]
-        texts = [write_prompt(self.processor, self.prompt, sample) for sample in samples]
+        texts = write_prompts(self.processor, self.prompt, samples)
         batch = self.processor(images=images, text=texts, padding=True, padding_side="left", return_tensors="pt")
         return Prepared(dict(batch.to(self.model.device)), questions)
 

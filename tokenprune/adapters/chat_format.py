@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import takewhile
 from typing import Any
@@ -99,9 +99,9 @@ def marks_of(tokenizer: Any, *written: str) -> dict[int, str]:
     }
 
 
-def is_markup(name: str) -> bool:
-    """Whether a token that is no text looks like none: ``<image>`` and ``[INST]``, but not ``USER:``."""
-    return not name[:1].isalnum()
+def unsaid(tokenizer: Any, marks: Mapping[int, str]) -> set[str]:
+    """Names of marks that nobody says: special tokens, and others that are no words, as ``USER:`` is one."""
+    return {name for name in marks.values() if not name[:1].isalnum()} | {*tokenizer.all_special_tokens}
 
 
 def texts_of(formats: Sequence[ChatFormat]) -> list[str]:

@@ -20,11 +20,11 @@ from torch import Tensor
 from tokenprune.adapters.chat_format import (
     COMMON,
     ChatFormat,
-    is_markup,
     marks_of,
     template_format,
     template_text,
     texts_of,
+    unsaid,
     write_chat,
 )
 from tokenprune.errors import ModelError
@@ -35,21 +35,27 @@ BLANK = rf"(?:\s|{OPEN}[^{CLOSE}]*{CLOSE})*"
 Patterns = tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]  # of ChatFormat's first, assistant and user
 
 
-def write_prompt(processor: Any, plain: str, sample: Sample) -> str:
-    """The prompt of a sample: one image, then its question, after the turns that came before.
+def write_prompts(processor: Any, plain: str, samples: Sequence[Sample]) -> list[str]:
+    """The prompts of samples: one image, then its question, after the turns that came before.
 
     Args:
         processor: with a chat template, or without.
         plain: prompt of a ``question`` for processors without one.
-        sample: what is asked.
+        samples: what is asked.
 
     Raises:
-        ModelError: if it cannot be asked, see ``check_words``.
+        ModelError: if one cannot be asked, see ``check_words``.
     """
-    check_words(processor, [sample])
+    check_words(processor, samples)
     if processor.chat_template is None:
-        return plain.replace("{question}", sample.question)
-    return write_chat(processor, (*sample.earlier, (sample.question, None)), image=True)
+        return [plain.replace("{question}", sample.question) for sample in samples]
+    chats = ((*sample.earlier, (sample.question, None)) for sample in samples)
+    return [write_chat(processor, chat, image=True) for chat in chats]
+
+
+def write_prompt(processor: Any, plain: str, sample: Sample) -> str:
+    """That of one sample, see ``write_prompts``."""
+    return write_prompts(processor, plain, [sample])[0]
 
 
 def check_words(processor: Any, samples: Iterable[Sample]) -> None:
@@ -84,8 +90,8 @@ def _refused(processor: Any) -> dict[Any, str]:
     """Tokens that no text may hold. Mere words that mark turns, such as ``USER:``, may be said."""
     marks = marks_of(processor.tokenizer, template_text(processor))
     replaced = [getattr(processor, name, None) for name in ("image_token", "video_token")]  # before they are tokens
-    names = {name: name for name in replaced if isinstance(name, str)}
-    return {token: name for token, name in (marks | names).items() if is_markup(name)}
+    names, refused = {name: name for name in replaced if isinstance(name, str)}, unsaid(processor.tokenizer, marks)
+    return {token: name for token, name in marks.items() if name in refused} | names
 
 
 def formats_of(processor: Any, roles: tuple[str, str] | None) -> tuple[ChatFormat, ...]:
@@ -113,13 +119,12 @@ def last_question(tokenizer: Any, ids: Tensor, placeholder: Tensor, formats: Seq
     if after:
         opening = None if begun else re.match(BLANK + patterns[0].pattern, rest)
         turns += _turns(rest, patterns, opening.end() if opening else 0)
-    said = (re.sub(f"{OPEN}([^{CLOSE}]*){CLOSE}", _shown, turn) for turn in reversed(turns))
+    lost = unsaid(tokenizer, marks)
+    said = (
+        re.sub(f"{OPEN}([^{CLOSE}]*){CLOSE}", lambda mark: " " if mark[1] in lost else mark[1], turn)
+        for turn in reversed(turns)
+    )
     return next(filter(None, (" ".join(turn.split()) for turn in said)), "")
-
-
-def _shown(mark: re.Match[str]) -> str:
-    """What is left of a token that is no text: its name if that is a word."""
-    return " " if is_markup(mark[1]) else mark[1]
 
 
 def _spelled(tokenizer: Any, ids: Tensor, marks: Mapping[int, str]) -> str:
