@@ -66,7 +66,7 @@ def _run(asked: Sweep, fresh: bool, wait: bool, retry_failed: bool, cell: str | 
     console = Console()
     console.print(report.console_table(outcome.records))
     if cell is None:
-        console.print(f"report: {report.write(outcome.folder, outcome.samples)}", soft_wrap=True)
+        console.print(f"report: {report.write(outcome.folder, outcome.samples)}", soft_wrap=True, markup=False)
         outcome.track()
     if outcome.failed:
         raise typer.Exit(FAILED_CELL)

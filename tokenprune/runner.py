@@ -101,7 +101,7 @@ def sweep(
     if cell is not None:
         groups, folder = alone(groups, folder, cell)
     keys = [each.key for group in groups for each in group.cells]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with folder.writing(asked.written or config.to_mapping(), fresh=fresh, wait=wait):
         adopt(folder, keys, others(folder))
         session = start_tracking(tracker, whole, folder.path)
