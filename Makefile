@@ -43,7 +43,7 @@ clean:
 
 # torchvision must match torch to the minor version, so both are named in one command: pip then takes a pair that fits.
 $(STAMP): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -e '.[dev]'
 	touch $@

@@ -73,3 +73,5 @@ def test_an_unknown_cell(asked):
         ConfigError, match=rf"no cell '{first[:-1]}'; --dry-run shows their keys; did you mean '{first}'"
     ):
         runner.sweep(asked, cell=first[:-1])
+    with pytest.raises(ConfigError, match="no cell ''; --dry-run shows their keys"):  # not all of them
+        runner.sweep(asked, cell="")

@@ -96,6 +96,8 @@ def refused(call, monkeypatch):
         ("model={dtype: float64, attention: eager}", "eager attention gives NaN for padded prompts in float64"),
         ("model.device=cuda:99", "cuda:99"),
         ("model={name: lava, path: x}", ["unknown model 'lava'", "llava", "docs/add_an_adapter"]),
+        ("model={name: llava, path: ''}", "'llava' needs a path: a hub id or the folder of a checkpoint"),
+        ("model={name: embedded, path: ''}", "'embedded' takes no path"),
         ("model={name: llava, path: /no/such/folder}", "model '/no/such/folder' cannot be loaded"),
         ("task.name=scene", "unknown task 'scene'; did you mean 'scenes'?"),
         ("tracking.name=wanbd", "unknown tracker 'wanbd'; did you mean 'wandb'?"),

@@ -26,7 +26,7 @@ def call(*arguments):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The quickstart, smaller: what the command printed, and its folder."""
-    output = tmp_path_factory.mktemp("runs")
+    output = tmp_path_factory.mktemp("runs") / "of [/me]"  # which is no markup
     overrides = ("task.num_samples=24", "budget.average_tokens=[60,40]", "timing_repeats=1", f"output={output}")
     result = call("run", QUICKSTART, *overrides)
     (folder,) = output.iterdir()
@@ -79,6 +79,13 @@ def test_again_computes_nothing_and_says_the_same(run, monkeypatch):
 def test_the_written_config_is_the_run(run, monkeypatch, tmp_path):
     monkeypatch.setattr(Evaluator, "ask", lambda *args: pytest.fail("computed again"))
     assert call("run", run[1] / "config.yaml").exit_code == 0
+
+
+def test_a_dry_run_says_where_its_speeds_are_from(run):
+    folder = run[1]
+    result = call("sweep", folder / "config.yaml", "task.num_samples=25", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert f"at the speed of the records in '{folder.parent}'" in " ".join(result.stdout.split())
 
 
 def test_report_again(run):

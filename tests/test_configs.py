@@ -35,7 +35,8 @@ PARTS = [(kind, path) for kind in REGISTRIES for path in sorted((ROOT / "configs
 
 
 @pytest.mark.parametrize("path", sorted(RUNS), ids=lambda path: str(path.relative_to(ROOT)))
-def test_runs(path):
+def test_runs(path, monkeypatch):
+    monkeypatch.chdir(ROOT)  # files that they name are named from there
     asked = load_sweep(path)
     assert all(experiment.cells for experiment in build_all(asked.runs, asked.names))
 

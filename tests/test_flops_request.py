@@ -88,6 +88,25 @@ def test_an_option_that_fixes_the_budget():
     assert asked.cases[1].plan.mean_tokens == pytest.approx(206, abs=0.5)  # its published 192 are 206
 
 
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        "{name: divprune, features: 'timm:vit_base_patch16_224'}",
+        "{name: cdpruner, features: 'timm:vit_base_patch16_224'}",
+        "{name: dop, base: {name: divprune, features: 'timm:vit_base_patch16_224'}, attention_depth: 16}",
+        "{name: compose, pruners: [{name: divprune, features: 'timm:vit_base_patch16_224'}, fastv]}",
+    ],
+)
+def test_features_of_another_encoder_are_a_part_of_the_selection(pruner):
+    asked = request("llava-1.5-7b", None, [f"pruner={pruner}", "budget.keep_tokens=64"], 40)
+    tokens, width = 197, 768
+    layer = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width
+    encoder = 12 * layer + 2 * 196 * 768 * width
+    assert encoder < asked.cases[1].selection < 1.03 * encoder
+    own = request("llava-1.5-7b", None, ["pruner=divprune", "budget.keep_tokens=64"], 40)
+    assert own.cases[1].selection < encoder / 10
+
+
 def test_any_config(tmp_path):
     folder = save_llava(tmp_path)
     for place in (folder, Path(folder) / "config.json"):
@@ -117,6 +136,10 @@ def test_any_config(tmp_path):
         (["--pruner", "uniform", "budget.flops=1e14"], "that all 576 visual tokens cost"),
         (["--pruner", "sparsevlm", "pruner.count=rank"], "depends on the image"),
         (["--pruner", "sparsevlm", "pruner.preset=64", "--keep-tokens", "3"], "its options fix its budget"),
+        (
+            ["--pruner", "divprune", "pruner.features=timm:vit_bse_patch16_224", "--keep-tokens", "3"],
+            "pruner 'divprune': unknown timm model 'vit_bse_patch16_224' in features; near names: vit_base_patch16_224",
+        ),
         (["modl.x=3"], "flops knows no 'modl'; Allowed: budget, pruner"),
         (["nonsense"], "override 'nonsense' is not of the form key=value"),
         (["--text-tokens", "0"], "text_tokens must be at least 1, got 0"),

@@ -60,7 +60,7 @@ MAY = {
     "report": "errors types comparison overlay plots record rows",
     "catalogue": "errors options registry",
     "model_card": "errors types options adapters",
-    "flops_table": "errors types budget metrics pruners report",
+    "flops_table": "errors types adapters budget metrics pruners report",
     "flops_request": "errors types budget config adapters flops_table model_card pruners",
     "bench": "errors types adapters budget build config metrics model_card options provenance report trace written",
     "__main__": "cli",

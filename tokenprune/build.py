@@ -219,7 +219,7 @@ def build_checkpoint(config: ModelConfig) -> Checkpoint:
         allowed = hint(config.name, [EMBEDDED, *ADAPTERS.names()])
         raise RegistryError(f"unknown model {config.name!r}; {allowed}; see docs/add_an_adapter.md")
     found = find_checkpoint(
-        config.path or str(WEIGHTS),
+        str(WEIGHTS) if config.path is None else config.path,
         dtype=config.dtype,
         device=config.device,
         attention=config.attention,

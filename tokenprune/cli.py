@@ -80,7 +80,7 @@ def fit_command(
     fitted = fit(load_fit_config(config, overrides or ()), console=Console(stderr=True))
     for path, policy in fitted.policies:
         console.print(policy_table(policy))
-        console.print(f"policy: {path}", soft_wrap=True)
+        console.print(f"policy: {path}", soft_wrap=True, markup=False)
     console.print(
         f"{fitted.runs} runs for the curves took {fitted.seconds:.1f} s, {100 * naive_ratio(fitted):.0f} % of the time "
         f"of as many full prefills ({fitted.runs * fitted.forward_seconds:.1f} s)",
@@ -101,7 +101,7 @@ def show_policy_command(
     console = Console()
     console.print(policy_table(policy))
     draw_policy(policy, policy.curves.layers, picture)
-    console.print(f"picture: {picture}", soft_wrap=True)
+    console.print(f"picture: {picture}", soft_wrap=True, markup=False)
 
 
 @app.command("study-policies")
@@ -114,7 +114,7 @@ def study_command(
     from tokenprune.study.run import study
 
     results = study(load_study_config(config, overrides or ()), console=Console(stderr=True))
-    Console().print(f"results: {results}", soft_wrap=True)
+    Console().print(f"results: {results}", soft_wrap=True, markup=False)
     study_report_command(results)
 
 
@@ -126,7 +126,7 @@ def study_report_command(
     """Make the report of a study again, from its results alone."""
     from tokenprune.study_report.report import write
 
-    Console().print(f"report: {write(results, out or results.parent)}", soft_wrap=True)
+    Console().print(f"report: {write(results, out or results.parent)}", soft_wrap=True, markup=False)
 
 
 @app.command("flops")
@@ -162,7 +162,7 @@ def bench_command(
     asked, console = load_bench_config(config, overrides or ()), Console()
     for rows in bench(asked, Console(stderr=True)):
         show(rows, console)
-    console.print(f"results: {asked.output}", soft_wrap=True)
+    console.print(f"results: {asked.output}", soft_wrap=True, markup=False)
 
 
 @app.command("list")

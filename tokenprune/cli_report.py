@@ -36,7 +36,7 @@ def report_command(
     path = report.write(run, _samples(records), out=out, difference=difference, choice=choice)
     console = Console()
     console.print(report.console_table(records))
-    console.print(f"report: {path}", soft_wrap=True)
+    console.print(f"report: {path}", soft_wrap=True, markup=False)
 
 
 def _samples(records: Sequence[RunRecord]) -> list[Sample]:
@@ -72,4 +72,4 @@ def compare_command(
     shown.write(pairs, choice, path)
     console = Console()
     console.print(shown.console_table(pairs))
-    console.print(f"comparison: {path}", soft_wrap=True)
+    console.print(f"comparison: {path}", soft_wrap=True, markup=False)

@@ -45,7 +45,7 @@ def sweep_command(
     """Run a grid of experiments in one folder. Images are encoded once for all cells; finished cells are skipped."""
     from tokenprune.sweep import load_sweep
 
-    given = [f"launcher.name={launcher}"] if launcher else []
+    given = [] if launcher is None else [f"launcher.name={launcher}"]
     asked = load_sweep(file, [*given, *(overrides or ())], yes=yes)
     if dry_run:
         from tokenprune.dry_run import show
@@ -65,8 +65,8 @@ def _run(asked: Sweep, fresh: bool, wait: bool, retry_failed: bool, cell: str | 
         return
     console = Console()
     console.print(report.console_table(outcome.records))
-    if not cell:
-        console.print(f"report: {report.write(outcome.folder, outcome.samples)}", soft_wrap=True)
+    if cell is None:
+        console.print(f"report: {report.write(outcome.folder, outcome.samples)}", soft_wrap=True, markup=False)
         outcome.track()
     if outcome.failed:
         raise typer.Exit(FAILED_CELL)

@@ -84,9 +84,10 @@ class ModelConfig:
     device_map: Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
-        if (self.name == EMBEDDED) != (self.path is None):
-            needs = "takes no path" if self.path else "needs a path: a hub id or the folder of a checkpoint"
-            raise ConfigError(f"{self.name!r} {needs}")
+        if self.name == EMBEDDED and self.path is not None:
+            raise ConfigError(f"{self.name!r} takes no path")
+        if self.name != EMBEDDED and not self.path:
+            raise ConfigError(f"{self.name!r} needs a path: a hub id or the folder of a checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from tokenprune.launch.base import LAUNCHERS
@@ -48,9 +49,8 @@ def show(asked: Sweep, console: Console, *, retry_failed: bool = False) -> None:
     for state in known.values():
         asked_of = state.keyed.asked
         names = [asked_of["model"]["path"] or asked_of["model"]["name"], asked_of["task"]["name"]] if several else []
-        table.add_row(
-            *names, state.keyed.cell.label, str(state.keyed.cell.budget or "all"), _standing(state), state.keyed.key
-        )
+        names += [state.keyed.cell.label, str(state.keyed.cell.budget or "all")]
+        table.add_row(*map(escape, names), _standing(state), state.keyed.key)
     console.print(table)
     left = {key: len(s.group.samples) - len(s.tally.samples) for key, s in known.items() if s.record is None}
     console.print(
@@ -58,7 +58,8 @@ def show(asked: Sweep, console: Console, *, retry_failed: bool = False) -> None:
         f"{sum(left.values()):,} answers to come",
         soft_wrap=True,
     )
-    console.print(f"time: {_estimate({known[key].keyed.key: known[key] for key in left}, left, config.output)}")
+    time = _estimate({known[key].keyed.key: known[key] for key in left}, left, config.output)
+    console.print(f"time: {time}", markup=False)
 
 
 def _standing(state: State) -> str:

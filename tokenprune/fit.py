@@ -62,6 +62,7 @@ def fit(config: FitConfig, console: Console | None = None) -> Fitted:
     spec = checkpoint.spec
     _check_base(base, config.pruner.name, spec)
     samples = build_task(config.task).samples()[: config.samples]
+    checkpoint.check_samples(samples)
     points = grid(spec, config)
     if config.kind != "milliseconds":
         _check_budgets(config, spec, points, _cost(config, spec, 0, None))  # a prompt without text costs least

@@ -9,15 +9,16 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Column, Table
 
+from tokenprune.adapters.timm_features import encoder_size
 from tokenprune.budget import Budget
 from tokenprune.errors import ConfigError
 from tokenprune.metrics import flops
 from tokenprune.metrics.conventions import CONVENTIONS
 from tokenprune.metrics.memory import planned_kv_bytes_by_layer
-from tokenprune.metrics.selector import selection_flops
+from tokenprune.metrics.selector import EncoderSize, selection_flops
 from tokenprune.pruners.base import Pruner
 from tokenprune.report import engineering
-from tokenprune.types import ModelSpec, OperationPlan
+from tokenprune.types import ModelSpec, OperationPlan, Signal, Step
 
 HALF = 2  # bytes of a number in half precision
 
@@ -54,15 +55,22 @@ def pruned(spec: ModelSpec, pruner: Pruner, budget: Budget, text_tokens: int) ->
         text_tokens: all other tokens of the prompt, at least 1.
 
     Raises:
-        TokenPruneError: if the pruner is adaptive, the model lacks its layers, or the budget cannot be met.
+        TokenPruneError: if the pruner is adaptive, the model lacks its layers, the budget cannot be met, or the encoder
+            whose features the pruner compares is not known.
     """
     if pruner.adaptive:
         raise ConfigError("how many tokens stay depends on the image; tokenprune run measures what that costs")
     total, steps = spec.visual_tokens, pruner.steps(spec)
     counts = pruner.schedule(spec, budget, total)
     alive = pruner.alive(spec, counts, total)
-    selection = selection_flops(spec, steps, counts, (total, *alive)[: len(steps)], text_tokens)
+    selection = selection_flops(spec, steps, counts, (total, *alive)[: len(steps)], text_tokens, _encoder(steps))
     return Case(str(budget), pruner.plan(spec, alive, total), alive[-1], selection)
+
+
+def _encoder(steps: Sequence[Step]) -> EncoderSize | None:
+    """The other encoder, if a step needs its features."""
+    needing = [step.selector for step in steps if Signal.ENCODER_FEATURES in step.selector.requires]
+    return encoder_size(getattr(needing[0], "features", "")) if needing else None
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,12 @@ class Measurements:
 
     def _each(self, title: str, done: Container[int], work: Callable[[int], None]) -> None:
         """Work on each batch that is not done, with a bar."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         left = [start for start in self._starts if start not in done]
         with Progress(*columns, TimeRemainingColumn(), console=self.console or Console(quiet=True)) as progress:
             bar = progress.add_task(title, total=len(self._starts), completed=len(self._starts) - len(left))

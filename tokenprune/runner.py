@@ -98,16 +98,18 @@ def sweep(
     if launcher.assist():
         return Outcome(folder, (), (), tracker)
     name = asked.id(config)
-    if cell:
+    if cell is not None:
         groups, folder = alone(groups, folder, cell)
     keys = [each.key for group in groups for each in group.cells]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with folder.writing(asked.written or config.to_mapping(), fresh=fresh, wait=wait):
         adopt(folder, keys, others(folder))
         session = start_tracking(tracker, whole, folder.path)
         try:
             with Progress(*columns, TimeRemainingColumn(), console=console or Console(quiet=True)) as progress:
-                driver = _Driver(name, folder, groups, session, [cell] if cell else keys, progress, retry_failed)
+                driver = _Driver(
+                    name, folder, groups, session, keys if cell is None else [cell], progress, retry_failed
+                )
                 with closing(launcher.run(driver.jobs())) as events:  # type: ignore[type-var]
                     driver.follow(events)
         finally:

@@ -42,10 +42,14 @@ def prepare(asked: Sweep) -> tuple[list[Group], RunFolder]:
     experiments = build_all(asked.runs, asked.names)
     config = experiments[0].config
     questions: dict[str, tuple[Sample, ...]] = {}
+    asked_of: set[tuple[str, str]] = set()  # models and tasks that were checked
     groups = []
     for experiment in experiments:
         task = repr(experiment.config.task)
         questions[task] = questions.get(task) or tuple(experiment.task.samples())
+        if (experiment.model.path, task) not in asked_of:
+            experiment.model.check_samples(questions[task])
+            asked_of.add((experiment.model.path, task))
         for cell in experiment.cells:
             steps = cell.pruner.steps(experiment.model.spec) if cell.pruner else ()
             check_samples([step.selector for step in steps], questions[task])

@@ -179,6 +179,7 @@ class Sample:
         boxes: (x0, y0, x1, y1) in pixels, ends excluded, of what the question is about; empty if unknown or nothing.
         other_question: one that is not asked, for controls; empty if there is none.
         earlier: (question, answer) of the turns about this image that came before.
+        place: where it is written, for messages, such as a file and its line; empty if nowhere.
     """
 
     id: str
@@ -189,6 +190,7 @@ class Sample:
     boxes: tuple[tuple[int, int, int, int], ...] = ()
     other_question: str = ""
     earlier: tuple[tuple[str, str], ...] = ()
+    place: str = ""
 
 
 @dataclass(frozen=True)

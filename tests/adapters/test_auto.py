@@ -2,13 +2,25 @@
 
 import pytest
 import torch
-from tiny import Project, ask, tiny_processor
+from checks import check_identity, check_masking
+from families import families
+from tiny import Project, ask, picture, tiny_processor
+from tiny_aya_vision import AyaVision
 from tiny_vipllava import vipllava
 
 import tokenprune as tp
 from tokenprune.adapters.auto import AutoAdapter
 from tokenprune.adapters.known import adapter_for
 from tokenprune.errors import ModelError
+
+TILED = ("idefics3", "internvl", "llava_next", "llava_onevision", "mistral3", "smolvlm")  # or of any size
+REFUSED = {
+    "gemma3": "does not do with fewer visual tokens what it does if the others are masked",
+    "paligemma": "gives other logits for images that are encoded beforehand",
+    "qwen2_vl": "has position ids of several axes",
+    "qwen2_5_vl": "has position ids of several axes",
+    "qwen3_vl": "has position ids of several axes",
+}
 
 
 @pytest.fixture
@@ -89,3 +101,63 @@ def test_a_model_without_the_conventions_is_refused():
     }
     with pytest.raises(ModelError, match="no adapter knows models of type 'llama', and this one has no image_token_id"):
         adapter_for(LlamaForCausalLM(LlamaConfig(**tiny)), tiny_processor())
+
+
+@pytest.fixture
+def nobody(monkeypatch):
+    """No adapter knows any model."""
+    monkeypatch.setattr("tokenprune.adapters.known._served", dict)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PaliGemma's processor, of numpy
+@pytest.mark.parametrize("name", families())
+def test_every_family_is_served_or_refused_for_what_is_wrong(nobody, name):
+    model, processor = families()[name].build("sdpa")
+    if name in REFUSED:
+        with pytest.raises(ModelError, match=REFUSED[name]):
+            adapter_for(model, processor)
+    else:
+        assert type(adapter_for(model, processor)) is AutoAdapter
+
+
+@pytest.mark.parametrize("rows", [(1,), (2, 1)])
+@pytest.mark.parametrize("name", TILED)
+def test_models_that_cut_images_into_tiles(nobody, monkeypatch, name, rows):
+    family = families()[name]
+    monkeypatch.setattr(family, "fixed", lambda model, inputs: [[] for _ in rows])  # it takes newlines for any token
+    model, processor = family.build("sdpa")
+    inputs = family.ask(processor, *rows)
+    check_identity(model, processor, inputs, tp.create_pruner("uniform"))
+    for pruner in (Project(), tp.create_pruner("fastv", layer=2)):
+        check_masking(family, model, processor, inputs, pruner, keep_tokens=13)
+
+
+@pytest.mark.parametrize("rows", [(1,), (2, 1)])
+@pytest.mark.parametrize("name", ["internvl", "llava"])
+def test_a_budget_is_of_an_image_as_with_an_adapter(name, rows):
+    """Not of a tile; and images side by side stay two where an image is no tiles."""
+    family = families()[name]
+    model, processor = family.build("sdpa")
+    inputs = family.ask(processor, *rows)
+    if name == "llava":
+        texts, images = ["<image>" * number + " where ?" for number in rows], [picture(n) for n in range(sum(rows))]
+        inputs = dict(processor(images=images, text=texts, padding=True, padding_side="left", return_tensors="pt"))
+    known, auto = adapter_for(model, processor, scope="image"), AutoAdapter(model, processor)
+    pruner, budget = tp.create_pruner("divprune"), tp.Budget(keep_tokens=7)
+    ours, theirs = (adapter.prune_inputs(inputs, pruner, budget).kept for adapter in (auto, known))
+    assert ours.sum() == 7 * sum(rows)
+    assert torch.equal(ours, theirs)
+    assert auto.spec.visual_tokens == {"internvl": 10 * 25, "llava": 25}[name]
+
+
+@pytest.mark.parametrize("rows", [(1,), (2, 1), (1, 1, 1)])
+def test_tiles_with_text_between_them_are_one_image_a_prompt(rows):
+    """It is not known where an image ends."""
+    family = AyaVision()
+    model, processor = family.build("sdpa")
+    adapter, inputs = adapter_for(model, processor), family.ask(processor, *rows)
+    assert (type(adapter), adapter.tiles, adapter.spec.visual_tokens) == (AutoAdapter, "apart", 5 * 9)
+    assert adapter.encode(inputs).layout.sizes == tuple(adapter.placeholders(inputs["input_ids"]).sum(1).tolist())
+    check_identity(model, processor, inputs, tp.create_pruner("uniform"))
+    trace = check_masking(family, model, processor, inputs, Project(), keep_tokens=8)
+    assert [kept for _, kept in trace.counts] == [8] * len(rows)

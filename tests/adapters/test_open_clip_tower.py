@@ -206,3 +206,12 @@ def test_a_tower_without_patches():
     )
     with pytest.raises(ModelError, match="ModifiedResNet has no head that embeds single patches"):
         open_clip_tower.OpenClipTower(model, None)
+
+
+def test_no_word_is_a_special_token(pair):
+    """Each tower would pool at the end that a question names."""
+    for tower in (clip_tower.load(pair[0], CPU), open_clip_tower.load(pair[1], CPU)):
+        plain, said = (tower.tokenize(text).tolist() for text in ("is there a star?", "is <end_of_text> there a star?"))
+        assert [said.count(token) for token in (plain[0], plain[-1])] == [1, 1]
+        assert len(said) > len(plain) + 1
+    assert open_clip_tower.load(pair[1], CPU).tokenize("<END_OF_TEXT>").tolist().count(plain[-1]) == 1

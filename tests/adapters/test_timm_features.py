@@ -8,10 +8,11 @@ from families import families
 from PIL import Image
 from tiny import IMAGE_SIZE, ask, randomise, shared_llava, tiny_processor
 from torch.nn.functional import adaptive_avg_pool2d
+from torch.utils.flop_counter import FlopCounterMode
 
 import tokenprune as tp
 from tokenprune.adapters.known import adapter_for
-from tokenprune.adapters.timm_features import TimmEncoder, denormalised, load_encoder
+from tokenprune.adapters.timm_features import TimmEncoder, denormalised, encoder_size, load_encoder
 from tokenprune.errors import ModelError
 from tokenprune.pruners.base import ScorePruner
 from tokenprune.types import Sample, Signal
@@ -28,6 +29,12 @@ def tiny_encoder(size=48, patch=4):
 
 def correlation(x, y):
     return float(torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1])
+
+
+def attention_flops(model, patches):
+    """Of one picture, which the counter does not see in the kernel that a CPU takes."""
+    tokens = patches + model.num_prefix_tokens
+    return len(model.blocks) * 4 * tokens**2 * model.embed_dim
 
 
 @pytest.fixture
@@ -329,3 +336,37 @@ def test_models_that_timm_does_not_have(monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda *args, **options: torch.nn.Linear(1, 1))
     with pytest.raises(ModelError, match="gives no features of patches"):
         load_encoder(model, NAME)
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "internvl", "qwen2_vl", "gemma3"])
+def test_what_the_features_cost_is_what_their_encoder_computes(monkeypatch, name):
+    """The closed form knows how many pictures an image is: its tiles, and the whole image."""
+    monkeypatch.setattr(timm, "create_model", lambda *args, **options: tiny_encoder())
+    family, features = families()[name], f"timm:vit_tiny_patch16_224.{name}"  # asked for once, so that none is cached
+    model, processor = family.build("sdpa")
+    adapter = adapter_for(model, processor)
+    inputs = family.ask(processor, 1, **family.nominal)
+    encoded, encoder = adapter.encode(inputs), TimmEncoder(tiny_encoder())
+    with FlopCounterMode(display=False) as counter:
+        encoder.features(encoded, processor)
+    pictures = sum(len(shown.pixels) for shown in encoded.pictures)
+    counted = counter.get_total_flops() + pictures * attention_flops(encoder.model, 144)
+    size = encoder_size(features)
+    assert (size.channels, pictures * size.flops) == (24, counted)
+    if len(encoded.features) == adapter.spec.visual_tokens:
+        assert pictures == adapter.spec.vision_tiles
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("vit_small_dinov2", "unknown timm model 'vit_small_dinov2' in features; near names:"),
+        ("hub:timm/vit", "unknown timm model 'hub:timm/vit' in features; before a colon may be hf-hub or local-dir"),
+        ("hf-hub:", "unknown timm model 'hf-hub:' in features; before a colon may be"),
+        ("local-dir:/no/such", "timm model 'local-dir:/no/such' in features: folder '/no/such' does not exist"),
+        ("hiera_tiny_224", r"features of timm model 'hiera_tiny_224' cannot be counted \("),
+    ],
+)
+def test_what_an_unknown_encoder_costs_is_said_in_a_sentence(name, words):
+    with pytest.raises(ModelError, match=words):
+        encoder_size(f"timm:{name}")

@@ -9,10 +9,10 @@ from tokenprune.adapters.known import adapter_for
 from tokenprune.budget import Budget
 from tokenprune.conditioning.base import CONDITIONINGS
 from tokenprune.metrics.flops import llm_prefill_flops, lm_head_flops
-from tokenprune.metrics.selector import selection_flops
+from tokenprune.metrics.selector import EncoderSize, selection_flops
 from tokenprune.model_card import load_card
-from tokenprune.pruners.base import PRUNERS, create_pruner
-from tokenprune.types import ModelSpec, Step
+from tokenprune.pruners.base import PRUNERS, ScorePruner, create_pruner
+from tokenprune.types import ModelSpec, Signal, Stage, Step
 
 TOKENS = 25
 
@@ -72,6 +72,31 @@ def test_every_pruner_can_be_asked(name):
 def test_every_conditioning_can_be_asked(conditioning):
     spec, pruner = load_card("llava-1.5-7b").spec, create_pruner("cdpruner", conditioning=conditioning)
     assert selection_flops(spec, pruner.steps(spec), [8], [80], 10) > 0
+
+
+@pytest.mark.parametrize("signal", Signal)
+@pytest.mark.parametrize("stage", [Stage(), Stage(2)])
+def test_every_signal_has_a_stand_in(signal, stage):
+    """A pruner may ask for any, one of somebody else's too."""
+
+    class Asking(ScorePruner):
+        requires = frozenset({signal})
+
+        def score(self, tokens):
+            assert tokens.signal(signal) is not None
+            return tokens.features[..., 0]
+
+    assert selection_flops(load_card("llava-1.5-7b").spec, [Step(stage, Asking())], [8], [80], 10) >= 0
+
+
+def test_the_encoder_whose_features_are_compared_is_paid_for_each_tile():
+    pruner, spec = create_pruner("divprune", features="timm:vit_tiny_patch16_224"), load_card("llava-next-7b").spec
+    free, paid = (
+        selection_flops(spec, pruner.steps(spec), [8], [80], 10, EncoderSize(24, flops)) for flops in (0, 1000)
+    )
+    assert paid == free + 5 * 1000
+    wide = selection_flops(spec, pruner.steps(spec), [8], [80], 10, EncoderSize(48, 0))
+    assert wide == 2 * free  # the products of features are all that there is
 
 
 def test_a_selection_before_the_llm_reads_nothing_of_it():

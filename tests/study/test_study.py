@@ -2,10 +2,12 @@
 
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import save_llava
 
 from tokenprune.adapters.base import ModelAdapter
@@ -13,7 +15,7 @@ from tokenprune.budget import Budget
 from tokenprune.build import build_base
 from tokenprune.config import ModelConfig, Part
 from tokenprune.divergence import Batch, Objective
-from tokenprune.errors import ConfigError, DataError
+from tokenprune.errors import ConfigError, DataError, ModelError
 from tokenprune.pruners.dop import DOP
 from tokenprune.search.depths import Depths
 from tokenprune.study import measurements
@@ -210,6 +212,17 @@ def test_what_cannot_be_studied_is_refused_before_weights_load(model, monkeypatc
     monkeypatch.setattr("tokenprune.adapters.load.Checkpoint.load", lambda self: pytest.fail("weights were loaded"))
     with pytest.raises(ConfigError, match=message):
         study(dataclasses.replace(CONFIG, model=model, output=str(tmp_path), **changes))
+
+
+def test_questions_that_the_model_cannot_be_asked_are_refused_before_weights_load(model, monkeypatch, tmp_path):
+    monkeypatch.setattr("tokenprune.adapters.load.Checkpoint.load", lambda self: pytest.fail("weights were loaded"))
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    row = {"image": "a.png", "question": "is <image> a star ?", "answer": "no"}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n")
+    task = Part("folder", {"path": str(tmp_path / "q.jsonl")})
+    asked = dataclasses.replace(CONFIG, model=model, output=str(tmp_path), test=task)
+    with pytest.raises(ModelError, match=r"q\.jsonl line 1: '<image>' is a mark of the prompt"):
+        study(asked)
 
 
 def test_a_folder_that_cannot_be_written(model, tmp_path):

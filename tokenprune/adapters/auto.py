@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from itertools import accumulate
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.encoded import Encoded
-from tokenprune.adapters.inputs import PIXELS
+from tokenprune.adapters.inputs import PIXELS, real_tokens
 from tokenprune.adapters.layout import Choice, Item, Unit
 from tokenprune.adapters.pruned import Left, shortened_prompt
 from tokenprune.adapters.signals import PROMPT
@@ -42,6 +43,7 @@ class AutoAdapter(ModelAdapter):
     offers = PROMPT
     example = ""
     any_size = True
+    tiles: Literal["none", "together", "apart"] = "none"  # of an image, in the prompt
 
     def __init__(self, model: Any, processor: Any, **options: Any) -> None:
         kind = f"no adapter knows models of type {model.config.model_type!r}, and this one"
@@ -53,6 +55,10 @@ class AutoAdapter(ModelAdapter):
             inputs = self.prepare([Sample("", _picture(), "what is this?", "")]).inputs
             with torch.no_grad():
                 encoded = self.encode(inputs)
+                if len(encoded.layout.sizes) > 1:  # one image is encoded as several
+                    number = len(_runs(self.placeholders(inputs["input_ids"])))
+                    self.tiles = "together" if number == 1 else "apart"
+                    encoded = self.encode(inputs)
             self.spec = replace(self.spec, visual_tokens=len(encoded.features))
             self._check(inputs, encoded, kind)
         except ModelError:
@@ -74,12 +80,18 @@ class AutoAdapter(ModelAdapter):
         return {}
 
     def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
-        """See ``ModelAdapter``. Where it is not known which pixels are whose, features stand for them.
+        """See ``ModelAdapter``; where an image is cut into tiles, what stands side by side in a prompt is one.
 
-        A randomised pruner may then treat an image in a batch otherwise than alone.
+        If text is between the tiles, it is not known where an image ends, and all images of a prompt count as one.
+        Where it is not known which pixels are whose, features stand for them, and a randomised pruner may treat an
+        image in a batch otherwise than alone.
         """
         images, pixels = list(output.pooler_output), inputs[PIXELS[modality]]
-        own = pixels if len(pixels) == len(images) else images
+        own = list(pixels) if len(pixels) == len(images) else images
+        if self.tiles != "none":
+            place = self.placeholders(inputs["input_ids"], modality)
+            ends = _runs(place) if self.tiles == "together" else place.sum(1)
+            images, own = _joined(images, own, ends.tolist())
         return [Item(x, [Unit(torch.arange(len(x)))], p) for x, p in zip(images, own, strict=True)]
 
     def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
@@ -89,7 +101,7 @@ class AutoAdapter(ModelAdapter):
 
     def positions(self, inputs: Mapping[str, Any]) -> Tensor:
         """See ``ModelAdapter``; as the model itself says."""
-        given = {"attention_mask": torch.ones_like(inputs["input_ids"]), **inputs}
+        given = {**inputs, "attention_mask": real_tokens(inputs).long()}
         found: Tensor = self.model._prepare_position_ids_for_generation(inputs["input_ids"], given)
         if found.dim() != 2:
             raise ModelError(
@@ -103,9 +115,8 @@ class AutoAdapter(ModelAdapter):
         plain = self.model(**inputs, use_cache=False).logits
         if not torch.equal(self.model(**everything, use_cache=False).logits, plain):
             raise ModelError(f"{kind} gives other logits for images that are encoded beforehand")
-        number = len(encoded.features)
-        half = TokenSelection(torch.arange(0, number, 2)[None], number)
-        left = Left.of(encoded, [Choice((0,), half)], [])
+        halves = [TokenSelection(torch.arange(0, number, 2)[None], number) for number in map(len, encoded.layout.units)]
+        left = Left.of(encoded, [Choice((unit,), half) for unit, half in enumerate(halves)], [])
         short = shortened_prompt(self, inputs, left.kept, close=False) | left.encoder_outputs(self)
         found = self.model(**short, use_cache=False).logits[0, -1]
         wanted = self._masked(everything, encoded, left.kept)
@@ -127,6 +138,21 @@ class AutoAdapter(ModelAdapter):
         options = {"position_ids": inputs["position_ids"], "use_cache": False}
         logits: Tensor = self.model(inputs_embeds=embeds, attention_mask=mask, **options).logits[0, -1]
         return logits
+
+
+def _runs(place: Tensor) -> Tensor:
+    """(R,) long, lengths of the runs of a (B, L) mask, row after row; none goes on in the next row."""
+    begins = place & ~torch.nn.functional.pad(place[:, :-1], (1, 0))
+    return torch.bincount(begins.flatten().cumsum(0)[place.flatten()] - 1)
+
+
+def _joined(tiles: list[Tensor], pixels: list[Tensor], sizes: list[int]) -> tuple[list[Tensor], list[Tensor]]:
+    """Tiles and their pixels, put together to images of so many visual tokens, as far as such a number of tiles has."""
+    ends = set(accumulate(sizes))
+    starts = [0, *(n for n, end in enumerate(accumulate(map(len, tiles)), 1) if end in ends and n < len(tiles))]
+    parts = [slice(start, end) for start, end in zip(starts, [*starts[1:], len(tiles)], strict=True)]
+    joined = [torch.cat([x.flatten() for x in pixels[part]]) for part in parts]
+    return [torch.cat(tiles[part]) for part in parts], joined
 
 
 def _picture() -> Image.Image:

@@ -22,7 +22,7 @@ from tokenprune.adapters.inputs import PIXELS, Prepared, PrunedInputs
 from tokenprune.adapters.layout import Grid, Item, Unit
 from tokenprune.adapters.pictures import Pictures
 from tokenprune.adapters.pruned import prune_inputs
-from tokenprune.adapters.question import ROLES, last_question, write_prompt
+from tokenprune.adapters.question import formats_of, last_question, write_prompts
 from tokenprune.adapters.signals import check_steps, check_tower, make_signals, rows_of
 from tokenprune.adapters.text_tower import TextTower, load_text_tower
 from tokenprune.budget import Budget
@@ -38,7 +38,7 @@ class ModelAdapter(ABC):
         offers: signals that it can give.
         example: hub id of a checkpoint.
         prompt: of a question, for processors without a chat template.
-        roles: regular expressions of what begins a turn of the user and of the assistant.
+        roles: what comes before a question and after it in prompts of models that have no chat template and one turn.
         answer_type: what ``token_type_ids``, if the model takes any, are for what follows the prompt.
         scopes: what a row that a pruner chooses among can be; the first is the default. Budgets are of an image or a
             video, unless the scope is ``per_frame``.
@@ -50,7 +50,7 @@ class ModelAdapter(ABC):
     offers: ClassVar[frozenset[Signal]]
     example: ClassVar[str]
     prompt: ClassVar[str] = "USER: <image>\n{question} ASSISTANT:"
-    roles: ClassVar[tuple[str, str]] = ROLES
+    roles: ClassVar[tuple[str, str] | None] = None
     answer_type: ClassVar[int] = 0
     scopes: ClassVar[tuple[str, ...]] = ("image",)
     any_size: ClassVar[bool] = False
@@ -200,7 +200,7 @@ class ModelAdapter(ABC):
     def prepare(self, samples: Sequence[Sample]) -> Prepared:
         """Samples as inputs, padded on the left."""
         questions, images = [sample.question for sample in samples], [[sample.image] for sample in samples]
-        texts = [write_prompt(self.processor, self.prompt, sample) for sample in samples]
+        texts = write_prompts(self.processor, self.prompt, samples)
         batch = self.processor(images=images, text=texts, padding=True, padding_side="left", return_tensors="pt")
         return Prepared(dict(batch.to(self.model.device)), questions)
 
@@ -250,8 +250,8 @@ class ModelAdapter(ABC):
 
     def questions(self, inputs: Mapping[str, Any]) -> list[str]:
         """What each prompt asks."""
-        tokenizer = self.processor.tokenizer
-        return [last_question(tokenizer, row, self.placeholders(row), self.roles) for row in inputs["input_ids"]]
+        tokenizer, formats = self.processor.tokenizer, formats_of(self.processor, self.roles)
+        return [last_question(tokenizer, row, self.placeholders(row), formats) for row in inputs["input_ids"]]
 
     def load_text_tower(self, kind: str | None = None) -> TextTower:
         """The text tower that pairs with the vision tower; loaded once for a model. See ``text_tower.find_source``."""

@@ -38,7 +38,7 @@ class ClipTower(TextTower):
 
     def tokenize(self, text: str) -> Tensor:
         """See ``TextTower``."""
-        return torch.tensor(self.tokenizer(text, truncation=False, verbose=False).input_ids)
+        return torch.tensor(self.tokenizer(text, split_special_tokens=True, truncation=False, verbose=False).input_ids)
 
     @torch.no_grad()
     def encode(self, segments: Tensor) -> Tensor:

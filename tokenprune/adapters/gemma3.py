@@ -35,7 +35,6 @@ class Gemma3Adapter(ModelAdapter):
 
     model_types = ("gemma3",)
     example = "google/gemma-3-4b-it"
-    roles = (r"<start_of_turn>user", r"<end_of_turn>|<start_of_turn>model")
     normed = True
     offers = PAIRED | PROMPT | VISION
 

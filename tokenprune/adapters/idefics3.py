@@ -42,7 +42,6 @@ class Idefics3Adapter(ModelAdapter):
 
     model_types = ("idefics3", "smolvlm")
     example = "HuggingFaceTB/SmolVLM-500M-Instruct"
-    roles = (r"User:", r"<end_of_utterance>|Assistant:")
     scopes = ("tile", "image")
     normed = True
     offers = PAIRED | PROMPT | VISION

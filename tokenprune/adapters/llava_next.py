@@ -24,7 +24,7 @@ from tokenprune.adapters.clip_vision import llava_spec, tower_signals
 from tokenprune.adapters.inputs import Prepared
 from tokenprune.adapters.known import register_adapter
 from tokenprune.adapters.layout import Item, Unit
-from tokenprune.adapters.question import write_prompt
+from tokenprune.adapters.question import write_prompts
 from tokenprune.adapters.signals import PAIRED, PROMPT, VISION
 from tokenprune.adapters.turns import no_new_images
 from tokenprune.errors import ModelError
@@ -86,7 +86,7 @@ class LlavaNextAdapter(ModelAdapter):
             [sample.image for sample in samples], image_grid_pinpoints=[[canvas, canvas]], return_tensors="pt"
         )
         whole = token * (PAPERS * self._tile_tokens())
-        texts = [write_prompt(self.processor, self.prompt, sample).replace(token, whole, 1) for sample in samples]
+        texts = [text.replace(token, whole, 1) for text in write_prompts(self.processor, self.prompt, samples)]
         inputs = self.processor.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
         inputs |= {"pixel_values": images.pixel_values, "image_sizes": torch.full_like(images.image_sizes, canvas)}
         return Prepared({name: value.to(self.model.device) for name, value in inputs.items()}, questions)

@@ -14,9 +14,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.known import adapter_class
+from tokenprune.adapters.question import check_words
 from tokenprune.adapters.signals import check_tower
 from tokenprune.errors import ConfigError, ModelError, hint
-from tokenprune.types import ModelSpec, Step
+from tokenprune.types import ModelSpec, Sample, Step
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -51,6 +52,10 @@ class Checkpoint:
         """Raise ModelError unless the model can do these steps of a pruner, with a text tower if one is needed."""
         self.adapter.check_steps(steps)
         check_tower(steps, self.config, self.text_tower)
+
+    def check_samples(self, samples: Sequence[Sample]) -> None:
+        """Raise ModelError, which says where it is written, if the model cannot be asked a sample; no weights load."""
+        check_words(_load(AutoProcessor, self.path), samples)
 
     def load(self) -> ModelAdapter:
         """Load processor and weights, and wrap them.

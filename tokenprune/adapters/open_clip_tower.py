@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class OpenClipTower(TextTower):
         self.model, self.tokenizer = model, tokenizer
         self.context = model.context_length
         self.device = next(model.parameters()).device
+        self._special = re.compile("|".join(map(re.escape, _special_names(tokenizer))) or "(?!)", re.IGNORECASE)
         self.pad = int(self._padded("a")[-1])
 
     @torch.no_grad()
@@ -46,14 +48,23 @@ class OpenClipTower(TextTower):
         return ids
 
     def tokenize(self, text: str) -> Tensor:
-        """See ``TextTower``."""
-        return strip_padding(self._padded(text), self.pad)
+        """See ``TextTower``; a space makes words of what would be a special token."""
+        return strip_padding(
+            self._padded(self._special.sub(lambda name: f"{name[0][0]} {name[0][1:]}", text)), self.pad
+        )
 
     @torch.no_grad()
     def encode(self, segments: Tensor) -> Tensor:
         """See ``TextTower``."""
         embeds: Tensor = self.model.encode_text(segments.to(self.device))
         return embeds
+
+
+def _special_names(tokenizer: Any) -> list[str]:
+    """Special tokens of a tokenizer of open_clip: its own, or one of Hugging Face in it."""
+    if hasattr(tokenizer, "tokenizer"):
+        return list(tokenizer.tokenizer.all_special_tokens)
+    return [tokenizer.decoder[token] for token in getattr(tokenizer, "all_special_ids", ())]
 
 
 def _patch_head(visual: Any) -> tuple[str, Any, Any, int]:

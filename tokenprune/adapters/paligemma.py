@@ -35,7 +35,7 @@ class PaliGemmaAdapter(ModelAdapter):
     model_types = ("paligemma",)
     example = "google/paligemma2-3b-mix-224"
     prompt = "<image>answer en {question}"
-    roles = (r"\banswer en\b", r"\n")
+    roles = ("answer en", "\n")
     answer_type = 1
     normed = True
     offers = PAIRED | PROMPT | VISION

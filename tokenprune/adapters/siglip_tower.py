@@ -58,7 +58,8 @@ class SiglipTower(TextTower):
 
     def tokenize(self, text: str) -> Tensor:
         """See ``TextTower``; without the end of text where that is the padding, too."""
-        return strip_padding(torch.tensor(self.tokenizer(text, truncation=False, verbose=False).input_ids), self.pad)
+        ids = self.tokenizer(text, split_special_tokens=True, truncation=False, verbose=False).input_ids
+        return strip_padding(torch.tensor(ids), self.pad)
 
     @torch.no_grad()
     def encode(self, segments: Tensor) -> Tensor:

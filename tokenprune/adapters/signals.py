@@ -153,7 +153,8 @@ def rows_of(encoded: Encoded, signals: Signals, units: Sequence[int]) -> VisualT
 def _embed(model: Any, tokenizer: Any, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
     """The language model's input embeddings (B, P, D) of questions, and (B, P) bool, False for padding."""
     table = model.get_input_embeddings()
-    text = tokenizer(list(questions), add_special_tokens=False, padding=True, return_tensors="pt")
+    how = {"add_special_tokens": False, "split_special_tokens": True}  # no word of a question is a special token
+    text = tokenizer(list(questions), padding=True, return_tensors="pt", **how)
     ids, mask = (text[name].to(table.weight.device) for name in ("input_ids", "attention_mask"))
     if not bool(mask.any(1).all()):
         raise ModelError("a question is empty, so that no visual token can be relevant to it; give the questions")

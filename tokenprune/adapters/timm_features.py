@@ -8,22 +8,28 @@ and arranged as it arranges them. No paper says how; this is ours.
 
 from __future__ import annotations
 
+import functools
 import threading
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.utils.flop_counter import FlopCounterMode
 
 from tokenprune.errors import ModelError
+from tokenprune.metrics.selector import EncoderSize
 
 if TYPE_CHECKING:
     from tokenprune.adapters.encoded import Encoded
 
 TIMM = "timm:"
+LOCAL = "local-dir"
+PLACES = ("hf-hub", LOCAL)  # where timm finds models that it does not know by name
 
 
 class TimmEncoder:
@@ -108,9 +114,36 @@ def check_encoder(source: str) -> None:
     import timm
 
     name = source.removeprefix(TIMM)
-    if ":" not in name and not timm.is_model(name):
+    place, colon, rest = name.partition(":") if ":" in name else ("", "", name)
+    if colon and (place not in PLACES or not rest):
+        raise ModelError(f"unknown timm model {name!r} in features; before a colon may be {' or '.join(PLACES)}")
+    if place == LOCAL and not Path(rest).is_dir():
+        raise ModelError(f"timm model {name!r} in features: folder {rest!r} does not exist")
+    if not colon and not timm.is_model(name):
         near = ", ".join(get_close_matches(name, timm.list_models(), n=5, cutoff=0.3))
         raise ModelError(f"unknown timm model {name!r} in features; near names: {near or 'none'}")
+
+
+@functools.cache
+def encoder_size(source: str) -> EncoderSize:
+    """What the features that ``timm:<model>`` names cost; no weights are loaded.
+
+    Raises:
+        ModelError: if timm does not know the model, or it cannot be made or gives no features of patches.
+    """
+    import timm
+
+    check_encoder(source)
+    name = source.removeprefix(TIMM)
+    try:
+        with torch.device("meta"):  # shapes alone, of which the counter counts
+            encoder = TimmEncoder(timm.create_model(name, pretrained=False, num_classes=0).eval())
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                patches = encoder.patches(torch.zeros(1, 3, *encoder.size))
+    except Exception as error:  # whatever a model of timm raises
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"features of timm model {name!r} cannot be counted ({reason})") from error
+    return EncoderSize(patches.shape[1], counter.get_total_flops())
 
 
 _LOADED: WeakKeyDictionary[nn.Module, dict[tuple[str, torch.device], TimmEncoder]] = WeakKeyDictionary()

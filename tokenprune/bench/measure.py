@@ -79,6 +79,8 @@ def bench(config: BenchConfig, console: Console) -> Iterator[list[Row]]:
     """
     checkpoint, asked = cells(config)
     samples = None if isinstance(config.model, CardConfig) else _samples(config)
+    if samples is not None:
+        checkpoint.check_samples(samples)
     output = Path(config.output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

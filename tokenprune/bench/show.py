@@ -106,4 +106,4 @@ def show(rows: Sequence[Row], console: Console) -> None:
     made.width = console.measure(made, options=console.options.update(max_width=WIDTH)).maximum
     console.print(made, crop=False)  # a narrow terminal breaks lines; numbers that are cut say nothing
     for text in remarks(rows):
-        console.print(text, soft_wrap=True)
+        console.print(text, soft_wrap=True, markup=False)

@@ -1,5 +1,7 @@
 """FLOPs of choosing: what a stage reads of the LLM for its scores, and the matrix products of the selection itself.
 
+The features of another encoder, if a method asks for them, are a part of it: the method alone needs that encoder.
+
 The first is in closed form. The second depends on the method's own code, so it is counted while the method chooses
 among random tokens of the right sizes; the picks of a greedy method, which are no matrix products, are not in it.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,8 +21,26 @@ from tokenprune.types import ModelSpec, Selector, Signal, Step, TransformerSpec,
 SHARED = 768  # width of the space that CLIP ViT-L/14's image and text share; cards do not say it
 
 
+@dataclass(frozen=True)
+class EncoderSize:
+    """Another encoder, whose features a pruner compares.
+
+    Attributes:
+        channels: of its features.
+        flops: for one picture: an image, or a tile of one.
+    """
+
+    channels: int
+    flops: int
+
+
 def selection_flops(
-    spec: ModelSpec, steps: Sequence[Step], counts: Sequence[int], arriving: Sequence[int], text_tokens: int
+    spec: ModelSpec,
+    steps: Sequence[Step],
+    counts: Sequence[int],
+    arriving: Sequence[int],
+    text_tokens: int,
+    encoder: EncoderSize | None = None,
 ) -> int:
     """FLOPs of all stages for one prompt with one row of visual tokens.
 
@@ -29,13 +50,14 @@ def selection_flops(
         counts: visual tokens that each selects.
         arriving: visual tokens that arrive at each.
         text_tokens: all other tokens of the prompt, at least 1; where a method reads all text after the image, these.
+        encoder: whose features the stage before the LLM needs, if it does.
     """
-    total = 0
+    total = encoder.flops * spec.vision_tiles if encoder else 0
     for step, keep, tokens in zip(steps, counts, arriving, strict=True):
         rows = text_tokens if step.selector.text_rows == "all" else 1
         if step.stage.layer is not None:
             total += _reading(spec.llm, step.selector, tokens, rows, text_tokens)
-        given = _stand_in(spec, step, tokens, arriving[0], text_tokens, rows)
+        given = _stand_in(spec, step, tokens, arriving[0], text_tokens, rows, encoder)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             step.selector.select(given, keep)
         total += counter.get_total_flops()
@@ -51,7 +73,15 @@ def _reading(llm: TransformerSpec, selector: Selector, tokens: int, rows: int, t
     return attention + rotation + ahead * 2 * llm.width * (length * keys + rows * queries + keys)  # one row of values
 
 
-def _stand_in(spec: ModelSpec, step: Step, tokens: int, entered: int, text_tokens: int, rows: int) -> VisualTokens:
+def _stand_in(
+    spec: ModelSpec,
+    step: Step,
+    tokens: int,
+    entered: int,
+    text_tokens: int,
+    rows: int,
+    encoder: EncoderSize | None,
+) -> VisualTokens:
     """Random visual tokens and signals of the sizes that a stage sees."""
     generator, llm, inside = torch.Generator().manual_seed(0), spec.llm, step.stage.layer is not None
     vision = spec.vision or llm
@@ -68,6 +98,7 @@ def _stand_in(spec: ModelSpec, step: Step, tokens: int, entered: int, text_token
         Signal.CLS_ATTENTION: lambda: draw(vision.heads, tokens).softmax(-1),
         Signal.RECEIVED_ATTENTION: lambda: draw(vision.heads, tokens).softmax(-1),
         Signal.VISION_HIDDEN: lambda: draw(tokens, vision.width),
+        Signal.ENCODER_FEATURES: lambda: draw(tokens, encoder.channels if encoder else vision.width),
         Signal.KEYS: lambda: draw(tokens, key),
         Signal.TEXT_ATTENTION: lambda: draw(llm.heads, rows, tokens).softmax(-1),
         Signal.TEXT_MASK: lambda: torch.ones(1, rows, dtype=torch.bool),

@@ -53,6 +53,8 @@ def checked(config: StudyConfig) -> Checked:
     _check(config, bases, checkpoint.spec)
     parts = {"validation": config.validation, "test": config.test}
     questions = {split: build_task(part).samples() for split, part in parts.items()}
+    for samples in questions.values():
+        checkpoint.check_samples(samples)
     if config.samples > len(questions["validation"]):
         raise ConfigError(f"samples is {config.samples}, but there are {len(questions['validation'])} for validation")
     return Checked(checkpoint, bases, questions)
