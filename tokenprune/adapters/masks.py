@@ -18,7 +18,7 @@ def narrow(mask: Tensor, slots: Tensor, valid: Tensor, *, doubled: bool) -> Tens
     """The mask of a prompt, cut to the tokens that a layer still sees; whatever structure it has is kept.
 
     Args:
-        mask: (B or 1, 1, L, columns), bool or additive; columns beyond L are slots of a static cache.
+        mask: (B or 1, 1, L, columns), bool or additive, on any device; columns beyond L are slots of a static cache.
         slots: (B, n) long, the tokens' columns in the prompt, ascending.
         valid: (B, n) bool, False for padding.
         doubled: several tokens may share a column; each then sees those before it only.
@@ -26,7 +26,7 @@ def narrow(mask: Tensor, slots: Tensor, valid: Tensor, *, doubled: bool) -> Tens
     Returns:
         (B, 1, n, columns - L + n or, with a static cache, columns).
     """
-    never = _never(mask)
+    mask, never = mask.to(slots.device), _never(mask)
     columns, (batch, length) = mask.shape[-1], slots.shape
     rows = mask.expand(batch, -1, -1, -1).gather(2, slots[:, None, :, None].expand(-1, 1, -1, columns))
     new = rows.gather(3, slots[:, None, None].expand(-1, 1, length, -1))

@@ -193,6 +193,7 @@ def split_mask(given: Tensor | None, asking: Alive, held: Alive, kind: str, dtyp
         (B, 1, queries, keys or, with a static cache, columns).
     """
     if given is not None and given.dim() == 4:
+        given = given.to(asking.slots.device)
         batch, columns = len(asking.slots), given.shape[3]
         rows = given.expand(batch, -1, -1, -1).gather(2, asking.slots[:, None, :, None].expand(-1, 1, -1, columns))
         allowed = rows.gather(3, held.slots[:, None, None].expand(-1, 1, rows.shape[2], -1))

@@ -1,0 +1,168 @@
+"""Models over two GPUs, which are simulated: pruning gives the tokens that it gives on the CPU."""
+
+import functools
+
+import pytest
+import torch
+from families import families
+from simcuda import Simulated
+from two_gpus import dispatched, on_cpu, on_gpus, spread
+
+import tokenprune as tp
+from tokenprune.adapters.cache_argument import CACHE, cache_of
+
+FAMILIES = {"llava": "llava", "padded llava": "llava", "qwen2.5-vl": "qwen2_5_vl"}
+DETAILS = {"max_new_tokens": 4, "return_dict_in_generate": True, "output_logits": True, "do_sample": False}
+ORIGINAL = {"positions": "original"}
+INSIDE = {
+    "fastv": ("fastv", {"layer": 2}, {}),
+    "dart": ("dart", {"layer": 2}, {}),
+    "random": ("random", {"layer": 1}, ORIGINAL),
+    "pyramiddrop": ("pyramiddrop", {}, ORIGINAL),
+    "sparsevlm": ("sparsevlm", {}, {**ORIGINAL, "recycle": False}),
+    "sparsevlm+": ("sparsevlm", {"version": "plus", "heads": 2}, {}),
+    "dop remove": ("dop", {"base": "divprune", "attention_depth": 3, "mlp_depth": 2}, {}),
+    "dop update_only": (
+        "dop",
+        {"base": "random", "attention_depth": 1, "mlp_depth": 2, "attention": "update_only"},
+        {},
+    ),
+    "cdpruner, fastv": ([{"name": "cdpruner", "conditioning": "none"}, {"name": "fastv", "layer": 2}], {}, {}),
+}
+BEFORE = {
+    "cdpruner": ("cdpruner", {"conditioning": "prompt_embedding"}, {}),
+    "divprune": ("divprune", {}, {}),
+    "pooling": ("pooling", {}, {}),
+}
+
+
+@functools.cache
+def build(family, attention="sdpa"):
+    return families()[FAMILIES.get(family, family)].build(attention)
+
+
+@functools.cache
+def over_two(family, split, attention="sdpa", **elsewhere):
+    model, _ = families()[FAMILIES.get(family, family)].make(attention)
+    return dispatched(model, spread(model, split, **elsewhere))
+
+
+def prompt(family, **how):
+    images = (1, 2) if family.startswith("padded") else (1,)
+    return families()[FAMILIES.get(family, family)].ask(build(family)[1], *images, **how)
+
+
+def answer(model, processor, inputs, pruner, options, **generation):
+    with tp.prune(model, processor, pruner, keep_tokens=6, **options) as trace:
+        out = model.generate(**inputs, **{**DETAILS, **generation})
+    return on_cpu(out.sequences), torch.stack([on_cpu(x) for x in out.logits]), [stage.keep for stage in trace.stages]
+
+
+def check(model, family, method, inputs, attention="sdpa", device="cuda:0", **generation):
+    """On the simulated machine a method keeps, and says, what it does on the CPU."""
+    pruner, options, for_qwen = {**INSIDE, **BEFORE}[method]
+    options = {**options, **(for_qwen if family.startswith("qwen") else {})}
+    plain, processor = build(family, attention)
+    with torch.no_grad():
+        wanted = answer(plain, processor, inputs, pruner, options, **generation)
+    with on_gpus(inputs, device) as moved:
+        found = answer(model, processor, moved, pruner, options, **generation)
+    assert found[0].tolist() == wanted[0].tolist()
+    assert found[2] == wanted[2]
+    torch.testing.assert_close(found[1], wanted[1], atol=1e-4, rtol=0)
+
+
+def test_the_map_is_that_of_accelerate():
+    """What comes after the layers is on the last GPU, and so is what gives them their position embeddings."""
+    model = over_two("llava", 2)
+    assert str(next(model.get_decoder().layers[1].parameters()).device) == "cuda:0"
+    last = [model.get_decoder().norm.weight, model.get_decoder().rotary_emb.inv_freq, model.lm_head.weight]
+    assert {str(x.device) for x in last} == {"cuda:1"}
+    assert all(isinstance(x, Simulated) for x in model.parameters())
+
+
+@pytest.mark.parametrize("method", INSIDE)
+@pytest.mark.parametrize("split", [1, 2, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inside_the_llm(family, split, method):
+    check(over_two(family, split), family, method, prompt(family))
+
+
+@pytest.mark.parametrize("method", BEFORE)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_before_the_llm(family, method):
+    check(over_two(family, 2), family, method, prompt(family))
+
+
+GENERATIONS = {
+    "static cache": {"cache_implementation": "static", "disable_compile": True},
+    "beams": {"num_beams": 2},
+    "no cache": {"use_cache": False},
+    "prompt lookup": {"prompt_lookup_num_tokens": 2},
+    "hidden states": {"output_hidden_states": True},
+}
+
+
+@pytest.mark.parametrize("method", ["pyramiddrop", "sparsevlm", "dop remove"])
+@pytest.mark.parametrize("way", GENERATIONS)
+def test_ways_to_generate(way, method):
+    family = "llava" if way == "prompt lookup" else "padded llava"
+    check(over_two(family, 2), family, method, prompt(family), **GENERATIONS[way])
+
+
+@pytest.mark.parametrize("method", INSIDE)
+def test_additive_masks(method):
+    check(over_two("padded llava", 2, "eager"), "padded llava", method, prompt("padded llava"), "eager")
+
+
+@pytest.mark.parametrize("method", ["cdpruner", "fastv", "pyramiddrop"])
+def test_inputs_on_the_cpu(method):
+    """As accelerate allows: it moves what the model is given."""
+    check(over_two("llava", 2), "llava", method, prompt("llava"), device="cpu")
+
+
+@pytest.mark.parametrize("method", ["fastv", "sparsevlm", "dop remove"])
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3", "mistral3"])
+def test_added_features_and_several_rotations(family, method):
+    """DeepStack's levels, and position embeddings that differ by layer, come from other devices, too."""
+    name = next(name for name in families() if name.startswith(family))
+    check(over_two(name, 2), name, method, prompt(name))
+
+
+@pytest.mark.parametrize("method", ["pyramiddrop", "dop remove", "cdpruner"])
+def test_later_turns(method):
+    """A padded question more, on a cache whose layers are on two GPUs."""
+    (plain, processor), inputs = build("llava"), prompt("padded llava")
+    (pruner, options, _), gpus = {**INSIDE, **BEFORE}[method], over_two("llava", 2)
+
+    def turns(model, inputs, more):
+        how = {**DETAILS, "max_new_tokens": 3}
+        with tp.prune(model, processor, pruner, keep_tokens=6, **options):
+            first = model.generate(**inputs, **how)
+            ids = torch.cat([first.sequences, more], 1)
+            mask = torch.ones_like(ids)
+            mask[:, : inputs["input_ids"].shape[1]] = inputs["attention_mask"]
+            mask[1, -more.shape[1]] = 0
+            return model.generate(input_ids=ids, attention_mask=mask, **{CACHE: cache_of(first)}, **how)
+
+    more = torch.tensor([processor.tokenizer("USER: is there a star ? ASSISTANT:").input_ids[1:]] * 2)
+    with torch.no_grad():
+        wanted = turns(plain, inputs, more)
+    with on_gpus(inputs) as moved:
+        found = turns(gpus, moved, more.to("cuda:0"))
+    assert found.sequences.tolist() == wanted.sequences.tolist()
+    torch.testing.assert_close(on_cpu(found.logits[-1]), wanted.logits[-1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["pyramiddrop", "dop update_only", "divprune"])
+def test_a_forward(method):
+    """All hidden states and logits; the prompt goes through the LLM once, without a cache."""
+    (plain, processor), inputs = build("llava"), prompt("padded llava")
+    pruner, options, _ = {**INSIDE, **BEFORE}[method]
+    with torch.no_grad(), tp.prune(plain, processor, pruner, keep_tokens=6, **options):
+        wanted = plain(**inputs, output_hidden_states=True, use_cache=False)
+    gpus = over_two("llava", 2)
+    with on_gpus(inputs) as moved, tp.prune(gpus, processor, pruner, keep_tokens=6, **options):
+        found = gpus(**moved, output_hidden_states=True, use_cache=False)
+    torch.testing.assert_close(on_cpu(found.logits), wanted.logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(on_cpu(found.hidden_states[-1]), wanted.hidden_states[-1], atol=1e-4, rtol=0)
