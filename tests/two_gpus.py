@@ -19,12 +19,24 @@ def spread(model, split, **elsewhere):
     prefix = next(name for name, part in model.named_modules() if part is decoder)
     places = {name: "cuda:1" for name, _ in model.named_children() if name != "model"}
     places |= {f"model.{name}": "cuda:0" for name, part in model.model.named_children() if part is not decoder}
+    places |= {f"model.{name}": "cuda:0" for name, _ in model.model.named_parameters(recurse=False)}
     for name, part in decoder.named_children():
         places[f"{prefix}.{name}"] = "cuda:0" if name.startswith("embed") else "cuda:1"
         if name == "layers":
             del places[f"{prefix}.layers"]
             places |= {f"{prefix}.layers.{i}": f"cuda:{int(i >= split)}" for i in range(len(part))}
     return {name: elsewhere.get(name.rpartition(".")[2], place) for name, place in places.items()}
+
+
+def halved(model, places, tower):
+    """The same, but the second half of a vision tower's blocks is on the second GPU."""
+    prefix, part = f"model.{tower}", getattr(model.model, tower)
+    blocks = next(name for name, inner in part.named_modules() if isinstance(inner, torch.nn.ModuleList))
+    names = [name for name, _ in (*part.named_parameters(), *part.named_buffers()) if not name.startswith(blocks)]
+    places = {name: place for name, place in places.items() if name != prefix}
+    places |= {f"{prefix}.{name.rpartition('.')[0] or name}": "cuda:0" for name in names}
+    number = len(part.get_submodule(blocks))
+    return places | {f"{prefix}.{blocks}.{i}": f"cuda:{int(i >= number // 2)}" for i in range(number)}
 
 
 def dispatched(model, places, **options):

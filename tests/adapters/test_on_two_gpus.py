@@ -1,12 +1,14 @@
 """Models over two GPUs, which are simulated: pruning gives the tokens that it gives on the CPU."""
 
+import copy
 import functools
+import itertools
 
 import pytest
 import torch
 from families import families
 from simcuda import Simulated
-from two_gpus import dispatched, on_cpu, on_gpus, spread
+from two_gpus import dispatched, halved, on_cpu, on_gpus, spread
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
@@ -34,6 +36,10 @@ BEFORE = {
     "divprune": ("divprune", {}, {}),
     "pooling": ("pooling", {}, {}),
 }
+ELSEWHERE = {
+    "received attention": ("cdpruner", {"conditioning": "received_attention"}, {}),
+    "resize": ("resize", {}, {}),
+}
 
 
 @functools.cache
@@ -43,7 +49,7 @@ def build(family, attention="sdpa"):
 
 @functools.cache
 def over_two(family, split, attention="sdpa", **elsewhere):
-    model, _ = families()[FAMILIES.get(family, family)].make(attention)
+    model = copy.deepcopy(build(family, attention)[0])
     return dispatched(model, spread(model, split, **elsewhere))
 
 
@@ -60,7 +66,7 @@ def answer(model, processor, inputs, pruner, options, **generation):
 
 def check(model, family, method, inputs, attention="sdpa", device="cuda:0", **generation):
     """On the simulated machine a method keeps, and says, what it does on the CPU."""
-    pruner, options, for_qwen = {**INSIDE, **BEFORE}[method]
+    pruner, options, for_qwen = {**INSIDE, **BEFORE, **ELSEWHERE}[method]
     options = {**options, **(for_qwen if family.startswith("qwen") else {})}
     plain, processor = build(family, attention)
     with torch.no_grad():
@@ -166,3 +172,32 @@ def test_a_forward(method):
         found = gpus(**moved, output_hidden_states=True, use_cache=False)
     torch.testing.assert_close(on_cpu(found.logits), wanted.logits, atol=1e-4, rtol=0)
     torch.testing.assert_close(on_cpu(found.hidden_states[-1]), wanted.hidden_states[-1], atol=1e-4, rtol=0)
+
+
+TOWERS = {"llava": "vision_tower", "internvl": "vision_tower", "mistral3": "vision_tower", "qwen3_vl": "visual"}
+PROJECTOR = {"multi_modal_projector": "cuda:1"}
+
+
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        ("llava", "resize"),
+        *itertools.product([*TOWERS, "qwen2.5-vl"], ["cdpruner", "pooling", "received attention", "dop remove"]),
+    ],
+)
+def test_vision_elsewhere(family, method):
+    """The visual tokens are on another GPU than the prompt."""
+    check(over_two(family, 2, **{TOWERS.get(family, "visual"): "cuda:1"}, **PROJECTOR), family, method, prompt(family))
+
+
+@pytest.mark.parametrize("family", [*TOWERS, "qwen2.5-vl"])
+def test_a_vision_tower_over_two(family):
+    model = copy.deepcopy(build(family)[0])
+    model = dispatched(model, halved(model, spread(model, 2), TOWERS.get(family, "visual")))
+    check(model, family, "received attention", prompt(family))
+
+
+@pytest.mark.parametrize("method", ["cdpruner", "fastv", "sparsevlm", "dop remove"])
+def test_embeddings_elsewhere(method):
+    """The LLM's embeddings are on another GPU than the prompt and its first layer."""
+    check(over_two("padded llava", 2, embed_tokens="cuda:1"), "padded llava", method, prompt("padded llava"))

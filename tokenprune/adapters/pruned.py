@@ -161,7 +161,7 @@ class Left:
             if selection.merged.shape[1] != selection.keep.shape[1]:
                 raise ModelError("tokens can be appended inside the LLM only")
             tokens = torch.stack([layout.units[unit] for unit in choice.units])
-            places = tokens.gather(1, selection.keep.to(tokens.device)).flatten()
+            places = tokens.gather(1, selection.keep.to(tokens.device)).flatten().to(features.device)
             features = features.index_put((places,), selection.merged.flatten(0, 1).to(features))
         return cls(encoded, kept_tokens(layout, chosen, dropped), features)
 
@@ -171,7 +171,8 @@ class Left:
         for modality, output in self.encoded.outputs.items():
             tokens = [self.encoded.tokens[item] for item in self.encoded.members[modality]]
             kept = [self.kept[each] for each in tokens]
-            parts = [self.features[each[stay]] for each, stay in zip(tokens, kept, strict=True)]
+            left = [each[stay].to(self.features.device) for each, stay in zip(tokens, kept, strict=True)]
+            parts = [self.features[each] for each in left]
             outputs[modality] = adapter.shortened(output, parts, kept)
         return {"mm_encoder_outputs": outputs}
 

@@ -36,7 +36,8 @@ class Resized:
             ModelError: if it is not known where in the picture the tokens are.
         """
         found = torch.zeros_like(encoded.features)
-        for tokens, pictures, quota in zip(encoded.layout.units, encoded.pictures, self.quotas, strict=True):
+        units = (tokens.to(found.device) for tokens in encoded.layout.units)
+        for tokens, pictures, quota in zip(units, encoded.pictures, self.quotas, strict=True):
             if pictures is None:
                 raise ModelError("the pictures cannot be resized, as the projector reads more than their patches")
             smaller = coarser(max(quota, 1), pictures.grid)
