@@ -11,8 +11,9 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+CPU = torch.device("cpu")
 INDEXING = {"index", "index_put", "index_put_", "_unsafe_index", "_unsafe_index_put", "_index_put_impl_"}
 STRICT = {"cat", "stack", "gather", "index_select", "scatter", "mm", "bmm"}  # take no numbers from the CPU
 MATH = 0  # of the kernels of scaled_dot_product_attention: plain operations
@@ -66,9 +67,10 @@ class Machine(TorchDispatchMode):
     def run(self, func, args, kwargs):
         """Run an operation on the CPU, and say that the result is where it would be."""
         name, wanted = func._overloadpacket.__name__, _indexed(kwargs.get("device"))
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        leaves, form = tree_flatten((args, kwargs))
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
         simulated = [x for x in tensors if isinstance(x, Simulated)]
-        if not simulated and (wanted is None or wanted.type == "cpu"):
+        if not simulated and wanted in (None, CPU):
             return func(*args, **kwargs)
         if name == "_to_copy":
             return self.copy(func, args[0], wanted or args[0].device, kwargs)
@@ -81,8 +83,8 @@ class Machine(TorchDispatchMode):
             return MATH
         self.check(func, name, args, tensors)
         home = args[0].device if name in INDEXING else wanted or simulated[0].device
-        on_cpu = {**tree_map(_held, kwargs), **({"device": torch.device("cpu")} if "device" in kwargs else {})}
-        return self.placed(func(*tree_map(_held, args), **on_cpu), simulated, home)
+        args, kwargs = tree_unflatten([_held(x) for x in leaves], form)
+        return self.placed(func(*args, **kwargs), simulated, home)
 
     def check(self, func, name, args, tensors):
         """Raise MixedDevicesError unless CUDA would take the tensors of an operation together."""
@@ -108,7 +110,7 @@ class Machine(TorchDispatchMode):
         def place(x):
             return known[id(x)] if id(x) in known else Simulated(x, device) if isinstance(x, Tensor) else x
 
-        return tree_map(place, output)
+        return place(output) if isinstance(output, Tensor) else tree_map(place, output)
 
     def __enter__(self):
         torch._C._ensureCUDADeviceGuardSet()  # a guard that does nothing, as FakeTensorMode has it
@@ -130,6 +132,9 @@ def _is_number(x):
 
 
 def _held(x):
+    """An argument of an operation, as the CPU takes it."""
+    if isinstance(x, torch.device):
+        return CPU
     return x.held if isinstance(x, Simulated) else x
 
 
