@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.adapters.alive import Alive
+from tokenprune.adapters.cache_argument import CACHE
 from tokenprune.adapters.deepstack import DeepStack
 from tokenprune.adapters.inside_signals import StageView, stage_signals
 from tokenprune.adapters.masks import build, narrow
@@ -153,7 +154,9 @@ class Prefill:
             if key not in self.alive.memo:
                 self.alive.memo[key] = LayerRows.of(self.alive, own, active[index])
             rows, mask = self.alive.memo[key], arguments.get("attention_mask")
-            self.running = Running(self.alive, rows, functools.partial(self._fit, arguments), mask, self.kind)
+            fit, parts = functools.partial(self._fit, arguments), getattr(arguments.get(CACHE), "layers", ())
+            storage = parts[index] if index < len(parts) else None  # a dynamic cache may grow by layers, too
+            self.running = Running(self.alive, rows, fit, mask, self.kind, storage)
             self.layers[index] = self.running.rows.held(self.alive)
         return hidden
 
