@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from transformers.utils.generic import is_flash_attention_requested
 
 KINDS = {"sdpa": "bool", "eager": "additive"}
 
 
 def mask_kind(implementation: str | None) -> str | None:
     """Which masks an attention implementation takes: ``bool``, ``additive``, ``padding``; None if it is not known."""
-    name = implementation or "eager"
-    return "padding" if name.startswith("flash") else KINDS.get(name)
+    if is_flash_attention_requested(requested_attention_implementation=implementation):
+        return "padding"  # without the package, transformers takes a kernel of the hub, by that kernel's name
+    return KINDS.get(implementation or "eager")
 
 
 def narrow(mask: Tensor, slots: Tensor, valid: Tensor, *, doubled: bool) -> Tensor:
