@@ -12,6 +12,7 @@ from tokenprune.adapters.alive import Alive
 from tokenprune.adapters.tap import Attended
 from tokenprune.errors import ModelError
 from tokenprune.functional.vectors import of_rows, take, widen
+from tokenprune.surroundings import exact
 from tokenprune.types import Signal, TextRows
 
 
@@ -119,4 +120,5 @@ def _rope_similarity(view: StageView, batch: Tensor, visual: Tensor, rows: Tenso
     cos, sin = (widen(of_rows(x, batch)) for x in whole)
     half = cos.shape[-1] // 2
     ones = cos + sin * torch.cat([-sin.new_ones(half), sin.new_ones(half)])
-    return take(ones, rows) @ take(ones, visual).mT * view.attended.scaling
+    with exact(ones.device):
+        return take(ones, rows) @ take(ones, visual).mT * view.attended.scaling

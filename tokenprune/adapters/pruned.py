@@ -21,12 +21,14 @@ from tokenprune.adapters.stopwatch import stopwatch
 from tokenprune.adapters.timm_features import EncoderFeatures, load_encoder
 from tokenprune.budget import Budget
 from tokenprune.errors import BudgetError, ModelError
+from tokenprune.surroundings import on_cpu_unless_said
 from tokenprune.types import PRE_LLM, Operations, Sample, Selector, Signal, Step
 
 if TYPE_CHECKING:
     from tokenprune.adapters.base import ModelAdapter
 
 
+@on_cpu_unless_said()
 def prune_inputs(
     adapter: ModelAdapter,
     inputs: Mapping[str, Any],

@@ -13,6 +13,7 @@ from tokenprune.adapters.encoded import Encoded
 from tokenprune.adapters.text_tower import TextTower, find_source
 from tokenprune.adapters.timm_features import check_encoder
 from tokenprune.errors import ModelError
+from tokenprune.surroundings import exact, on_cpu_unless_said
 from tokenprune.types import LLM_SIGNALS, PRE_LLM, Signal, Step, VisualTokens
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Signals:
 
 
 @torch.no_grad()
+@on_cpu_unless_said()
 def make_signals(
     adapter: ModelAdapter,
     inputs: Mapping[str, Any],
@@ -111,12 +113,14 @@ def _make(
     for name, output in encoded.outputs.items():
         found = adapter.vision_signals(name, output, inputs, wanted)
         if tower and hidden:  # of patches, so that a token's embedding is the mean of its patches', in that space
-            found[Signal.CLIP_IMAGE_EMBEDS] = tower.project(found[Signal.VISION_HIDDEN], normed=adapter.normed)
+            with exact(encoded.features.device):
+                found[Signal.CLIP_IMAGE_EMBEDS] = tower.project(found[Signal.VISION_HIDDEN], normed=adapter.normed)
         parts[name] = {signal: adapter.per_token(name, x, inputs) for signal, x in found.items() if signal in requires}
     first = next(iter(parts.values()))
     made = {signal: encoded.in_order({name: part[signal] for name, part in parts.items()}) for signal in first}
     if tower and Signal.CLIP_TEXT_EMBEDS in requires:
-        made[Signal.CLIP_TEXT_EMBEDS] = tower.embed_text(questions)
+        with exact(encoded.features.device):
+            made[Signal.CLIP_TEXT_EMBEDS] = tower.embed_text(questions)
     if requires & PROMPT:
         embeds, mask = _embed(adapter.model, adapter.processor.tokenizer, questions)
         made |= {Signal.PROMPT_EMBEDS: embeds, Signal.PROMPT_MASK: mask}

@@ -54,7 +54,7 @@ def _loneliest(cosines: KernelMatrix, allowed: Tensor) -> Tensor:
     of tokens with the largest bounds at a time, which tightens the bounds of all, until no bound reaches the best.
     """
     n = allowed.shape[1]
-    bound = torch.where(allowed, torch.inf, NEVER).to(cosines.quality)
+    bound = torch.full_like(cosines.quality, torch.inf).masked_fill_(~allowed, NEVER)
     exact = ~allowed
     spread = torch.arange(0, n, -(-n // BLOCK), device=allowed.device)
     block = spread.expand(len(allowed), -1)
