@@ -1,12 +1,15 @@
 """What is pruned is what it would be without the caller's autocast, default dtype or device, or inference mode."""
 
+import copy
+
 import pytest
+import timm
 import torch
 from checks import GENERATION
 from families import families
 from masked_layers import masked_layers_logits
 from surroundings import AUTOCAST, HARMLESS
-from tiny import ask, save_llava, shared_llava
+from tiny import ask, randomise, save_llava, shared_llava
 from tiny_timm import images, tiny_vit
 
 import tokenprune as tp
@@ -16,6 +19,7 @@ from tokenprune.adapters.inside_signals import StageView, stage_signals
 from tokenprune.adapters.known import adapter_for
 from tokenprune.adapters.tap import Attended
 from tokenprune.adapters.text_tower import load_text_tower
+from tokenprune.adapters.timm_features import load_encoder
 from tokenprune.adapters.vision_attention import mean_attention
 from tokenprune.budget import Budget
 from tokenprune.pruners.base import create_pruner
@@ -104,6 +108,26 @@ def test_a_text_tower_computes_in_float32(llava, tmp_path, around):
         found = adapter.visual_tokens(inputs, both).signals
     assert torch.equal(found[Signal.CLIP_TEXT_EMBEDS], wanted[Signal.CLIP_TEXT_EMBEDS])
     assert found[Signal.CLIP_IMAGE_EMBEDS].dtype == torch.float32
+
+
+@pytest.mark.parametrize("around", {**HARMLESS, **AUTOCAST})
+def test_features_of_another_encoder(llava, monkeypatch, around):
+    """It is not the caller's model either."""
+    model, _ = llava
+    build, sizes = timm.create_model, {"embed_dim": 24, "depth": 2, "num_heads": 2, "img_size": 48, "patch_size": 4}
+    sizes["pretrained_cfg_overlay"] = {"input_size": (3, 48, 48)}
+
+    def made(name, **_):
+        torch.manual_seed(0)
+        return randomise(build(name, num_classes=0, **sizes))
+
+    monkeypatch.setattr(timm, "create_model", made)
+    pictures = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    patches = lambda: load_encoder(copy.copy(model), "timm:vit_tiny_patch16_224").patches(pictures)  # noqa: E731
+    with torch.no_grad():
+        wanted = patches()
+        with {**HARMLESS, **AUTOCAST}[around]():
+            assert torch.equal(patches(), wanted)
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["block inside", "block around"])
