@@ -29,7 +29,9 @@ class Simulated(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, held, device):
+    def __new__(cls, held, device=None, requires_grad=False):
+        if device is None:  # accelerate makes a parameter of another's class
+            return torch.nn.Parameter(held, requires_grad)
         layout = {"strides": held.stride(), "storage_offset": held.storage_offset(), "layout": held.layout}
         made = Tensor._make_wrapper_subclass(cls, held.size(), dtype=held.dtype, device=device, **layout)
         made.held = held
@@ -70,7 +72,7 @@ class Machine(TorchDispatchMode):
         leaves, form = tree_flatten((args, kwargs))
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         simulated = [x for x in tensors if isinstance(x, Simulated)]
-        if not simulated and wanted in (None, CPU):
+        if not simulated and (wanted is None or wanted.type != "cuda"):
             return func(*args, **kwargs)
         if name == "_to_copy":
             return self.copy(func, args[0], wanted or args[0].device, kwargs)
@@ -100,8 +102,9 @@ class Machine(TorchDispatchMode):
     def copy(self, func, x, device, kwargs):
         """A tensor on another device, or in another dtype."""
         rest = {name: value for name, value in kwargs.items() if name not in ("device", "non_blocking", "pin_memory")}
-        copied = func(_held(x), **rest)
-        return copied if device.type == "cpu" else Simulated(copied, device)
+        if device.type != "cuda":
+            return func(_held(x), **rest, device=device)
+        return Simulated(func(_held(x), **rest), device)
 
     def placed(self, output, inputs, device):
         """What an operation returns: inputs that it changed in place as they are, everything else on ``device``."""
@@ -117,7 +120,7 @@ class Machine(TorchDispatchMode):
         self._patches = contextlib.ExitStack()
         for name in ("tensor", "as_tensor"):
             self._patches.enter_context(mock.patch.object(torch, name, _made(getattr(torch, name))))
-        self._patches.enter_context(mock.patch.object(torch.accelerator, "synchronize"))
+        self._patches.enter_context(mock.patch.object(torch.accelerator, "synchronize", _synchronize))
         for name in ("_lazy_init", "synchronize", "empty_cache"):
             self._patches.enter_context(mock.patch.object(torch.cuda, name))
         return super().__enter__()
@@ -141,6 +144,11 @@ def _held(x):
 def _indexed(device):
     device = None if device is None else torch.device(device)
     return torch.device("cuda", 0) if device == torch.device("cuda") else device
+
+
+def _synchronize(device=None):
+    if torch.device(device or "cuda").type != "cuda":
+        raise ValueError(f"{device} doesn't match the current accelerator cuda.")
 
 
 def _made(make):

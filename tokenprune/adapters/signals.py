@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.adapters.encoded import Encoded
+from tokenprune.adapters.placement import device_of
 from tokenprune.adapters.text_tower import TextTower, find_source
 from tokenprune.adapters.timm_features import check_encoder
 from tokenprune.errors import ModelError
@@ -158,7 +159,8 @@ def _embed(model: Any, tokenizer: Any, questions: Sequence[str]) -> tuple[Tensor
     """The language model's input embeddings (B, P, D) of questions, and (B, P) bool, False for padding."""
     table = model.get_input_embeddings()
     text = tokenizer(list(questions), add_special_tokens=False, padding=True, return_tensors="pt")
-    ids, mask = (text[name].to(table.weight.device) for name in ("input_ids", "attention_mask"))
+    device = device_of(table, torch.device("cpu"))
+    ids, mask = (text[name].to(device) for name in ("input_ids", "attention_mask"))
     if not bool(mask.any(1).all()):
         raise ModelError("a question is empty, so that no visual token can be relevant to it; give the questions")
     return table(ids.long()), mask.bool()
