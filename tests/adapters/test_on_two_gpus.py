@@ -8,10 +8,15 @@ import pytest
 import torch
 from families import families
 from simcuda import Simulated
+from tiny import picture
 from two_gpus import dispatched, halved, on_cpu, on_gpus, spread
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
+from tokenprune.adapters.known import adapter_for
+from tokenprune.budget import Budget
+from tokenprune.pruners.base import create_pruner
+from tokenprune.types import Sample
 
 FAMILIES = {"llava": "llava", "padded llava": "llava", "qwen2.5-vl": "qwen2_5_vl"}
 DETAILS = {"max_new_tokens": 3, "return_dict_in_generate": True, "output_logits": True, "do_sample": False}
@@ -207,3 +212,14 @@ def test_a_vision_tower_over_two(family):
 def test_embeddings_elsewhere(method):
     """The LLM's embeddings are on another GPU than the prompt and its first layer."""
     check(over_two("padded llava", 2, embed_tokens="cuda:1"), "padded llava", method)
+
+
+def test_evidence_of_visual_tokens_elsewhere():
+    sample = Sample("", picture(0), "is there a star ?", "", boxes=((0, 0, 20, 20),))
+    pruner, budget = create_pruner("cdpruner", conditioning="oracle"), Budget(keep_tokens=6)
+    plain = adapter_for(*build("llava"))
+    wanted = plain.prune_inputs(prompt("llava"), pruner, budget, samples=[sample])
+    gpus = adapter_for(over_two("llava", 2, vision_tower="cuda:1", **PROJECTOR), build("llava")[1])
+    with on_gpus(prompt("llava")) as inputs:
+        found = gpus.prune_inputs(inputs, pruner, budget, samples=[sample])
+    assert found.kept.tolist() == wanted.kept.tolist()

@@ -65,5 +65,5 @@ class Evidence:
         for tokens, grid, row in zip(layout.units, layout.grids, layout.rows.tolist(), strict=True):
             sample = self.samples[row]
             shown = evidence_tokens(sample.boxes, sample.image.size, grid) if grid else []
-            found[tokens[torch.tensor(shown, dtype=torch.long, device=tokens.device)]] = 1
+            found[tokens[torch.tensor(shown, dtype=torch.long, device=tokens.device)].to(found.device)] = 1
         return found
