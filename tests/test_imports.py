@@ -19,7 +19,7 @@ MAY = {
     "surroundings": "",
     "types": "errors signal spec budget",
     "options": "errors",
-    "functional": "errors",
+    "functional": "errors surroundings",
     "metrics": "errors types",
     "conditioning": "errors types registry functional",
     "pruners": "errors types spec budget registry options functional conditioning search surroundings",

@@ -6,6 +6,10 @@ from surroundings import AUTOCAST, HARMLESS
 from tokens import make
 
 from tokenprune import VisualTokens, create_pruner
+from tokenprune.functional.dpp import greedy_map
+from tokenprune.functional.farthest import max_min
+from tokenprune.functional.kernels import KERNELS, KernelMatrix
+from tokenprune.functional.loops import LOOPS
 from tokenprune.pruners.base import PRUNERS
 
 CASES = [
@@ -44,3 +48,19 @@ def test_at_the_size_of_a_model(name, around):
     wanted = pruner.select(tokens, 64)
     with {**HARMLESS, **AUTOCAST}[around]():
         assert torch.equal(pruner.select(tokens, 64).keep, wanted.keep)
+
+
+@pytest.mark.parametrize("around", AUTOCAST)
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_picks_without_a_pruner(kernel, loop, around):
+    """Of ``functional`` alone."""
+    features = torch.randn(2, 100, 32, generator=torch.Generator().manual_seed(0))
+
+    def picks():
+        matrix = KernelMatrix.of(features, kernel)
+        return torch.cat([greedy_map(matrix, 12, loop=LOOPS[loop]), max_min(features, 12, loop=LOOPS[loop])])
+
+    wanted = picks()
+    with AUTOCAST[around]():
+        assert torch.equal(picks(), wanted)
