@@ -9,11 +9,14 @@ import torch
 from families import families
 from simcuda import Simulated
 from tiny import picture
+from tiny_plans import depthwise
 from two_gpus import dispatched, halved, on_cpu, on_gpus, spread
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.known import adapter_for
+from tokenprune.adapters.pruned import prompt_tokens
+from tokenprune.adapters.replay import Replay
 from tokenprune.budget import Budget
 from tokenprune.pruners.base import create_pruner
 from tokenprune.types import Sample
@@ -183,6 +186,22 @@ def test_a_forward(method):
         found = gpus(**moved, output_hidden_states=True, use_cache=False)
     torch.testing.assert_close(on_cpu(found.logits), whole.logits, atol=1e-4, rtol=0)
     torch.testing.assert_close(on_cpu(found.hidden_states[-1]), whole.hidden_states[-1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("split", [1, 3])
+def test_layers_run_again(split):
+    """Plans are tried by running layers by themselves; logits are compared where the model gives its own."""
+    plan, found = depthwise(3, 2, 1), []
+    for model, device in ((build("llava")[0], "cpu"), (over_two("llava", split), "cuda:0")):
+        adapter = adapter_for(model, build("llava")[1])
+        with on_gpus(prompt("padded llava"), device) as inputs:
+            images = adapter.encode(inputs)
+            whole = adapter.prune_inputs(inputs, None, encoded=images).inputs
+            visual, kept = adapter.placeholders(whole["input_ids"]), torch.ones_like(images.layout.free)
+            tokens = prompt_tokens((), visual, images.layout, kept, operations=plan)
+            replay = Replay(model, whole, tokens, 2)
+            found.append(on_cpu(replay.under(plan) - replay.logits))
+    torch.testing.assert_close(*found, atol=1e-4, rtol=0)
 
 
 TOWERS = {"llava": "vision_tower", "internvl": "vision_tower", "mistral3": "vision_tower", "qwen3_vl": "visual"}
