@@ -15,6 +15,7 @@ from two_gpus import dispatched, halved, on_cpu, on_gpus, spread
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.known import adapter_for
+from tokenprune.adapters.prefill import Prefill
 from tokenprune.adapters.pruned import prompt_tokens
 from tokenprune.adapters.replay import Replay
 from tokenprune.budget import Budget
@@ -242,3 +243,20 @@ def test_evidence_of_visual_tokens_elsewhere():
     with on_gpus(prompt("llava")) as inputs:
         found = gpus.prune_inputs(inputs, pruner, budget, samples=[sample])
     assert found.kept.tolist() == wanted.kept.tolist()
+
+
+@pytest.mark.parametrize("family", ["llava", "padded llava"])
+def test_what_is_whole_stays_as_it_is(family, monkeypatch):
+    """Layers on the second GPU that still see the whole prompt get the model's own masks and position embeddings."""
+    seen, enter = [], Prefill.enter
+
+    def entering(self, index, layer, arguments):
+        given = enter(self, index, layer, arguments)
+        seen.append(all(given[name] is arguments[name] for name in ("attention_mask", "position_embeddings")))
+        return given
+
+    monkeypatch.setattr(Prefill, "enter", entering)
+    gpus, options = over_two(family, 2), {"base": "random", "mlp_depth": 1, "keep_tokens": 6}
+    with on_gpus(prompt(family)) as inputs, tp.prune(gpus, build(family)[1], "dop", **options):
+        gpus.generate(**inputs, max_new_tokens=1)
+    assert seen[:2] == [True, True]  # of layers 1 and 2

@@ -124,7 +124,8 @@ class Prefill:
         hidden, self.running = arguments["hidden_states"], None
         hidden = hidden.to(device_of(layer, hidden.device))
         arguments = {**arguments, "hidden_states": hidden}
-        self.alive = self.alive.to(hidden.device)
+        untouched, self.alive = self.alive is self.whole, self.alive.to(hidden.device)
+        self.whole = self.alive if untouched else self.whole
         if self.stack is not None:
             hidden = self.stack.add(index, hidden, self.alive)
             arguments["hidden_states"] = hidden
