@@ -68,7 +68,7 @@ class Family:
         for name, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
             if inputs.get(pixels) is not None:
                 features = flat(self.encoded(model, name, inputs).pooler_output)
-                x[inputs["input_ids"] == getattr(model.config, f"{name}_token_id")] = features
+                x[inputs["input_ids"] == getattr(model.config, f"{name}_token_id")] = features.to(x.dtype)
         return x
 
     def encoded(self, model, modality, inputs):

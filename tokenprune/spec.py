@@ -170,7 +170,7 @@ class OperationPlan:
             total: visual tokens before the first.
         """
         counts = [total, *alive]
-        active = torch.ones(spec.llm.layers, 3, len(counts), dtype=torch.bool)
+        active = torch.ones(spec.llm.layers, 3, len(counts), dtype=torch.bool, device="cpu")
         for group, stage in enumerate(stages):
             active[stage.layer or 0 :, :, group] = False
         return cls(active, (*(a - b for a, b in pairwise(counts)), counts[-1]))

@@ -30,6 +30,9 @@ def additive(mask):
         (None, "additive"),
         ("flash_attention_2", "padding"),
         ("flash_attention_3", "padding"),
+        ("flash_attention_4", "padding"),
+        ("kernels-community/flash-attn2", "padding"),
+        ("kernels-community/vllm-flash-attn3", "padding"),
         ("flex_attention", None),
     ],
 )

@@ -1,3 +1,4 @@
+import copy
 import json
 import logging
 
@@ -6,12 +7,14 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from surroundings import HARMLESS
 from tiny import IMAGE_SIZE, PATCH_SIZE, ask, randomise, shared_llava
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer
 
 import tokenprune as tp
 from tokenprune.adapters import clip_tower, open_clip_tower
 from tokenprune.adapters.known import adapter_for
+from tokenprune.adapters.text_tower import load_text_tower
 from tokenprune.errors import ModelError
 from tokenprune.types import Signal
 
@@ -107,6 +110,19 @@ def test_both_libraries_give_the_same_embeddings(pair):
     torch.testing.assert_close(*texts, atol=1e-5, rtol=0)
     hidden = torch.randn(2, 25, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(ours.project(hidden), theirs.project(hidden), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("around", HARMLESS)
+def test_loads_the_same_whatever_is_set_around(pair, around):
+    def embedded(model):
+        tower = load_text_tower(model, f"open_clip:{pair[1]}", "open_clip")
+        return tower.project(torch.ones(5, 32, dtype=torch.float32, device="cpu")), tower.embed_text(QUESTIONS)
+
+    model, _ = shared_llava("sdpa")
+    wanted = embedded(model)
+    with HARMLESS[around]():
+        found = embedded(copy.copy(model))  # one that no tower was loaded for
+    assert all(map(torch.equal, found, wanted))
 
 
 def test_the_weights_are_those_of_one_clip(pair):

@@ -119,6 +119,30 @@ def test_ways_to_generate(how, seed):
     torch.testing.assert_close(others, logits, atol=1e-4, rtol=0)
 
 
+PLANS = [
+    *(random_plan(seed) for seed in range(6)),
+    depthwise(3, 3, 2),
+    depthwise(4, 2, 2),
+    depthwise(2, 3, 1),
+    depthwise(1, 1, 4),
+    depthwise(4, 4, 2),
+]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=range(len(PLANS)))
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["llava", "qwen"])
+def test_a_static_cache_without_padding(family, attention, plan):
+    """The kernel is given no mask then, but keys that are not there yet."""
+    model, processor = shared_llava(attention) if family == "llava" else QWEN.build(attention)
+    inputs = ask(processor, 1) if family == "llava" else QWEN.ask(processor, 1)
+    with tp.prune(model, processor, Planned(given=plan), keep_tokens=11):
+        tokens, logits, _ = generated(model, inputs)
+        again, others, _ = generated(model, inputs, cache_implementation="static")
+    assert torch.equal(again, tokens)
+    torch.testing.assert_close(others, logits, atol=1e-4, rtol=0)
+
+
 def test_with_a_pruner_inside():
     """FastV at layer 1 and then two segments: equal to masking, layer by layer, what FastV dropped."""
     model, processor = shared_llava("sdpa")

@@ -113,12 +113,13 @@ class Alive:
         return after, order
 
     def gather(self, x: Tensor) -> Tensor:
-        """(B or 1, L, D) of the prompt's columns to (B, n, D) of the tokens."""
+        """(B or 1, L, D) of the prompt's columns to (B, n, D) of the tokens, on their device."""
+        x = x.to(self.slots.device)  # what all layers share may be on another GPU than this one's
         return x[0][self.slots] if len(x) == 1 else take(x, self.slots)
 
     def positions(self, whole: Tensor) -> Tensor:
-        """(B, n) position ids of the tokens, from the (B or 1, L) of the prompt; padding has 0."""
-        own = whole.expand(len(self.slots), -1).gather(1, self.slots)
+        """(B, n) position ids of the tokens, from the (B or 1, L) of the prompt, on any device; padding has 0."""
+        own = whole.to(self.slots.device).expand(len(self.slots), -1).gather(1, self.slots)
         return (own if self.closed is None else own - self.closed).masked_fill(~self.valid, 0)
 
     def spread(self, x: Tensor, length: int) -> Tensor:

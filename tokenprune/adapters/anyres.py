@@ -85,7 +85,7 @@ def token_tiles(model: Any, inputs: Mapping[str, Any], **options: Any) -> list[T
     """(n,) long for each image: the tile that (most of) each visual token is of, 0 for the whole; or ``NEWLINE``."""
     counts, side = tile_counts(model.config, inputs), _patches(model.config)
     device = inputs["image_sizes"].device
-    own = torch.cat([torch.eye(max(counts), device=device)[:count] for count in counts])
+    own = torch.cat([torch.eye(max(counts), dtype=torch.float32, device=device)[:count] for count in counts])
     shares = pack(model, own[:, None].expand(-1, side**2, -1), inputs, **options)
     return [each.argmax(1).masked_fill(each.sum(1) == 0, NEWLINE) for each in shares]
 

@@ -61,9 +61,9 @@ class Evidence:
         layout = encoded.layout
         if None in layout.row_grids():
             raise ModelError("conditioning oracle needs prompts of one image whose visual tokens are one grid")
-        found = torch.zeros(len(encoded.features), device=encoded.features.device)
+        found = torch.zeros(len(encoded.features), dtype=torch.float32, device=encoded.features.device)
         for tokens, grid, row in zip(layout.units, layout.grids, layout.rows.tolist(), strict=True):
             sample = self.samples[row]
             shown = evidence_tokens(sample.boxes, sample.image.size, grid) if grid else []
-            found[tokens[torch.tensor(shown, dtype=torch.long, device=tokens.device)]] = 1
+            found[tokens[torch.tensor(shown, dtype=torch.long, device=tokens.device)].to(found.device)] = 1
         return found

@@ -12,6 +12,7 @@ from tokenprune.adapters.alive import Alive
 from tokenprune.adapters.tap import Attended
 from tokenprune.errors import ModelError
 from tokenprune.functional.vectors import of_rows, take, widen
+from tokenprune.surroundings import exact
 from tokenprune.types import Signal, TextRows
 
 
@@ -25,8 +26,8 @@ class StageView:
         hidden: (B, n, D) at the input of the stage's layer.
         embeds: (B, L, D) at the input of the first layer.
         attended: by the scoring layer, whose tokens are those at the stage; None if no signal needs it.
-        rotation: cosines and sines, each (B or 1, n, d), of the tokens at the stage.
-        norm: the LLM's final norm.
+        rotation: cosines and sines, each (B or 1, n, d), of the tokens at the stage; on any device.
+        norm: the LLM's final norm, on any device.
         columns: of the prompt; what comes after them was generated and has no say.
     """
 
@@ -86,8 +87,8 @@ def stage_signals(
         Signal.ROPE_SIMILARITY: lambda: _rope_similarity(view, batch, visual, index),
         Signal.KEYS: lambda: take(_flat_keys(attended, batch), visual),
         Signal.TEXT_KEYS: lambda: take(_flat_keys(attended, batch), index),
-        Signal.NORMED_HIDDEN: lambda: view.norm(take(hidden, visual)),
-        Signal.TEXT_NORMED_HIDDEN: lambda: view.norm(take(hidden, index)),
+        Signal.NORMED_HIDDEN: lambda: view.norm(take(hidden, visual)).to(hidden.device),
+        Signal.TEXT_NORMED_HIDDEN: lambda: view.norm(take(hidden, index)).to(hidden.device),
         Signal.TEXT_EMBEDS: lambda: take(
             of_rows(view.embeds, batch), of_rows(view.alive.slots, batch).gather(1, index)
         ),
@@ -115,7 +116,9 @@ def _image_embeds(view: StageView, batch: Tensor) -> Tensor:
 def _rope_similarity(view: StageView, batch: Tensor, visual: Tensor, rows: Tensor) -> Tensor:
     """(G, Q, N): what rotation alone does to a score; queries and keys that are all ones would score this."""
     assert view.attended is not None
-    cos, sin = (widen(of_rows(x.expand(len(view.hidden), -1, -1), batch)) for x in view.rotation)
+    whole = (x.to(batch.device).expand(len(view.hidden), -1, -1) for x in view.rotation)
+    cos, sin = (widen(of_rows(x, batch)) for x in whole)
     half = cos.shape[-1] // 2
     ones = cos + sin * torch.cat([-sin.new_ones(half), sin.new_ones(half)])
-    return take(ones, rows) @ take(ones, visual).mT * view.attended.scaling
+    with exact(ones.device):
+        return take(ones, rows) @ take(ones, visual).mT * view.attended.scaling

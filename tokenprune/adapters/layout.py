@@ -207,9 +207,9 @@ def place_items(placeholder: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         ModelError: if the placeholders of a row are not those of a whole number of items.
     """
     per_row = placeholder.sum(1).cpu()
-    ends = torch.tensor(sizes).cumsum(0)
+    ends = per_row.new_tensor(sizes).cumsum(0)
     rows = torch.searchsorted(per_row.cumsum(0), ends).clamp(max=len(per_row) - 1)
-    if not torch.equal(torch.zeros_like(per_row).index_add_(0, rows, torch.tensor(sizes)), per_row):
+    if not torch.equal(torch.zeros_like(per_row).index_add_(0, rows, per_row.new_tensor(sizes)), per_row):
         raise ModelError(
             f"the prompts hold {per_row.tolist()} image placeholders (row by row), but the {len(sizes)} given images "
             f"have {list(sizes)} visual tokens; make prompts and images with one call of the model's own processor"

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from transformers.utils.generic import is_flash_attention_requested
 
 KINDS = {"sdpa": "bool", "eager": "additive"}
 
 
 def mask_kind(implementation: str | None) -> str | None:
     """Which masks an attention implementation takes: ``bool``, ``additive``, ``padding``; None if it is not known."""
-    name = implementation or "eager"
-    return "padding" if name.startswith("flash") else KINDS.get(name)
+    if is_flash_attention_requested(requested_attention_implementation=implementation):
+        return "padding"  # without the package, transformers takes a kernel of the hub, by that kernel's name
+    return KINDS.get(implementation or "eager")
 
 
 def narrow(mask: Tensor, slots: Tensor, valid: Tensor, *, doubled: bool) -> Tensor:
     """The mask of a prompt, cut to the tokens that a layer still sees; whatever structure it has is kept.
 
     Args:
-        mask: (B or 1, 1, L, columns), bool or additive; columns beyond L are slots of a static cache.
+        mask: (B or 1, 1, L, columns), bool or additive, on any device; columns beyond L are slots of a static cache.
         slots: (B, n) long, the tokens' columns in the prompt, ascending.
         valid: (B, n) bool, False for padding.
         doubled: several tokens may share a column; each then sees those before it only.
@@ -26,7 +28,7 @@ def narrow(mask: Tensor, slots: Tensor, valid: Tensor, *, doubled: bool) -> Tens
     Returns:
         (B, 1, n, columns - L + n or, with a static cache, columns).
     """
-    never = _never(mask)
+    mask, never = mask.to(slots.device), _never(mask)
     columns, (batch, length) = mask.shape[-1], slots.shape
     rows = mask.expand(batch, -1, -1, -1).gather(2, slots[:, None, :, None].expand(-1, 1, -1, columns))
     new = rows.gather(3, slots[:, None, None].expand(-1, 1, length, -1))

@@ -121,6 +121,7 @@ class Mistral3Adapter(ModelAdapter):
         places = [torch.cartesian_prod(torch.arange(height), torch.arange(width)) for height, width in grids]
         rotation = self.model.base_model.vision_tower.patch_positional_embedding(x, torch.cat(places).to(x.device))
         query, key = (y[0].unflatten(-1, (attention.num_heads, -1)) for y in (attention.q_proj(x), keys))
+        rotation = [y.to(query.device) for y in rotation]  # of the whole tower, whose layers may be on several GPUs
         query, key = apply_rotary_pos_emb(query, key, *rotation, unsqueeze_dim=1)
         lengths = [height * width for height, width in grids]
         return received_in_pictures(key, query, lengths, attention.head_dim**-0.5)[None]

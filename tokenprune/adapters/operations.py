@@ -132,6 +132,8 @@ class Running:
         fit: from some of the tokens to the layer's arguments that are aligned with them.
         mask: of the whole prompt.
         kind: of the masks that attention takes.
+        storage: the layer's part of the cache, empty; None if there is no cache, or if it is not there yet and will
+            hold what it is given.
     """
 
     alive: Alive
@@ -139,6 +141,7 @@ class Running:
     fit: Callable[[Alive], Arguments]
     mask: Tensor | None
     kind: str
+    storage: Any
 
     def enter_attention(self, arguments: Arguments) -> Arguments:
         """Arguments of ``self_attn`` for those who attend."""
@@ -150,7 +153,9 @@ class Running:
             arguments["hidden_states"] = rows.attending.gather(hidden)
         if rows.split:
             asking, held = rows.asking(self.alive), rows.held(self.alive)
-            arguments["attention_mask"] = split_mask(self.mask, asking, held, self.kind, hidden.dtype)
+            keys = held.slots.shape[1]
+            columns = keys if self.storage is None else self.storage.get_mask_sizes(keys)[0]
+            arguments["attention_mask"] = split_mask(self.mask, asking, held, columns, self.kind, hidden.dtype)
             arguments[CACHE] = SourceCache(arguments.get(CACHE), rows.sources)
         return arguments
 
@@ -179,27 +184,28 @@ class SourceCache:
         return getattr(self.cache, name)
 
 
-def split_mask(given: Tensor | None, asking: Alive, held: Alive, kind: str, dtype: torch.dtype) -> Tensor:
+def split_mask(given: Tensor | None, asking: Alive, held: Alive, columns: int, kind: str, dtype: torch.dtype) -> Tensor:
     """The mask of some tokens' queries over others' keys.
 
     Args:
         given: the prompt's own, (B or 1, 1, L, columns), or None if it is causal and nothing is padded.
         asking: the queries.
         held: the keys.
+        columns: keys that the kernel gets; a static cache has slots that are not filled yet.
         kind: ``bool`` or ``additive``.
         dtype: of an additive mask.
 
     Returns:
-        (B, 1, queries, keys or, with a static cache, columns).
+        (B, 1, queries, columns).
     """
     if given is not None and given.dim() == 4:
-        batch, columns = len(asking.slots), given.shape[3]
-        rows = given.expand(batch, -1, -1, -1).gather(2, asking.slots[:, None, :, None].expand(-1, 1, -1, columns))
+        given = given.to(asking.slots.device).expand(len(asking.slots), -1, -1, -1)
+        rows = given.gather(2, asking.slots[:, None, :, None].expand(-1, 1, -1, given.shape[3]))
         allowed = rows.gather(3, held.slots[:, None, None].expand(-1, 1, rows.shape[2], -1))
         allowed = allowed if allowed.dtype == torch.bool else allowed > torch.finfo(allowed.dtype).min / 2
-        spare = columns - held.slots.shape[1] if columns > given.shape[2] else 0
     else:
-        allowed, spare = (held.slots[:, None] <= asking.slots[..., None])[:, None], 0
+        allowed = (held.slots[:, None] <= asking.slots[..., None])[:, None]
+    spare = columns - held.slots.shape[1]
     allowed = torch.nn.functional.pad(allowed & held.valid[:, None, None], (0, spare), value=False)
     if kind == "bool":
         return allowed

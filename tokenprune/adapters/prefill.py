@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.adapters.alive import Alive
+from tokenprune.adapters.cache_argument import CACHE
 from tokenprune.adapters.deepstack import DeepStack
 from tokenprune.adapters.inside_signals import StageView, stage_signals
 from tokenprune.adapters.masks import build, narrow
 from tokenprune.adapters.operations import LayerRows, Running
+from tokenprune.adapters.placement import device_of
 from tokenprune.adapters.rotation import Pair, Rotations
 from tokenprune.adapters.stopwatch import stopwatch
 from tokenprune.adapters.tap import Attended, attended
@@ -73,7 +75,7 @@ class Prefill:
         kind: of the masks that its attention takes.
         steps: what selects at which layers.
         prompt: aligned with ``embeds``.
-        valid: (B, L) bool, False for padding.
+        valid: (B, L) bool, False for padding, on any device.
         embeds: (B, L, D), the LLM's input.
         columns: of the prompt, without what ``generate`` added.
         active: (layers, 3, groups) bool, see ``Operations``; None if everything runs.
@@ -100,7 +102,7 @@ class Prefill:
         self.decoder, self.kind, self.steps, self.prompt, self.columns = decoder, kind, steps, prompt, columns
         self.embeds = embeds.detach()
         self.rotations = Rotations(decoder.rotary_emb)
-        self.whole = Alive.prompt(valid, prompt.visual, prompt.number)
+        self.whole = Alive.prompt(valid.to(embeds.device), prompt.visual, prompt.number)
         self.alive = self.whole
         self.layers: dict[int, Alive] = {}
         self.stages: list[Alive] = []
@@ -121,10 +123,13 @@ class Prefill:
     def enter(self, index: int, layer: nn.Module, arguments: Arguments) -> Arguments:
         """The arguments of a layer, shortened."""
         hidden, self.running = arguments["hidden_states"], None
-        self.alive = self.alive.to(hidden.device)
+        hidden = hidden.to(device_of(layer, hidden.device))
+        arguments = {**arguments, "hidden_states": hidden}
+        untouched, self.alive = self.alive is self.whole, self.alive.to(hidden.device)
+        self.whole = self.alive if untouched else self.whole
         if self.stack is not None:
             hidden = self.stack.add(index, hidden, self.alive)
-            arguments = {**arguments, "hidden_states": hidden}
+            arguments["hidden_states"] = hidden
         if any(step.stage.layer == index for step in self.steps):
             hidden = self._prune(layer, self._fit(arguments, self.alive))
         self.layers[index] = self.alive
@@ -151,7 +156,9 @@ class Prefill:
             if key not in self.alive.memo:
                 self.alive.memo[key] = LayerRows.of(self.alive, own, active[index])
             rows, mask = self.alive.memo[key], arguments.get("attention_mask")
-            self.running = Running(self.alive, rows, functools.partial(self._fit, arguments), mask, self.kind)
+            fit, parts = functools.partial(self._fit, arguments), getattr(arguments.get(CACHE), "layers", ())
+            storage = parts[index] if index < len(parts) else None  # a dynamic cache may grow by layers, too
+            self.running = Running(self.alive, rows, fit, mask, self.kind, storage)
             self.layers[index] = self.running.rows.held(self.alive)
         return hidden
 
@@ -162,7 +169,8 @@ class Prefill:
     def finish(self, output: Any) -> None:
         """Give the last hidden states the prompt's columns back, and let go of masks and position embeddings."""
         if self.alive is not self.whole:
-            output.last_hidden_state = self.alive.spread(output.last_hidden_state, self.embeds.shape[1])
+            last = output.last_hidden_state  # after the norm, which may be on another GPU than the layer before it
+            output.last_hidden_state = self.alive.to(last.device).spread(last, self.embeds.shape[1])
             if output.get("hidden_states"):
                 output.hidden_states = (*output.hidden_states[:-1], output.last_hidden_state)
         for alive in (*self.stages, *self.layers.values()):

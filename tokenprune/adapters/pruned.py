@@ -14,6 +14,7 @@ from tokenprune.adapters.encoded import Encoded
 from tokenprune.adapters.hooks import InsideLLM
 from tokenprune.adapters.inputs import PrunedInputs, prune_prompt
 from tokenprune.adapters.layout import Choice, Layout, kept_tokens
+from tokenprune.adapters.placement import device_of
 from tokenprune.adapters.prefill import PromptTokens
 from tokenprune.adapters.resized import Resized
 from tokenprune.adapters.signals import PAIRED, Signals, Source, make_signals, rows_of
@@ -21,12 +22,14 @@ from tokenprune.adapters.stopwatch import stopwatch
 from tokenprune.adapters.timm_features import EncoderFeatures, load_encoder
 from tokenprune.budget import Budget
 from tokenprune.errors import BudgetError, ModelError
+from tokenprune.surroundings import on_cpu_unless_said
 from tokenprune.types import PRE_LLM, Operations, Sample, Selector, Signal, Step
 
 if TYPE_CHECKING:
     from tokenprune.adapters.base import ModelAdapter
 
 
+@on_cpu_unless_said()
 def prune_inputs(
     adapter: ModelAdapter,
     inputs: Mapping[str, Any],
@@ -42,7 +45,7 @@ def prune_inputs(
     requires = before.requires if before else frozenset()
     # Loaded before the clock runs: it is not a part of the selection.
     tower = adapter.load_text_tower(getattr(before, "text_tower", None)) if requires & PAIRED else None
-    device, seconds = adapter.model.device, {"vision": 0.0, "selection": 0.0}
+    device, seconds = device_of(adapter.model, torch.device("cpu")), {"vision": 0.0, "selection": 0.0}
     if encoded is None:
         with stopwatch(seconds, "vision", device):
             encoded = adapter.encode(inputs, requires)
@@ -162,7 +165,7 @@ class Left:
             if selection.merged.shape[1] != selection.keep.shape[1]:
                 raise ModelError("tokens can be appended inside the LLM only")
             tokens = torch.stack([layout.units[unit] for unit in choice.units])
-            places = tokens.gather(1, selection.keep.to(tokens.device)).flatten()
+            places = tokens.gather(1, selection.keep.to(tokens.device)).flatten().to(features.device)
             features = features.index_put((places,), selection.merged.flatten(0, 1).to(features))
         return cls(encoded, kept_tokens(layout, chosen, dropped), features)
 
@@ -172,7 +175,8 @@ class Left:
         for modality, output in self.encoded.outputs.items():
             tokens = [self.encoded.tokens[item] for item in self.encoded.members[modality]]
             kept = [self.kept[each] for each in tokens]
-            parts = [self.features[each[stay]] for each, stay in zip(tokens, kept, strict=True)]
+            left = [each[stay].to(self.features.device) for each, stay in zip(tokens, kept, strict=True)]
+            parts = [self.features[each] for each in left]
             outputs[modality] = adapter.shortened(output, parts, kept)
         return {"mm_encoder_outputs": outputs}
 

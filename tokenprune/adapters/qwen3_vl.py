@@ -44,5 +44,6 @@ class Qwen3VLAdapter(QwenVLAdapter):
     def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
         """See ``ModelAdapter``; what a pruner merged into a token is not merged into what DeepStack adds to it."""
         stay, sizes = torch.cat(kept), [len(part) for part in parts]
-        levels = [list(torch.split(torch.cat(list(level))[stay], sizes)) for level in output.deepstack_features]
+        wholes = [torch.cat(list(level)) for level in output.deepstack_features]
+        levels = [list(torch.split(whole[stay.to(whole.device)], sizes)) for whole in wholes]
         return BaseModelOutputWithDeepstackFeatures(pooler_output=parts, deepstack_features=levels)

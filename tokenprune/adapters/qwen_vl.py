@@ -147,8 +147,8 @@ class QwenVLAdapter(ModelAdapter):
             signals[Signal.KEYS] = block.attn.qkv(block.norm1(output.hidden_states[-2])).chunk(3, dim=-1)[1]
         if Signal.RECEIVED_ATTENTION in requires:
             signals[Signal.RECEIVED_ATTENTION] = self._received(output.hidden_states, grids)
-        order = self._tower_order(grids)
-        return {name: x.view(-1, merge**2, x.shape[-1]).mean(1)[order] for name, x in signals.items()}
+        tokens = {name: x.view(-1, merge**2, x.shape[-1]).mean(1) for name, x in signals.items()}
+        return {name: x[self._tower_order(grids, x.device)] for name, x in tokens.items()}
 
     def _received(self, hidden_states: Sequence[Tensor], grids: Tensor) -> Tensor:
         """(P, H) in the tower's order: what each patch receives in the last layer whose attention has no windows."""
@@ -158,22 +158,23 @@ class QwenVLAdapter(ModelAdapter):
             raise ModelError("all layers of the vision tower attend within windows, so received_attention is not known")
         block, hidden = visual.blocks[max(layers)], hidden_states[max(layers)]
         query, key, _ = block.attn.qkv(block.norm1(hidden)).unflatten(-1, (3, block.attn.num_heads, -1)).unbind(1)
-        rotation = visual.rotary_pos_emb(hidden, get_vision_position_ids(grids, merge))
-        towers = self._tower_order(grids)
+        rotation = visual.rotary_pos_emb(hidden, get_vision_position_ids(grids, merge).to(hidden.device))
+        rotation = [x.to(query.device) for x in rotation]  # of the whole tower, whose blocks may be on several GPUs
+        towers = self._tower_order(grids, query.device)
         towers = towers if isinstance(towers, slice) else towers.argsort()  # of the tokens, in the tower's order
         turned = (x.view(-1, merge**2, x.shape[-1])[towers].flatten(0, 1) for x in rotation)
         query, key = apply_rotary_pos_emb_vision(query, key, *turned)
         frames = [height * width for count, height, width in grids.tolist() for _ in range(count)]
         return received_in_pictures(key, query, frames, block.attn.scaling)
 
-    def _tower_order(self, grids: Tensor) -> Any:
+    def _tower_order(self, grids: Tensor, device: torch.device) -> Any:
         """Where the tower has the patches of each visual token; windows are put side by side."""
         vision = self.model.config.vision_config
         if self.model.config.model_type != "qwen2_5_vl":
             return slice(None)
         sizes = {"window_size": vision.window_size, "patch_size": vision.patch_size}
         index, _ = get_vision_window_index(grids, spatial_merge_size=vision.spatial_merge_size, **sizes)
-        return index.argsort().to(grids.device)
+        return index.argsort().to(device)
 
 
 def qwen_spec(config: Any, width: int, mlp_width: int, mlp_matrices: int) -> ModelSpec:

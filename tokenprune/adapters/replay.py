@@ -75,7 +75,7 @@ class Replay:
         )
 
     def _logits(self, normed: Tensor, cap: float | None) -> Tensor:
-        logits: Tensor = self.model.get_output_embeddings()(normed)
+        logits: Tensor = self.model.get_output_embeddings()(normed).to(self.logits.device)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     @torch.no_grad()

@@ -36,7 +36,8 @@ class Resized:
             ModelError: if it is not known where in the picture the tokens are.
         """
         found = torch.zeros_like(encoded.features)
-        for tokens, pictures, quota in zip(encoded.layout.units, encoded.pictures, self.quotas, strict=True):
+        units = (tokens.to(found.device) for tokens in encoded.layout.units)
+        for tokens, pictures, quota in zip(units, encoded.pictures, self.quotas, strict=True):
             if pictures is None:
                 raise ModelError("the pictures cannot be resized, as the projector reads more than their patches")
             smaller = coarser(max(quota, 1), pictures.grid)
@@ -46,7 +47,16 @@ class Resized:
         return found
 
     def _features(self, pixels: Tensor, grid: Sequence[int], smaller: Sequence[int]) -> Tensor:
-        """(height * width, D) of one picture (1, 3, H, W) of which ``smaller`` patches are left of ``grid``."""
+        """(height * width, D) of one picture (1, 3, H, W) of which ``smaller`` patches are left of ``grid``.
+
+        Raises:
+            ModelError: if the tower is offloaded: transformers reads its position embeddings past accelerate's hooks.
+        """
+        if any(weight.is_meta for weight in self.model.base_model.vision_tower.embeddings.parameters()):
+            raise ModelError(
+                "smaller pictures need the vision tower's position embeddings, which are not in memory (device_map); "
+                "keep the vision tower in memory, or take another pruner than resize"
+            )
         patch = [side // cells for side, cells in zip(pixels.shape[-2:], grid, strict=True)]
         size = [cells * pixels_of for cells, pixels_of in zip(smaller, patch, strict=True)]
         small = interpolate(pixels.float(), size, mode="bicubic", antialias=True).to(pixels)

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from tokenprune.adapters.encoded import Encoded
+from tokenprune.adapters.placement import device_of
 from tokenprune.adapters.text_tower import TextTower, find_source
 from tokenprune.adapters.timm_features import check_encoder
 from tokenprune.errors import ModelError
+from tokenprune.surroundings import exact, on_cpu_unless_said
 from tokenprune.types import LLM_SIGNALS, PRE_LLM, Signal, Step, VisualTokens
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ class Signals:
 
 
 @torch.no_grad()
+@on_cpu_unless_said()
 def make_signals(
     adapter: ModelAdapter,
     inputs: Mapping[str, Any],
@@ -111,12 +114,14 @@ def _make(
     for name, output in encoded.outputs.items():
         found = adapter.vision_signals(name, output, inputs, wanted)
         if tower and hidden:  # of patches, so that a token's embedding is the mean of its patches', in that space
-            found[Signal.CLIP_IMAGE_EMBEDS] = tower.project(found[Signal.VISION_HIDDEN], normed=adapter.normed)
+            with exact(encoded.features.device):
+                found[Signal.CLIP_IMAGE_EMBEDS] = tower.project(found[Signal.VISION_HIDDEN], normed=adapter.normed)
         parts[name] = {signal: adapter.per_token(name, x, inputs) for signal, x in found.items() if signal in requires}
     first = next(iter(parts.values()))
     made = {signal: encoded.in_order({name: part[signal] for name, part in parts.items()}) for signal in first}
     if tower and Signal.CLIP_TEXT_EMBEDS in requires:
-        made[Signal.CLIP_TEXT_EMBEDS] = tower.embed_text(questions)
+        with exact(encoded.features.device):
+            made[Signal.CLIP_TEXT_EMBEDS] = tower.embed_text(questions)
     if requires & PROMPT:
         embeds, mask = _embed(adapter.model, adapter.processor.tokenizer, questions)
         made |= {Signal.PROMPT_EMBEDS: embeds, Signal.PROMPT_MASK: mask}
@@ -155,7 +160,8 @@ def _embed(model: Any, tokenizer: Any, questions: Sequence[str]) -> tuple[Tensor
     table = model.get_input_embeddings()
     how = {"add_special_tokens": False, "split_special_tokens": True}  # no word of a question is a special token
     text = tokenizer(list(questions), padding=True, return_tensors="pt", **how)
-    ids, mask = (text[name].to(table.weight.device) for name in ("input_ids", "attention_mask"))
+    device = device_of(table, torch.device("cpu"))
+    ids, mask = (text[name].to(device) for name in ("input_ids", "attention_mask"))
     if not bool(mask.any(1).all()):
         raise ModelError("a question is empty, so that no visual token can be relevant to it; give the questions")
     return table(ids.long()), mask.bool()

@@ -10,7 +10,12 @@ import torch
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock, when the device has done all that was asked of it."""
+    """Seconds on a clock, when the device has done all that was asked of it.
+
+    That of a model whose weights are offloaded is ``meta``: then it is the machine's accelerator, if there is one.
+    """
+    if device.type == "meta":
+        device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()

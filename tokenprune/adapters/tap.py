@@ -24,6 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tokenprune.adapters.cache_argument import CACHE
 from tokenprune.functional.vectors import of_rows, widen
+from tokenprune.surroundings import exact
 
 PREFIX = "tokenprune_"
 
@@ -70,7 +71,8 @@ class Attended:
         query = widen(of_rows(self.query, batch).gather(2, index))
         key = widen(of_rows(self.key[:, :, :length], batch))
         grouped = query.view(len(batch), key.shape[1], -1, *rows.shape[1:], size)  # each key serves several heads
-        scores = torch.einsum("ghnqd,ghld->ghnql", grouped, key).flatten(1, 2) * self.scaling
+        with exact(key.device):
+            scores = torch.einsum("ghnqd,ghld->ghnql", grouped, key).flatten(1, 2) * self.scaling
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
         allowed = self._allowed(rows, length, batch) & valid[:, None]

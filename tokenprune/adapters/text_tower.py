@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from tokenprune.adapters.placement import device_of
 from tokenprune.errors import ModelError
+from tokenprune.surroundings import modules_as_usual, on_cpu_unless_said
 
 OPEN_CLIP = "open_clip:"
 WANTED = {
@@ -70,6 +72,7 @@ class TextTower(ABC):
     def encode(self, segments: Tensor) -> Tensor:
         """(S, context) token ids to (S, C) in the shared space."""
 
+    @on_cpu_unless_said()
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """Embed texts of any length: each is cut into segments that go through the tower by themselves, as in CDPruner.
 
@@ -154,9 +157,10 @@ def load_text_tower(model: Any, given: str | None, kind: str | None) -> TextTowe
     """
     source = find_source(model.config, given, kind)
     with _LOCK:
-        loaded, key = _LOADED.setdefault(model, {}), (source, model.device)
+        device = device_of(model, torch.device("cpu"))
+        loaded, key = _LOADED.setdefault(model, {}), (source, device)
         if key not in loaded:
-            loaded[key] = _load(source, model.device)
+            loaded[key] = _load(source, device)
     tower, vision = loaded[key], model.config.vision_config
     if (tower.family == "clip") != (vision.model_type == "clip_vision_model"):
         raise ModelError(f"text tower {source!r} is a {tower.family}, the vision tower is a {vision.model_type!r}")
@@ -172,7 +176,8 @@ def _load(source: str, device: torch.device) -> TextTower:
         module, name = "open_clip_tower", source.removeprefix(OPEN_CLIP)
     else:
         module, name = MODULES[_model_type(source)], source
-    tower: TextTower = import_module(f"tokenprune.adapters.{module}").load(name, device)
+    with modules_as_usual():
+        tower: TextTower = import_module(f"tokenprune.adapters.{module}").load(name, device)
     return tower
 
 

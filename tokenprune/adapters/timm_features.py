@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.utils.flop_counter import FlopCounterMode
 
+from tokenprune.adapters.placement import device_of
 from tokenprune.errors import ModelError
 from tokenprune.metrics.selector import EncoderSize
+from tokenprune.surroundings import exact, modules_as_usual
 
 if TYPE_CHECKING:
     from tokenprune.adapters.encoded import Encoded
@@ -51,8 +53,11 @@ class TimmEncoder:
         """(I, 3, H, W) RGB in [0, 1], of any size, to (I, C, height, width) features of patches."""
         resized = interpolate(pictures.to(self.mean), tuple(self.size), mode="bicubic", antialias=True).clamp(0, 1)
         options = {"norm": True, "output_fmt": "NCHW", "intermediates_only": True}
-        features: Tensor = self.model.forward_intermediates((resized - self.mean) / self.std, indices=1, **options)[-1]
-        return features
+        with exact(resized.device):
+            found: list[Tensor] = self.model.forward_intermediates(
+                (resized - self.mean) / self.std, indices=1, **options
+            )
+        return found[-1]
 
     @torch.no_grad()
     def features(self, encoded: Encoded, processor: Any) -> Tensor:
@@ -158,9 +163,10 @@ def load_encoder(model: Any, source: str) -> TimmEncoder:
     """
     check_encoder(source)
     with _LOCK:
-        loaded, key = _LOADED.setdefault(model, {}), (source, model.device)
+        device = device_of(model, torch.device("cpu"))
+        loaded, key = _LOADED.setdefault(model, {}), (source, device)
         if key not in loaded:
-            loaded[key] = _load(source.removeprefix(TIMM), model.device)
+            loaded[key] = _load(source.removeprefix(TIMM), device)
     return loaded[key]
 
 
@@ -168,7 +174,8 @@ def _load(name: str, device: torch.device) -> TimmEncoder:
     import timm
 
     try:
-        model = timm.create_model(name, pretrained=True, num_classes=0)
+        with modules_as_usual():
+            model = timm.create_model(name, pretrained=True, num_classes=0)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(f"timm model {name!r} cannot be loaded ({reason})") from error

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.functional.vectors import widen
+from tokenprune.surroundings import exact
 
 ROWS = 256  # of attention that are held at once, over all heads: memory is that of so many rows, not of all
 
@@ -28,9 +29,10 @@ def mean_attention(key: Tensor, query: Tensor, scale: float) -> Tensor:
     """
     key, query = widen(key), widen(query)
     total = key.new_zeros(key.shape[:3])
-    for rows in torch.split(query, max(1, ROWS // len(query)), dim=1):
-        scores = torch.einsum("iqhd,ikhd->iqhk", rows, key) * scale
-        total += scores.softmax(-1).sum(1).mT
+    with exact(key.device):
+        for rows in torch.split(query, max(1, ROWS // len(query)), dim=1):
+            scores = torch.einsum("iqhd,ikhd->iqhk", rows, key) * scale
+            total += scores.softmax(-1).sum(1).mT
     return total / query.shape[1]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from tokenprune.functional.kernels import KernelMatrix
 from tokenprune.functional.lazy import NEVER, Array, Criterion, lazy_greedy
 from tokenprune.functional.loops import Loop
+from tokenprune.surroundings import exact
 
 ROUNDING = 100  # ulps of L_ii; the gain of a token that the picks already span is below that
 
@@ -32,10 +33,11 @@ def greedy_map(matrix: KernelMatrix, k: int, valid: Tensor | None = None, loop: 
         (B, k) distinct token indices in the order of the picks; beyond the rank of L, the lowest indices. Of L only the
         picks' rows are ever computed, so memory is O(N k + N D) a row.
     """
-    diagonal = matrix.diagonal()
-    floor = diagonal * (ROUNDING * torch.finfo(diagonal.dtype).eps)
-    gain = diagonal if valid is None else diagonal.masked_fill(~valid, NEVER)
-    return loop(_LogDeterminant(matrix, k), gain, floor, k)
+    with exact(matrix.quality.device):  # for who calls this without a pruner
+        diagonal = matrix.diagonal()
+        floor = diagonal * (ROUNDING * torch.finfo(diagonal.dtype).eps)
+        gain = diagonal if valid is None else diagonal.masked_fill(~valid, NEVER)
+        return loop(_LogDeterminant(matrix, k), gain, floor, k)
 
 
 class _LogDeterminant(Criterion):

@@ -25,7 +25,7 @@ def contents(features: Tensor, valid: Tensor | None, row_ids: Tensor | None) -> 
 
 
 def uniform(content: bytes, number: int, key: str) -> Tensor:
-    """(number,) uniform in [0, 1), which depend on a row's content and a key of at most 64 bytes; on the CPU."""
+    """(number,) uniform in [0, 1), by a row's content and a key of at most 64 bytes; float32, on the CPU."""
     digest = hashlib.blake2b(content, key=key.encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-    return torch.rand(number, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "little"))
+    return torch.rand(number, generator=generator, dtype=torch.float32, device="cpu")

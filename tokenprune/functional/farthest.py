@@ -10,6 +10,7 @@ from tokenprune.functional.kernels import KernelMatrix
 from tokenprune.functional.lazy import NEVER, Array, Criterion, lazy_greedy
 from tokenprune.functional.loops import Loop
 from tokenprune.functional.vectors import widen
+from tokenprune.surroundings import exact
 
 ROUNDING = 16  # ulps of 1; tokens that are closer than that coincide
 BLOCK = 256  # tokens whose distances to all others are computed at once
@@ -33,13 +34,14 @@ def max_min(features: Tensor, k: int, valid: Tensor | None = None, loop: Loop = 
     """
     cosines = KernelMatrix.of(widen(features), "cosine")
     allowed = features.new_ones(features.shape[:2], dtype=torch.bool) if valid is None else valid
-    first = _loneliest(cosines, allowed)
-    if k == 1:
-        return first
-    criterion = _Nearest(cosines)
-    gain = _distance(cosines.rows(first))[:, 0].masked_fill_(~allowed, NEVER).scatter_(1, first, NEVER)
-    floor = torch.full_like(gain, ROUNDING * torch.finfo(gain.dtype).eps)
-    return torch.cat([first, loop(criterion, gain, floor, k - 1)], dim=1)
+    with exact(features.device):  # for who calls this without a pruner
+        first = _loneliest(cosines, allowed)
+        if k == 1:
+            return first
+        criterion = _Nearest(cosines)
+        gain = _distance(cosines.rows(first))[:, 0].masked_fill_(~allowed, NEVER).scatter_(1, first, NEVER)
+        floor = torch.full_like(gain, ROUNDING * torch.finfo(gain.dtype).eps)
+        return torch.cat([first, loop(criterion, gain, floor, k - 1)], dim=1)
 
 
 def _distance(cosine: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ def _loneliest(cosines: KernelMatrix, allowed: Tensor) -> Tensor:
     of tokens with the largest bounds at a time, which tightens the bounds of all, until no bound reaches the best.
     """
     n = allowed.shape[1]
-    bound = torch.where(allowed, torch.inf, NEVER).to(cosines.quality)
+    bound = torch.full_like(cosines.quality, torch.inf).masked_fill_(~allowed, NEVER)
     exact = ~allowed
     spread = torch.arange(0, n, -(-n // BLOCK), device=allowed.device)
     block = spread.expand(len(allowed), -1)

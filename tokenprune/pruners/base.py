@@ -15,6 +15,7 @@ from tokenprune.errors import BudgetError, ConfigError, hint
 from tokenprune.options import construct
 from tokenprune.registry import Registry
 from tokenprune.spec import PRE_LLM, ModelSpec, OperationPlan, Operations, Stage, check_stages
+from tokenprune.surroundings import exact, on_cpu_unless_said
 from tokenprune.types import Positions, ScoringLayer, Signal, Step, TextRows, TokenSelection, VisualTokens
 
 P = TypeVar("P", bound="Pruner")
@@ -127,7 +128,7 @@ class Pruner(ABC):
         return None
 
     def select(self, tokens: VisualTokens, k: int) -> TokenSelection:
-        """Decide which tokens of each row stay.
+        """Decide which tokens of each row stay; a caller's autocast, default dtype and default device change nothing.
 
         Args:
             tokens: the visual tokens of a stage.
@@ -143,7 +144,8 @@ class Pruner(ABC):
         least = tokens.num_tokens if tokens.valid is None else int(tokens.valid.sum(1).min())
         if not 1 <= k <= least:
             raise BudgetError(f"cannot keep {k} of {least} visual tokens; keep between 1 and {least}")
-        return self._select(tokens, k)
+        with exact(tokens.features.device), on_cpu_unless_said():
+            return self._select(tokens, k)
 
     @abstractmethod
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:

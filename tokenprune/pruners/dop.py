@@ -73,7 +73,8 @@ class DOP(Wrapper):
         check_choice("attention", self.attention, get_args(Attention))
         if self.keep_tokens is not None:
             Budget(keep_tokens=self.keep_tokens)  # refuses impossible numbers
-        Operations(torch.ones(1, 3, len(self.shares), dtype=torch.bool), self.shares)  # refuses impossible shares
+        everything = torch.ones(1, 3, len(self.shares), dtype=torch.bool, device="cpu")
+        Operations(everything, self.shares)  # refuses impossible shares
         for option in ("attention_depth", "mlp_depth", "query_depth"):
             value, least = getattr(self, option), int(option == "attention_depth" and self.attention == "remove")
             depths = value if isinstance(value, tuple) else (value,) * len(self.shares)
@@ -136,7 +137,7 @@ class DOP(Wrapper):
         if len(self.shares) == 1:
             return OperationPlan(base.active & operations.active, base.group_sizes)
         sizes = operations.sizes(alive[0])
-        gone = torch.zeros(spec.llm.layers, 3, 1, dtype=torch.bool)
+        gone = torch.zeros(spec.llm.layers, 3, 1, dtype=torch.bool, device="cpu")
         return OperationPlan(torch.cat([operations.active, gone], 2), (*sizes, total - alive[0]))
 
 

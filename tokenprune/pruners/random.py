@@ -44,7 +44,7 @@ class Random(ScorePruner):
         # With the layer, so that a draw at one stage tells nothing about that at another.
         key = f"{self.seed}" if self.layer is None else f"{self.seed} {self.layer}"
         valid = tokens.valid_or_all.cpu()
-        scores = torch.zeros(valid.shape)
+        scores = torch.zeros(valid.shape, dtype=torch.float32)
         for row, content in enumerate(contents(tokens.features, tokens.valid, tokens.row_ids)):
             scores[row, valid[row]] = uniform(content, int(valid[row].sum()), key)
         return scores.to(tokens.features.device)

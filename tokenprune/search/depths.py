@@ -102,7 +102,7 @@ class Depths:
         """
         layers = spec.llm.layers
         self.check(layers, total)
-        active = torch.zeros(layers, len(Operation), 2, dtype=torch.bool)
+        active = torch.zeros(layers, len(Operation), 2, dtype=torch.bool, device="cpu")
         active[: self.sources(layers), Operation.ATTENTION_SOURCE, 1] = True
         active[: self.receivers, Operation.ATTENTION_RECEIVER, 1] = True
         active[: self.mlp, Operation.MLP, 1] = True

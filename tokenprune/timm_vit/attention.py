@@ -13,6 +13,7 @@ from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 
 from tokenprune.functional.vectors import widen
+from tokenprune.surroundings import exact
 from tokenprune.types import Signal
 
 ATTENTIONS = (Attention, AttentionRope, EvaAttention)
@@ -42,7 +43,8 @@ def attention_signals(
     if Signal.CLS_ATTENTION in requires:
         query = widen(attention.q_norm(_heads(attention, hidden[:, :1], 0)))
         keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], 1)  # grouped heads share theirs
-        scores = query @ widen(keys).mT * attention.scale
+        with exact(query.device):
+            scores = query @ widen(keys).mT * attention.scale
         found[Signal.CLS_ATTENTION] = scores.softmax(-1)[:, :, 0, prefix:]
     return found
 
