@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import copy
 import pickle
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable
@@ -121,6 +122,8 @@ def same(a: torch.Tensor, b: torch.Tensor) -> None:
 # Arguments
 
 ARGUMENTS = "arguments"
+PACKED = "a row holds several prompts"
+EMBEDS = "inputs_embeds do not tell where the images are"
 
 
 @case(ARGUMENTS, "`None` for any argument, such as `eos_token_id=None`")
@@ -220,7 +223,7 @@ def _(s: Subject) -> None:
         same(s.logits(x), logits)
 
 
-@case(ARGUMENTS, "several prompts in a row (packed, padding-free)", before="several prompts", inside="several prompts")
+@case(ARGUMENTS, "several prompts in a row (packed, padding-free)", before=PACKED, inside=PACKED)
 def _(s: Subject) -> None:
     x = s.inputs()
     x.pop("attention_mask", None)
@@ -232,7 +235,7 @@ def _(s: Subject) -> None:
         s.model(**x, position_ids=positions, use_cache=False)
 
 
-@case(ARGUMENTS, "`inputs_embeds`", before="do not tell where", inside="do not tell where")
+@case(ARGUMENTS, "`inputs_embeds`", before=EMBEDS, inside=EMBEDS)
 def _(s: Subject) -> None:
     x = s.inputs()
     embeds = s.model.get_input_embeddings()(x.pop("input_ids"))
@@ -486,6 +489,8 @@ def _(s: Subject) -> None:
 # Caches
 
 CACHES = "caches"
+CHANGED = "does not hold the prompt any more that was pruned into it"
+OTHER = "was not filled in this block"
 
 
 def follow(x: dict[str, Any], sequences: torch.Tensor) -> dict[str, Any]:
@@ -511,6 +516,33 @@ def _(s: Subject) -> None:
             same(s.model.generate(**second, **{CACHE: other}, max_new_tokens=NEW), said)
 
 
+@case(CACHES, "a cache of a turn without images, the image in the next", inside="the whole prompt in one forward")
+def _(s: Subject) -> None:
+    x = s.inputs()
+    ids = x["input_ids"]
+    hello = ids[:, :1].repeat(1, 1)
+    words = s.processor.tokenizer("on the left", add_special_tokens=False, return_tensors="pt").input_ids
+    first = torch.cat([hello, words], 1)
+    whole = {**x, "input_ids": torch.cat([first, ids[:, 1:]], 1)}
+    more = whole["input_ids"].shape[1] - ids.shape[1]
+    for name in ("attention_mask", "mm_token_type_ids", "token_type_ids"):
+        if name in x:
+            whole[name] = torch.nn.functional.pad(x[name], (more, 0), value=int(name == "attention_mask"))
+    with s.prune(), torch.no_grad():
+        wanted = s.model.generate(**whole, max_new_tokens=NEW)
+        cache = cache_of(s.model(first, use_cache=True))
+        try:
+            found = s.model.generate(**whole, **{CACHE: cache}, max_new_tokens=NEW)
+        except tp.TokenPruneError as error:
+            # Where images have any number of tokens, later turns bring none.
+            if s.place == "before" and "whose number of tokens varies" in str(error):
+                return
+            if "whose number of tokens varies" in str(error):
+                raise tp.TokenPruneError("the whole prompt in one forward") from error
+            raise
+    same(found, wanted)
+
+
 def pickled(cache: Any) -> Any:
     """A cache of the same content that knows nothing of the first."""
     made = DynamicCache()
@@ -534,7 +566,7 @@ def _(s: Subject) -> None:
         same(s.model.generate(**y, max_new_tokens=NEW, **{CACHE: cache}), wanted)
 
 
-@case(CACHES, "a cache of which rows were chosen", before="does not hold the prompt", inside="does not hold the prompt")
+@case(CACHES, "a cache of which rows were chosen", before=CHANGED, inside=CHANGED)
 def _(s: Subject) -> None:
     x = s.inputs(1, 1)
     with s.prune():
@@ -544,7 +576,7 @@ def _(s: Subject) -> None:
         s.model.generate(**second, **{CACHE: cache}, max_new_tokens=NEW)
 
 
-@case(CACHES, "a cache of another block", before="not filled in this block", inside="not filled in this block")
+@case(CACHES, "a cache of another block", before=OTHER, inside=OTHER)
 def _(s: Subject) -> None:
     x = s.inputs()
     with s.prune():
@@ -556,6 +588,7 @@ def _(s: Subject) -> None:
 # Around the model
 
 AROUND = "around the model"
+TUNED = "the prompt reaches the model as embeddings or through a cache"
 
 
 @case(AROUND, "a copy (`deepcopy`, pickle) that is made in a block is a model of its own")
@@ -605,7 +638,7 @@ def _(s: Subject) -> None:
         assert len(trace.calls) == 2
 
 
-@case(AROUND, "PEFT: prompt tuning", before="as embeddings", inside="as embeddings", some=True)
+@case(AROUND, "PEFT: prompt tuning", before=TUNED, inside=TUNED, some=True)
 def _(s: Subject) -> None:
     from peft import PromptTuningConfig, get_peft_model
 
@@ -656,6 +689,50 @@ def _(s: Subject) -> None:
         torch.testing.assert_close(s.logits(x), logits)
         same(s.model.generate(**x, max_new_tokens=NEW), said)
     torch.testing.assert_close(s.logits(x), plain)
+
+
+@case(AROUND, "`torch.autocast`: the model computes as without a block, pruners in float32")
+def _(s: Subject) -> None:
+    x = s.inputs()
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            plain = s.logits(x)
+            with s.prune(keep_ratio=1.0):
+                same(s.logits(x), plain)
+            with s.prune() as trace:
+                s.model.generate(**x, max_new_tokens=2)
+        assert len(trace.calls) == 1
+
+
+@case(AROUND, "another default dtype")
+def _(s: Subject) -> None:
+    x = s.inputs()
+    logits, said = s.pruned(x)
+    for dtype in (torch.bfloat16, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            found, answer = s.pruned(x)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        same(found, logits)
+        same(answer, said)
+
+
+@case(AROUND, "parts on disk (`device_map`)", some=True)
+def _(s: Subject) -> None:
+    x = s.inputs()
+    logits, said = s.pruned(x)
+    parts = [name for name, _ in s.model.base_model.named_children()]
+    with tempfile.TemporaryDirectory() as folder:
+        s.model.save_pretrained(folder)
+        for disk in parts:
+            places = {f"model.{part}": "disk" if part == disk else "cpu" for part in parts} | {"lm_head": "cpu"}
+            how = {"device_map": places, "offload_folder": f"{folder}/off", "dtype": s.model.dtype}
+            off = type(s.model).from_pretrained(folder, **how).eval()
+            off.generation_config.eos_token_id = None
+            with s.prune(off):
+                torch.testing.assert_close(s.logits(x, off), logits)
+                same(off.generate(**x, max_new_tokens=NEW), said)
 
 
 @case(AROUND, "a user's own hooks on the model and its layers")
@@ -723,3 +800,43 @@ def _(s: Subject) -> None:
     for reentrant in (False, True):
         s.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         torch.testing.assert_close(gradient(), wanted)
+
+
+@case(
+    GRADIENTS,
+    "gradient checkpointing with operation pruning (`dop`)",
+    inside="gradient checkpointing runs layers again",
+)
+def _(s: Subject) -> None:
+    s, x = s.own(), s.inputs()
+    s.model.train()
+    s.model.gradient_checkpointing_enable({"use_reentrant": False})
+    plan = {"pruner": "dop", "attention": 2, "mlp": 2} if s.place == "inside" else {"pruner": "uniform"}
+    with tp.prune(s.model, s.processor, **plan, positions="original", keep_tokens=KEEP):
+        s.model(**x, labels=x["input_ids"], use_cache=False).loss.backward()
+
+
+@case(GRADIENTS, "`Trainer`, also with `torch_compile=True`, by `tp.attach`", some=True)
+def _(s: Subject) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    s, x = s.own(), s.inputs()
+    x = {**x, "labels": x["input_ids"]}
+    with s.prune():
+        wanted = s.model.train()(**x, use_cache=False).loss.item()
+    for compiled in ({}, {"torch_compile": True, "torch_compile_backend": "eager"}):
+        with tempfile.TemporaryDirectory() as folder:
+            how = {
+                "use_cpu": True,
+                "report_to": "none",
+                "save_strategy": "no",
+                "remove_unused_columns": False,
+                **compiled,
+            }
+            options = TrainingArguments(folder, max_steps=1, learning_rate=0.0, disable_tqdm=True, **how)
+            trainer = Trainer(s.model, options, train_dataset=[x], data_collator=lambda rows: rows[0])
+            handle = s.attach()
+            loss = trainer.train().training_loss
+            handle.remove()
+        assert len(handle.trace.calls) == 1
+        assert loss == pytest.approx(wanted, abs=1e-5)

@@ -33,3 +33,23 @@ def test_it_works_or_is_refused(case, name, place):
     else:
         assert said is not None
         assert wanted in said
+
+
+def cell(refusal):
+    return "works" if refusal is None else f"refused: {refusal}"
+
+
+def table():
+    lines = ["| | before the LLM | inside the LLM |", "|---|---|---|"]
+    for kind in dict.fromkeys(case.kind for case in CASES):
+        lines.append(f"| **{kind}** | | |")
+        lines += [
+            f"| {case.what} | {cell(case.refusal('before'))} | {cell(case.refusal('inside'))} |"
+            for case in CASES
+            if case.kind == kind
+        ]
+    return "\n".join(lines)
+
+
+def test_the_table_in_the_docs_is_what_is_tested():
+    assert table() in DOCS.read_text(), f"docs/concepts.md must hold\n\n{table()}"

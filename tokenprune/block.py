@@ -89,7 +89,7 @@ class Run:
             kwargs = {**kwargs, "attention_mask": torch.ones_like(kwargs["input_ids"])}
         if self.waiting <= 0:
             return original(**kwargs)
-        device = self.block.adapter.model.device
+        device = self.block.adapter.device
         started = now(device)
         output = original(**kwargs)
         if self.pruned is not None:
@@ -230,7 +230,7 @@ class Block:
         assert ids is not None  # prune_inputs would have refused
         if (column := inputs.pop(COLUMN, None)) is not None:
             inputs["logits_to_keep"] = _columns(wanted, column, ids.shape[1])
-        images = torch.bincount(torch.tensor(pruned.layout.item_rows), minlength=len(ids)).to(ids.device)
+        images = torch.bincount(torch.tensor(pruned.layout.item_rows, device="cpu"), minlength=len(ids)).to(ids.device)
         pixels = len(arguments["pixel_values"]) if arguments.get("pixel_values") is not None else 0
         shown = {name: inputs[name] for name in TYPES.union(COLUMNS) if inputs.get(name) is not None}
         turn = Turn(ids, shown, images, pixels, pruned.inside)

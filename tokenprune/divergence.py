@@ -79,9 +79,9 @@ class Batch:
         everything = Operations(torch.ones(adapter.spec.llm.layers, 3, 1, dtype=torch.bool))
         visual = adapter.placeholders(self.whole.inputs["input_ids"])
         prompt = prompt_tokens((), visual, self.encoded.layout, self.whole.kept, operations=everything)
-        start = now(adapter.model.device)
+        start = now(adapter.device)
         self.replay = Replay(adapter.model, self.extended(self.whole), prompt, self.counts.shape[1])
-        self.forward_seconds = now(adapter.model.device) - start
+        self.forward_seconds = now(adapter.device) - start
 
     def depths(self, varied: Varied) -> Tensor:
         """(B,) divergence if one depth is varied alone."""
@@ -126,8 +126,8 @@ class Batch:
         """(B, T - 1) answer tokens that are given to the model, and (B, T) bool, which positions count."""
         batch, model = len(self.whole.inputs["input_ids"]), self.adapter.model
         if not self.objective.teacher_forced:
-            none = torch.zeros(batch, 0, dtype=torch.long, device=model.device)
-            return none, torch.ones(batch, 1, dtype=torch.bool, device=model.device)
+            none = torch.zeros(batch, 0, dtype=torch.long, device=self.adapter.device)
+            return none, torch.ones(batch, 1, dtype=torch.bool, device=self.adapter.device)
         shown = self.whole.inputs["input_ids"].shape[1]
         options = {"do_sample": False, "max_new_tokens": self.objective.max_new_tokens}
         tokens = model.generate(**fresh(self.whole.inputs), **options)[:, shown:]
@@ -150,13 +150,13 @@ def measure(
         points: ``("attention", 8)``, ``("query", 4)``, ``("mlp", 6)`` or ``("tokens", 64)`` and so on.
     """
     batch = Batch(adapter, samples, objective, early_signals(adapter, base))
-    start, divergence = now(adapter.model.device), {}
+    start, divergence = now(adapter.device), {}
     for name, value in points:
         if name == "tokens":
             divergence[name, value] = float(batch.pruned(base, Budget(keep_tokens=value)).sum())
         else:
             divergence[name, value] = float(batch.depths((name, value)).sum())
-    seconds = now(adapter.model.device) - start + batch.forward_seconds
+    seconds = now(adapter.device) - start + batch.forward_seconds
     return Measured(divergence, seconds, batch.forward_seconds)
 
 

@@ -134,7 +134,7 @@ class Evaluator:
     def _stages(self, cell: Cell, batch: Sequence[Sample]) -> Stages:
         prepared = self.adapter.prepare(batch)  # not encoded yet, so that all of it is timed
         pruned = self.adapter.prune_inputs(prepared.inputs, cell.pruner, cell.budget, prepared.questions, samples=batch)
-        _, prefill = timed(lambda: self.adapter.prefill(pruned), self.adapter.model.device)
+        _, prefill = timed(lambda: self.adapter.prefill(pruned), self.adapter.device)
         inside = pruned.inside.seconds["selection"] if pruned.inside else 0.0
         return Stages(pruned.seconds["vision"], pruned.seconds["selection"] + inside, prefill - inside)
 

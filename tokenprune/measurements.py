@@ -59,7 +59,7 @@ class Measurements:
 
     def latency(self, text_tokens: int) -> LatencyModel:
         """Of a decoder layer, for prompts with so much text; timed once on each machine."""
-        where = {"device": provenance.device_name(self.adapter.model.device), "text_tokens": text_tokens}
+        where = {"device": provenance.device_name(self.adapter.device), "text_tokens": text_tokens}
         for line in self._known("latency"):
             if where.items() <= line.items():
                 return LatencyModel(tuple(line["attention"]), tuple(line["mlp"]))

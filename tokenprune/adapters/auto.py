@@ -119,7 +119,7 @@ class AutoAdapter(ModelAdapter):
         left = Left.of(encoded, [Choice((unit,), half) for unit, half in enumerate(halves)], [])
         short = shortened_prompt(self, inputs, left.kept, close=False) | left.encoder_outputs(self)
         found = self.model(**short, use_cache=False).logits[0, -1]
-        wanted = self._masked(everything, encoded, left.kept)
+        wanted = self._masked(everything, encoded, left.kept).to(found.device)
         if not torch.allclose(found, wanted, rtol=0, atol=TOLERANCE * float(wanted.abs().max())):
             raise ModelError(f"{kind} does not do with fewer visual tokens what it does if the others are masked")
 
@@ -128,7 +128,7 @@ class AutoAdapter(ModelAdapter):
         ids = inputs["input_ids"]
         place = self.placeholders(ids)
         embeds = self.model.get_input_embeddings()(ids)
-        embeds[place] = encoded.features.to(embeds)
+        embeds[place.to(embeds.device)] = encoded.features.to(embeds)
         seen = torch.ones_like(place)
         seen[place] = kept
         own = torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device)

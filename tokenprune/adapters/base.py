@@ -21,6 +21,7 @@ from tokenprune.adapters.encoded import Encoded, encode
 from tokenprune.adapters.inputs import PIXELS, Prepared, PrunedInputs
 from tokenprune.adapters.layout import Grid, Item, Unit
 from tokenprune.adapters.pictures import Pictures
+from tokenprune.adapters.placement import device_of
 from tokenprune.adapters.pruned import prune_inputs
 from tokenprune.adapters.question import formats_of, last_question, write_prompts
 from tokenprune.adapters.signals import check_steps, check_tower, make_signals, rows_of
@@ -77,6 +78,11 @@ class ModelAdapter(ABC):
         if ours != theirs or not hasattr(processor, "image_processor"):
             tokens = f"images are token {theirs} there, token {ours} here"
             raise ModelError(f"{type(processor).__name__} is not this model's processor: {tokens}")
+
+    @property
+    def device(self) -> torch.device:
+        """The device that inputs go to, also if parts of the model are elsewhere."""
+        return device_of(self.model, torch.device("cpu"))
 
     @classmethod
     def check_scope(cls, scope: str | None) -> None:
@@ -202,7 +208,7 @@ class ModelAdapter(ABC):
         questions, images = [sample.question for sample in samples], [[sample.image] for sample in samples]
         texts = write_prompts(self.processor, self.prompt, samples)
         batch = self.processor(images=images, text=texts, padding=True, padding_side="left", return_tensors="pt")
-        return Prepared(dict(batch.to(self.model.device)), questions)
+        return Prepared(dict(batch.to(self.device)), questions)
 
     def nominal_inputs(self, text: int) -> dict[str, Tensor]:
         """The nominal image of ``spec``, of noise, and ``text`` more tokens."""

@@ -47,7 +47,8 @@ class Encoded:
         if len(parts) == 1:
             return next(iter(parts.values()))
         numbers = torch.cat([self.tokens[item] for modality in parts for item in self.members[modality]])
-        return torch.cat(list(parts.values()))[numbers.argsort()]
+        whole = torch.cat(list(parts.values()))
+        return whole[numbers.argsort().to(whole.device)]
 
 
 def encode(adapter: ModelAdapter, inputs: Mapping[str, Any], requires: frozenset[Signal]) -> Encoded:

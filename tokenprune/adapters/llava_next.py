@@ -89,7 +89,7 @@ class LlavaNextAdapter(ModelAdapter):
         texts = [text.replace(token, whole, 1) for text in write_prompts(self.processor, self.prompt, samples)]
         inputs = self.processor.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
         inputs |= {"pixel_values": images.pixel_values, "image_sizes": torch.full_like(images.image_sizes, canvas)}
-        return Prepared({name: value.to(self.model.device) for name, value in inputs.items()}, questions)
+        return Prepared({name: value.to(self.device) for name, value in inputs.items()}, questions)
 
     def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
         """See ``ModelAdapter``."""

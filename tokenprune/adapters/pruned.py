@@ -14,7 +14,6 @@ from tokenprune.adapters.encoded import Encoded
 from tokenprune.adapters.hooks import InsideLLM
 from tokenprune.adapters.inputs import PrunedInputs, prune_prompt
 from tokenprune.adapters.layout import Choice, Layout, kept_tokens
-from tokenprune.adapters.placement import device_of
 from tokenprune.adapters.prefill import PromptTokens
 from tokenprune.adapters.resized import Resized
 from tokenprune.adapters.signals import PAIRED, Signals, Source, make_signals, rows_of
@@ -45,7 +44,7 @@ def prune_inputs(
     requires = before.requires if before else frozenset()
     # Loaded before the clock runs: it is not a part of the selection.
     tower = adapter.load_text_tower(getattr(before, "text_tower", None)) if requires & PAIRED else None
-    device, seconds = device_of(adapter.model, torch.device("cpu")), {"vision": 0.0, "selection": 0.0}
+    device, seconds = adapter.device, {"vision": 0.0, "selection": 0.0}
     if encoded is None:
         with stopwatch(seconds, "vision", device):
             encoded = adapter.encode(inputs, requires)

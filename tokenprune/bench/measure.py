@@ -156,13 +156,13 @@ def _prompts(adapter: ModelAdapter, config: BenchConfig, rows: int, samples: Seq
         prepared = adapter.prepare(samples[:rows])
         return Prompts(prepared.inputs, prepared.questions, samples[:rows])
     model, one = adapter.model, adapter.nominal_inputs(config.text_tokens)
-    placed = {key: x.to(model.device, model.dtype if x.is_floating_point() else None) for key, x in one.items()}
+    placed = {key: x.to(adapter.device, model.dtype if x.is_floating_point() else None) for key, x in one.items()}
     return Prompts({key: torch.cat([x] * rows) for key, x in placed.items()}, ["What is this?"] * rows)
 
 
 def _facts(adapter: ModelAdapter) -> dict[str, Any]:
     return {
-        "device": device_name(adapter.model.device),
+        "device": device_name(adapter.device),
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -63,7 +63,7 @@ def turn(adapter: ModelAdapter, prompts: Prompts, cell: Cell, new_tokens: int) -
         cell: what prunes.
         new_tokens: to generate for each row; the end of an answer does not end it.
     """
-    device = adapter.model.device
+    device = adapter.device
     clock, start = TokenClock(device), now(device)
     pruned = _prune(adapter, prompts, cell)
     encoded = now(device)
@@ -104,14 +104,12 @@ def size(adapter: ModelAdapter, prompts: Prompts, cell: Cell) -> Size:
         pruned = _prune(adapter, prompts, cell)
         ran.append((pruned, cache_of(adapter.prefill(pruned))))
 
-    peak = peak_bytes(work, adapter.model.device)
+    peak = peak_bytes(work, adapter.device)
     pruned, cache = ran[0]
     rows = len(prompts.questions)
     traces, totals = stage_traces(pruned, rows), pruned.layout.free_tokens()
     alive = [tuple(trace.counts[row] for trace in traces) for row in range(rows)]
-    texts = (
-        pruned.inputs["attention_mask"].sum(1) - torch.tensor(pruned.entered, device=adapter.model.device)
-    ).tolist()
+    texts = (pruned.inputs["attention_mask"].sum(1) - torch.tensor(pruned.entered, device=adapter.device)).tolist()
     plans = [cell.plan(adapter.spec, each, total) for each, total in zip(alive, totals, strict=True)]
     return Size(
         tokens=sum(each[-1] if each else total for each, total in zip(alive, totals, strict=True)) / rows,

@@ -48,7 +48,7 @@ class Worker:
         doing = _Doing(Evaluator(adapter, task, job.max_new_tokens), cells)
         for batch in job.batches:
             yield from doing.batch(batch, [samples[name] for name in batch.samples])
-        questions, device = list(samples.values()), provenance.device_name(adapter.model.device)
+        questions, device = list(samples.values()), provenance.device_name(adapter.device)
         for key in job.measured:
             yield from doing.measure(key, questions, job.timing_repeats, device)
 
