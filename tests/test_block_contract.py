@@ -25,9 +25,9 @@ def run(case, name, place):
 
 
 @pytest.mark.parametrize(("case", "name", "place"), RUNS, ids=lambda x: x if isinstance(x, str) else x.what[:40])
-@pytest.mark.filterwarnings("ignore:::peft", "ignore:::torch.utils.checkpoint", "ignore::UserWarning:peft")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:(peft|torch|transformers)[.]")
 def test_it_works_or_is_refused(case, name, place):
-    wanted, said = case.refusal(place), run(case, name, place)
+    wanted, said = case.refusal(place, name), run(case, name, place)
     if wanted is None:
         assert said is None
     else:
