@@ -1,5 +1,8 @@
 """What the wandb commands print, and that an agent's command is one that runs."""
 
+import re
+import shlex
+
 import pytest
 import wandb
 import yaml
@@ -40,6 +43,7 @@ def test_an_agent_runs_a_cell(tmp_path):
     wandb.teardown()
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in (tmp_path / "runs/tiny/cells").iterdir()) == [key]
-    sent = call("wandb-sync", tmp_path / "runs/tiny").stdout.splitlines()
-    assert [line.rpartition("-")[2] for line in sent] == [key]
-    assert all(line.startswith(f"wandb sync {tmp_path}/runs/tiny/cells/{key}/wandb/offline-run-") for line in sent)
+    (line,) = call("wandb-sync", tmp_path / "runs/tiny").stdout.splitlines()
+    *program, folder = shlex.split(line)
+    assert program == ["wandb", "sync"]
+    assert re.fullmatch(rf"{re.escape(str(tmp_path))}/runs/tiny/cells/{key}/wandb/offline-run-.*-{key}", folder)
