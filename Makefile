@@ -28,7 +28,7 @@ test: $(STAMP)
 # What meets transformers, on the oldest version that pyproject.toml allows: laid over the environment, for these tests only.
 OLD := .oldest
 oldest: $(OLD)/.installed
-	PYTHONPATH=$(OLD) $(BIN)/pytest $(addprefix tests/adapters/test_, contract.py matrix.py arguments.py)
+	PYTHONPATH=$(OLD) $(BIN)/pytest $(addprefix tests/adapters/test_, contract.py matrix.py arguments.py) tests/test_block_contract.py
 
 $(OLD)/.installed: $(STAMP)
 	rm -rf $(OLD)

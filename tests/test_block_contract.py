@@ -7,6 +7,7 @@ from block_cases import CASES, PLACES, Subject
 from families import families
 
 import tokenprune as tp
+from tokenprune.adapters.hooks import HOOKS_RUN_ONCE
 
 DOCS = Path(__file__).parent.parent / "docs/concepts.md"
 FAMILIES = families()
@@ -35,8 +36,11 @@ def test_it_works_or_is_refused(case, name, place):
         assert wanted in said
 
 
-def cell(refusal):
-    return "works" if refusal is None else f"refused: {refusal}"
+def cell(case, place):
+    refusal = case.refusal(place)
+    if refusal is not None:
+        return f"refused: {refusal}"
+    return f"works; refused by {', '.join(case.others)}" if case.others else "works"
 
 
 def table():
@@ -44,12 +48,11 @@ def table():
     for kind in dict.fromkeys(case.kind for case in CASES):
         lines.append(f"| **{kind}** | | |")
         lines += [
-            f"| {case.what} | {cell(case.refusal('before'))} | {cell(case.refusal('inside'))} |"
-            for case in CASES
-            if case.kind == kind
+            f"| {case.what} | {cell(case, 'before')} | {cell(case, 'inside')} |" for case in CASES if case.kind == kind
         ]
     return "\n".join(lines)
 
 
+@pytest.mark.skipif(not HOOKS_RUN_ONCE, reason="the table is that of a newer transformers")
 def test_the_table_in_the_docs_is_what_is_tested():
     assert table() in DOCS.read_text(), f"docs/concepts.md must hold\n\n{table()}"
