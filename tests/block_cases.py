@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import contextvars
 import copy
+import functools
 import pickle
 import tempfile
 import threading
@@ -309,6 +310,31 @@ def _(s: Subject) -> None:
     own = [MaxLengthCriteria(max_length=longest)]
     with s.prune():
         assert s.model.generate(**x, max_new_tokens=20, stopping_criteria=own).shape[1] == longest
+
+
+@case(CALLBACKS, "callbacks that ask the model about another picture or text, as contrastive decoding and guidance do")
+def _(s: Subject) -> None:
+    x, y = s.inputs(), s.inputs(seed=7)
+    text = {"input_ids": y["input_ids"][:, -9:].repeat(1, 8)[:, : 2 * x["input_ids"].shape[1]]}
+    text = {name: value.masked_fill(s.family.placeholder(s.model, value), 9) for name, value in text.items()}
+    bare, wanted, said = s.logits(text), s.pruned(y)[0], s.pruned(x)[1]
+    found = []
+
+    class Asking(LogitsProcessor):
+        def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            found.append((s.logits(y), s.logits(text), s.logits({**text, "use_cache": False})))
+            return scores
+
+    with s.prune() as trace:
+        same(s.model.generate(**x, max_new_tokens=NEW, logits_processor=[Asking()]), said)
+        guided = s.model.generate(**x, max_new_tokens=NEW, guidance_scale=1.5)
+    assert len(found) == NEW
+    for other, words, again in found:
+        same(other, wanted)
+        same(words, bare)
+        same(again, bare)
+    assert len(trace.calls) == NEW + 2
+    assert guided.shape == said.shape
 
 
 @case(CALLBACKS, "streamers: the caller's prompt comes first")
@@ -706,6 +732,32 @@ def _(s: Subject) -> None:
         torch.testing.assert_close(s.logits(x), logits)
         same(s.model.generate(**x, max_new_tokens=NEW), said)
     torch.testing.assert_close(s.logits(x), plain)
+
+
+@case(AROUND, "`model.forward` and `model.generate` replaced by wrappers, before or in the block")
+def _(s: Subject) -> None:
+    s, x, called = s.own(), s.inputs(), []
+    logits, said = s.pruned(x)
+
+    def wrapped(own: Any) -> Any:
+        @functools.wraps(own)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            called.append(own)
+            return own(*args, **kwargs)
+
+        return wrapper
+
+    s.model.forward = wrapped(s.model.forward)
+    with s.prune() as trace:
+        same(s.logits(x), logits)
+        s.model.forward, s.model.generate = wrapped(s.model.forward), wrapped(s.model.generate)
+        same(s.logits(x), logits)
+        same(s.model.generate(**x, max_new_tokens=NEW), said)
+    assert len(trace.calls) == 3
+    assert len(called) == 1 + 2 + 1 + 2 * NEW
+    del s.model.forward, s.model.generate
+    with s.prune():
+        same(s.logits(x), logits)
 
 
 @case(AROUND, "`torch.autocast`: the model computes as without a block, pruners in float32")

@@ -80,7 +80,10 @@ class Run:
             _RUN.reset(token)
 
     def forward(self, original: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        """A forward of the model over pruned inputs: some columns of the prompt, or new tokens."""
+        """A forward of the model over pruned inputs: some columns of the prompt, or new tokens.
+
+        What a callback of ``generate`` asks the model meanwhile is none: nothing inside the LLM prunes it.
+        """
         first = self.waiting and self.waiting == self.arguments["input_ids"].shape[1]
         if kwargs.get("input_ids") is None or (first and _grown(kwargs.get(CACHE), self.arguments.get(CACHE))):
             raise ModelError(EMBEDDED)
@@ -88,7 +91,8 @@ class Run:
             # Without a mask and a cache, transformers takes gaps in the position ids for packed prompts.
             kwargs = {**kwargs, "attention_mask": torch.ones_like(kwargs["input_ids"])}
         if self.waiting <= 0:
-            return original(**kwargs)
+            with nullcontext() if self.inside is None or self._continues(kwargs) else self.inside.asleep():
+                return original(**kwargs)
         device = self.block.adapter.device
         started = now(device)
         output = original(**kwargs)
@@ -97,6 +101,15 @@ class Run:
             seconds["prefill"] = seconds.get("prefill", 0.0) + now(device) - started
         self.waiting -= kwargs["input_ids"].shape[1]
         return output
+
+    def _continues(self, kwargs: Mapping[str, Any]) -> bool:
+        """Whether a forward goes on with the prompt: on a cache that holds it, or with all of it."""
+        ids, shown = kwargs["input_ids"], self.arguments["input_ids"]
+        if kwargs.get(CACHE) is not None:
+            return self.inside is not None and self.inside.knows(kwargs[CACHE])
+        if ids.shape[1] < shown.shape[1] or len(ids) % len(shown):
+            return False
+        return torch.equal(ids[:, : shown.shape[1]], shown.repeat_interleave(len(ids) // len(shown), 0).to(ids.device))
 
     def finish(self, cache: Any) -> None:
         """Note what was done, once the model has returned."""
@@ -129,15 +142,21 @@ class Block:
     def passes(self, entry: str, kwargs: dict[str, Any]) -> bool:
         """Whether a call is a part of a run of this block and needs nothing; in decoding, that is each forward."""
         run = _RUN.get()
-        if run is None or run.block is not self:
+        if run is None or run.block is not self or _brings_pixels(kwargs):
             return False
-        seen = kwargs.get("attention_mask") is not None or kwargs.get(CACHE) is not None
-        return entry == "generate" or (run.waiting <= 0 and seen and kwargs.get("input_ids") is not None)
+        if entry == "generate":
+            return True
+        cache, inside = kwargs.get(CACHE), run.inside
+        if run.waiting > 0 or kwargs.get("input_ids") is None:
+            return False
+        if cache is None:
+            return inside is None and kwargs.get("attention_mask") is not None
+        return inside is None or inside.knows(cache)
 
     def call(self, entry: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Prune the images in a call."""
         run, arguments = _RUN.get(), renamed(_named(original, args, kwargs))
-        if run is not None and run.block is self:
+        if run is not None and run.block is self and not _brings_pixels(arguments):
             return run.forward(original, arguments)
         if entry == "generate":
             return self._generate(original, arguments)
@@ -182,8 +201,7 @@ class Block:
         if turn is not None:
             return self._continue(turn, arguments, generating=generating)
         marked = ids is not None and bool(self.adapter.placeholders(ids).any())
-        brought = any(arguments.get(name) is not None for name in (*PIXELS.values(), "inputs_embeds"))
-        if not marked and not brought:
+        if not marked and not _brings_pixels(arguments) and arguments.get("inputs_embeds") is None:
             return None
         if arguments.get("mm_encoder_outputs") is not None:
             raise ModelError("the images are encoded already, so that they cannot be pruned; give pixel_values")
@@ -288,6 +306,10 @@ class Unpruned:
 def _named(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call by name."""
     return dict(zip(inspect.signature(function).parameters, args, strict=False)) | kwargs
+
+
+def _brings_pixels(arguments: Mapping[str, Any]) -> bool:
+    return any(arguments.get(name) is not None for name in PIXELS.values())
 
 
 def _grown(cache: Any, given: Any) -> bool:

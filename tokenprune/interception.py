@@ -83,19 +83,25 @@ class Opening:
         with _LOCK:
             if not isinstance(model, _Open):
                 _change_class(model, _open_class(type(model), entries))
-            type(model).openings = (*type(model).openings, self)
+            kind = _open_class_of(type(model))
+            kind.openings = (*kind.openings, self)
 
     def close(self) -> None:
         """Close it, from whatever thread and context and as often as one likes."""
+        _CONTEXT.set(tuple(opening for opening in _CONTEXT.get() if opening is not self))
         with _LOCK:
             if self.handler is None:
                 return
-            self.handler = self.generator = None
-            kind = type(self.model)
+            model, kind = self.model, _open_class_of(type(self.model))
+            self.handler = self.generator = self.model = None
             kind.openings = tuple(opening for opening in kind.openings if opening is not self)
-            if not kind.openings:
-                _change_class(self.model, _real_class(kind))
-        _CONTEXT.set(tuple(opening for opening in _CONTEXT.get() if opening.handler is not None))
+            if kind.openings:
+                return
+            for entry in vars(kind).values():
+                if isinstance(entry, _Entry):
+                    entry.forget()
+            if type(model) is kind:  # else a class was derived from it meanwhile, as FSDP does
+                _change_class(model, _real_class(kind))
 
 
 _CONTEXT: ContextVar[tuple[Opening, ...]] = ContextVar("tokenprune_openings", default=())
@@ -128,11 +134,13 @@ class _Call:
 
     Attributes:
         model: that is called.
+        entry: name of the method.
         opening: that it belongs to; None if it passed.
         outer: the call that it was made in.
     """
 
     model: Any
+    entry: str
     opening: Opening | None
     outer: _Call | None
 
@@ -146,10 +154,10 @@ def _meet(model: Any, entry: str, read_in: Opening | None, args: tuple[Any, ...]
     opening = _opening_of(model, read_in)
     handler = None if opening is None else opening.handler
     if opening is None or handler is None:
-        if not _within(model):
+        if type(model).openings and not _within(model):
             outside = next(n for n, frame in enumerate(_frames(sys._getframe(1))) if _package(frame) not in _OURS)
             warnings.warn(LOST, UnprunedWarning, stacklevel=outside + 2)
-        return _called(_Call(model, None, _CALL.get()), _original(model, entry), *args, **kwargs)
+        return _called(_Call(model, entry, None, _CALL.get()), _original(model, entry), *args, **kwargs)
     if opening.model is not model:
         kind = type(model).__name__
         raise ModelError(
@@ -158,7 +166,7 @@ def _meet(model: Any, entry: str, read_in: Opening | None, args: tuple[Any, ...]
     here = _CONTEXT.set((*_CONTEXT.get(), opening))
     try:
         original = _original(model, entry)
-        return _called(_Call(model, opening, _CALL.get()), handler.call, entry, original, args, kwargs)
+        return _called(_Call(model, entry, opening, _CALL.get()), handler.call, entry, original, args, kwargs)
     finally:
         _CONTEXT.reset(here)
 
@@ -202,6 +210,10 @@ class _Entry:
             return self._last[2]
         return _entered(model, self.name, _opening_of(model))
 
+    def forget(self) -> None:
+        """Let go of the model."""
+        self._last = None
+
     def __set__(self, model: Any, value: Any) -> None:
         vars(model)[self.name] = value
 
@@ -226,6 +238,8 @@ def _entered(model: Any, entry: str, read_in: Opening | None) -> Callable[..., A
             return _original(model, entry)(*args, **kwargs)
         call = _CALL.get()
         if call is not None and call.model is model and call.opening is not None:
+            if call.entry == entry == "forward":  # by what wrapped this in the block, and is called first now
+                return original(*args, **kwargs)
             innermost, handler = _CONTEXT.get()[-1], call.opening.handler
             if innermost is call.opening and handler is not None and handler.passes(entry, kwargs):
                 return original(*args, **kwargs)
@@ -259,9 +273,14 @@ def _open_class(real: type, entries: Sequence[str]) -> Any:
     return type(real.__name__, (_Open, real), {**alike, **called, "openings": ()})
 
 
+def _open_class_of(kind: Any) -> Any:
+    """The open class that a class is, or is derived from."""
+    return next(base for base in kind.__mro__ if _Open in base.__bases__)
+
+
 def _real_class(kind: Any) -> Any:
     """The class that a class of an open model was made of; itself for others."""
-    return kind.__bases__[1] if issubclass(kind, _Open) else kind
+    return _open_class_of(kind).__bases__[1] if issubclass(kind, _Open) else kind
 
 
 def _change_class(model: Any, kind: type) -> None:

@@ -115,6 +115,19 @@ class InsideLLM:
         if self._held is not None:
             self._caches.setdefault(cache, self._held)
 
+    def knows(self, cache: Any) -> bool:
+        """Whether a cache holds the prompt as this pruned it."""
+        return cache in self._caches
+
+    @contextmanager
+    def asleep(self) -> Iterator[None]:
+        """Nothing is pruned in this block, which lies within one function: the model runs on something else."""
+        token = _ACTIVE.set(None)
+        try:
+            yield
+        finally:
+            _ACTIVE.reset(token)
+
     def _first(self) -> int:
         """The first layer that sees less than the prompt, or does less with it."""
         return int(min([*(_layer(step) for step in self.steps), *self._partial()]))
