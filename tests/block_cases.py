@@ -27,7 +27,7 @@ from transformers.generation import MaxLengthCriteria
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
-from tokenprune.adapters.hooks import HOOKS_RUN_ONCE
+from tokenprune.adapters.decoder_checks import HOOKS_RUN_ONCE
 
 KEEP, NEW = 4, 5
 PLACES = ("before", "inside")

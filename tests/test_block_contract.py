@@ -7,7 +7,7 @@ from block_cases import CASES, PLACES, Subject
 from families import families
 
 import tokenprune as tp
-from tokenprune.adapters.hooks import HOOKS_RUN_ONCE
+from tokenprune.adapters.decoder_checks import HOOKS_RUN_ONCE
 
 DOCS = Path(__file__).parent.parent / "docs/concepts.md"
 FAMILIES = families()

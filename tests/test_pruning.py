@@ -213,7 +213,7 @@ def test_the_trace(llava):
 def test_prefill_is_timed_once_and_whole(llava, monkeypatch):
     model, processor = llava
     clock = iter(range(1000))
-    monkeypatch.setattr("tokenprune.block.now", lambda device: float(next(clock)))
+    monkeypatch.setattr("tokenprune.model_run.now", lambda device: float(next(clock)))
     with prune(model, processor) as trace:
         model.generate(**ask(processor, 1), max_new_tokens=5)
         model.generate(**ask(processor, 1), max_new_tokens=5, prefill_chunk_size=10)

@@ -8,6 +8,7 @@ import tokenprune as tp
 
 def test_public_names():
     assert set(tp.__all__) == {
+        "Attached",
         "Budget",
         "ModelAdapter",
         "ModelSpec",
@@ -18,8 +19,10 @@ def test_public_names():
         "TokenPruneError",
         "TokenSelection",
         "Trace",
+        "UnprunedWarning",
         "VisualTokens",
         "__version__",
+        "attach",
         "create_pruner",
         "load_embedded",
         "prune",

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,17 +13,16 @@ from torch import Tensor
 
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.cache_argument import CACHE, cache_of, renamed
-from tokenprune.adapters.hooks import InsideLLM
+from tokenprune.adapters.callbacks import WholePrompt
+from tokenprune.adapters.columns import columns_of
 from tokenprune.adapters.inputs import (
     CHUNKS_WORK,
     COLUMN,
     PIXELS,
-    PrunedInputs,
     as_tensors,
     check_one_prompt_a_row,
     without_pixels,
 )
-from tokenprune.adapters.stopwatch import now
 from tokenprune.adapters.turns import (
     COLUMNS,
     TYPES,
@@ -33,90 +30,15 @@ from tokenprune.adapters.turns import (
     Turn,
     cached_text,
     new_images,
-    remember,
     remembered,
     split_at_cache,
 )
-from tokenprune.adapters.wrapped import EMBEDDED
 from tokenprune.budget import Budget
-from tokenprune.callbacks import WholePrompt
 from tokenprune.errors import ModelError
+from tokenprune.generate_settings import lengths, setting
+from tokenprune.model_run import RUN, Run
 from tokenprune.pruners.base import Pruner
-from tokenprune.trace import PrunedCall, Trace, stage_traces
-
-_RUN: ContextVar[Run | None] = ContextVar("tokenprune_run", default=None)
-
-
-@dataclass(eq=False)
-class Run:
-    """A call of the model that is under way.
-
-    Attributes:
-        block: that it runs in.
-        arguments: what the model is given instead of the caller's arguments.
-        pruned: for the trace; None if this call brings no images.
-        images: (B,) long, images that this call brings in each row.
-        turn: to be remembered with the cache; None if this call brings no images.
-        inside: what prunes inside the LLM, now or when the cache was filled; None if nothing does.
-        waiting: columns of the prompt that have not gone through the LLM.
-    """
-
-    block: Block
-    arguments: dict[str, Any]
-    pruned: PrunedInputs | None = None
-    images: Tensor | None = None
-    turn: Turn | None = None
-    inside: InsideLLM | None = None
-    waiting: int = 0
-
-    @contextmanager
-    def under_way(self) -> Iterator[None]:
-        """Calls of the model in this ``with`` block are parts of this run; it lies within one function."""
-        token = _RUN.set(self)
-        try:
-            with self.inside or nullcontext():
-                yield
-        finally:
-            _RUN.reset(token)
-
-    def forward(self, original: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        """A forward of the model over pruned inputs: some columns of the prompt, or new tokens.
-
-        What a callback of ``generate`` asks the model meanwhile is none: nothing inside the LLM prunes it.
-        """
-        first = self.waiting and self.waiting == self.arguments["input_ids"].shape[1]
-        if kwargs.get("input_ids") is None or (first and _grown(kwargs.get(CACHE), self.arguments.get(CACHE))):
-            raise ModelError(EMBEDDED)
-        if all(kwargs.get(name) is None for name in ("attention_mask", CACHE)):
-            # Without a mask and a cache, transformers takes gaps in the position ids for packed prompts.
-            kwargs = {**kwargs, "attention_mask": torch.ones_like(kwargs["input_ids"])}
-        if self.waiting <= 0:
-            with nullcontext() if self.inside is None or self._continues(kwargs) else self.inside.asleep():
-                return original(**kwargs)
-        device = self.block.adapter.device
-        started = now(device)
-        output = original(**kwargs)
-        if self.pruned is not None:
-            seconds = self.pruned.seconds
-            seconds["prefill"] = seconds.get("prefill", 0.0) + now(device) - started
-        self.waiting -= kwargs["input_ids"].shape[1]
-        return output
-
-    def _continues(self, kwargs: Mapping[str, Any]) -> bool:
-        """Whether a forward goes on with the prompt: on a cache that holds it, or with all of it."""
-        ids, shown = kwargs["input_ids"], self.arguments["input_ids"]
-        if kwargs.get(CACHE) is not None:
-            return self.inside is not None and self.inside.knows(kwargs[CACHE])
-        if ids.shape[1] < shown.shape[1] or len(ids) % len(shown):
-            return False
-        return torch.equal(ids[:, : shown.shape[1]], shown.repeat_interleave(len(ids) // len(shown), 0).to(ids.device))
-
-    def finish(self, cache: Any) -> None:
-        """Note what was done, once the model has returned."""
-        if self.pruned is not None and self.images is not None:
-            self.block.trace.calls.append(_call(self.pruned, self.images, features=self.block.trace_features))
-        if self.turn is not None and cache is not None:
-            self.block.notes.add(remember(self.turn, cache, self.block))
+from tokenprune.trace import Trace
 
 
 @dataclass(eq=False)
@@ -141,7 +63,7 @@ class Block:
 
     def passes(self, entry: str, kwargs: dict[str, Any]) -> bool:
         """Whether a call is a part of a run of this block and needs nothing; in decoding, that is each forward."""
-        run = _RUN.get()
+        run = RUN.get()
         if run is None or run.block is not self or _brings_pixels(kwargs):
             return False
         if entry == "generate":
@@ -155,7 +77,7 @@ class Block:
 
     def call(self, entry: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Prune the images in a call."""
-        run, arguments = _RUN.get(), renamed(_named(original, args, kwargs))
+        run, arguments = RUN.get(), renamed(_named(original, args, kwargs))
         if run is not None and run.block is self and not _brings_pixels(arguments):
             return run.forward(original, arguments)
         if entry == "generate":
@@ -178,9 +100,9 @@ class Block:
             return original(**arguments)
         model, given = self.adapter.model, run.arguments
         prompt = WholePrompt(arguments["input_ids"], given["input_ids"].shape[1])
-        beams = max(1, _setting(model, given, "num_beams"))
-        options = _lengths(model, given, prompt.ids.shape[1] - prompt.shown)
-        options |= prompt.callbacks(given, max(beams, _setting(model, given, "num_return_sequences")) // beams)
+        beams = max(1, setting(model, given, "num_beams"))
+        options = lengths(model, given, prompt.ids.shape[1] - prompt.shown)
+        options |= prompt.callbacks(given, max(beams, setting(model, given, "num_return_sequences")) // beams)
         if run.inside is not None:
             options["disable_compile"] = True  # hooks are Python; on a GPU a static cache would compile the model
         with run.under_way():
@@ -231,7 +153,7 @@ class Block:
         padded = pad is not None and bool((ids[:, [0, -1]] == pad).any())
         if arguments.get("attention_mask") is None and len(ids) > 1 and padded:
             raise ModelError("the prompts are padded, so that generate needs their attention_mask")
-        if not CHUNKS_WORK and _setting(self.adapter.model, arguments, "prefill_chunk_size"):
+        if not CHUNKS_WORK and setting(self.adapter.model, arguments, "prefill_chunk_size"):
             raise ModelError(
                 "this version of transformers loses images with prefill_chunk_size; leave it, or take >= 5.23"
             )
@@ -247,7 +169,7 @@ class Block:
         inputs = pruned.inputs
         assert ids is not None  # prune_inputs would have refused
         if (column := inputs.pop(COLUMN, None)) is not None:
-            inputs["logits_to_keep"] = _columns(wanted, column, ids.shape[1])
+            inputs["logits_to_keep"] = columns_of(wanted, column, ids.shape[1])
         images = torch.bincount(torch.tensor(pruned.layout.item_rows, device="cpu"), minlength=len(ids)).to(ids.device)
         pixels = len(arguments["pixel_values"]) if arguments.get("pixel_values") is not None else 0
         shown = {name: inputs[name] for name in TYPES.union(COLUMNS) if inputs.get(name) is not None}
@@ -310,65 +232,3 @@ def _named(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, 
 
 def _brings_pixels(arguments: Mapping[str, Any]) -> bool:
     return any(arguments.get(name) is not None for name in PIXELS.values())
-
-
-def _grown(cache: Any, given: Any) -> bool:
-    """Whether a prompt's first forward gets a cache that holds something, though the call came without one."""
-    return cache is not None and given is None and bool(int(cache.get_seq_length()))
-
-
-def _call(pruned: PrunedInputs, images: Tensor, *, features: bool) -> PrunedCall:
-    """What the trace tells of a call that is over; a selection inside the LLM is no part of the prefill's time."""
-    stages = stage_traces(pruned, len(images))
-    inside = pruned.inside.seconds["selection"] if pruned.inside else 0.0
-    seconds = {"prefill": 0.0, **pruned.seconds}
-    seconds |= {"selection": seconds["selection"] + inside, "prefill": seconds["prefill"] - inside}
-    before, selection = pruned.layout.free_tokens(), pruned.selection
-    if selection is not None and not features:
-        selection = selection.without_features()
-    return PrunedCall(selection, stages, list(zip(before, stages[-1].counts, strict=True)), seconds)
-
-
-def _setting(model: Any, arguments: Mapping[str, Any], name: str) -> int:
-    """What ``generate`` goes by: an argument, a given generation config, or the model's; 0 if none says."""
-    if name in arguments:
-        return int(arguments[name] or 0)
-    configs = (arguments.get("generation_config"), model.generation_config)
-    values = (getattr(config, name, None) for config in configs)
-    return next((int(value) for value in values if value is not None), 0)
-
-
-def _lengths(model: Any, arguments: Mapping[str, Any], removed: int) -> dict[str, int]:
-    """Limits that count the prompt, less the columns that pruning removed from it."""
-    limits = {}
-    for name, stronger in {"max_length": "max_new_tokens", "min_length": "min_new_tokens"}.items():
-        limit = _setting(model, arguments, name)
-        if limit and not _setting(model, arguments, stronger):
-            limits[name] = limit - removed
-    return limits
-
-
-def _columns(wanted: Any, column: Tensor, length: int) -> Tensor:
-    """(n,) long: where the caller's columns are in a prompt that lost some.
-
-    Args:
-        wanted: which, as an index of a tensor's axis: numbers, a mask or a slice.
-        column: (B, L') long, the caller's columns that stay; -1 for padding.
-        length: L, columns of the caller.
-
-    Raises:
-        ModelError: if one left, or its place is not the same in all rows.
-    """
-    index = wanted if isinstance(wanted, slice | Tensor) else torch.as_tensor(wanted)
-    index = index.to(column.device) if isinstance(index, Tensor) else index
-    asked = torch.arange(length, device=column.device)[index].flatten()
-    found = column[:, None] == asked[:, None]  # (B, n, L')
-    if not bool(found.any(-1).all()):
-        gone = asked[~found.any(-1).all(0)].tolist()
-        raise ModelError(
-            f"logits_to_keep asks for columns {gone}, of visual tokens that were dropped or of padding; ask for others"
-        )
-    places = found.long().argmax(-1)
-    if bool((places != places[:1]).any()):
-        raise ModelError("logits_to_keep asks for columns that are at other places in each row of the pruned prompts")
-    return places[0]

@@ -12,7 +12,6 @@ last. A call that none of this holds for runs unpruned, with a warning.
 
 from __future__ import annotations
 
-import copyreg
 import functools
 import inspect
 import sys
@@ -22,11 +21,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from tokenprune.errors import ModelError
+from tokenprune.open_class import Entry, Open, change_class, open_class, open_class_of, own_method, real_class
 
 LOST = (
     "the model is pruned in another thread or context, and this call belongs to none that is: it runs unpruned. Prune "
@@ -81,9 +81,9 @@ class Opening:
         if not everywhere:
             _CONTEXT.set((*_CONTEXT.get(), self))
         with _LOCK:
-            if not isinstance(model, _Open):
-                _change_class(model, _open_class(type(model), entries))
-            kind = _open_class_of(type(model))
+            if not isinstance(model, Open):
+                change_class(model, open_class(type(model), entries, _enter))
+            kind = open_class_of(type(model))
             kind.openings = (*kind.openings, self)
 
     def close(self) -> None:
@@ -92,16 +92,16 @@ class Opening:
         with _LOCK:
             if self.handler is None:
                 return
-            model, kind = self.model, _open_class_of(type(self.model))
+            model, kind = self.model, open_class_of(type(self.model))
             self.handler = self.generator = self.model = None
             kind.openings = tuple(opening for opening in kind.openings if opening is not self)
             if kind.openings:
                 return
             for entry in vars(kind).values():
-                if isinstance(entry, _Entry):
+                if isinstance(entry, Entry):
                     entry.forget()
             if type(model) is kind:  # else a class was derived from it meanwhile, as FSDP does
-                _change_class(model, _real_class(kind))
+                change_class(model, real_class(kind))
 
 
 _CONTEXT: ContextVar[tuple[Opening, ...]] = ContextVar("tokenprune_openings", default=())
@@ -157,7 +157,7 @@ def _meet(model: Any, entry: str, read_in: Opening | None, args: tuple[Any, ...]
         if type(model).openings and not _within(model):
             outside = next(n for n, frame in enumerate(_frames(sys._getframe(1))) if _package(frame) not in _OURS)
             warnings.warn(LOST, UnprunedWarning, stacklevel=outside + 2)
-        return _called(_Call(model, entry, None, _CALL.get()), _original(model, entry), *args, **kwargs)
+        return _called(_Call(model, entry, None, _CALL.get()), own_method(model, entry), *args, **kwargs)
     if opening.model is not model:
         kind = type(model).__name__
         raise ModelError(
@@ -165,7 +165,7 @@ def _meet(model: Any, entry: str, read_in: Opening | None, args: tuple[Any, ...]
         )
     here = _CONTEXT.set((*_CONTEXT.get(), opening))
     try:
-        original = _original(model, entry)
+        original = own_method(model, entry)
         return _called(_Call(model, entry, opening, _CALL.get()), handler.call, entry, original, args, kwargs)
     finally:
         _CONTEXT.reset(here)
@@ -187,55 +187,16 @@ def _within(model: Any) -> bool:
     return call is not None
 
 
-class _Entry:
-    """A method by which an open model is called.
-
-    It comes before what the model itself may hold under that name: wrappers of the user's, of accelerate or of
-    ``torch.compile``, which it then calls.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._last: tuple[Any, Any, Callable[..., Any]] | None = None
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __get__(self, model: Any, kind: Any = None) -> Any:
-        if model is None:
-            return getattr(_real_class(kind), self.name)
-        original, last = vars(model).get(self.name), self._last
-        if last is not None and last[0] is model and last[1] is original:
-            return last[2]
-        if self.name == "forward":  # torch reads it itself, at each call
-            self._last = model, original, _entered(model, self.name, None)
-            return self._last[2]
-        return _entered(model, self.name, _opening_of(model))
-
-    def forget(self) -> None:
-        """Let go of the model."""
-        self._last = None
-
-    def __set__(self, model: Any, value: Any) -> None:
-        vars(model)[self.name] = value
-
-    def __delete__(self, model: Any) -> None:
-        if self.name not in vars(model):
-            raise AttributeError(self.name)
-        del vars(model)[self.name]
-
-
-def _entered(model: Any, entry: str, read_in: Opening | None) -> Callable[..., Any]:
+def _enter(model: Any, entry: str) -> Callable[..., Any]:
     """A method of an open model as its callers get it.
 
-    Args:
-        model: that is open.
-        entry: name of the method.
-        read_in: the opening that it was read in; it may be called elsewhere.
+    It remembers the opening that it was read in, as it may be called elsewhere; torch reads ``forward`` itself.
     """
-    original = _original(model, entry)
+    original, read_in = own_method(model, entry), None if entry == "forward" else _opening_of(model)
 
     def entered(*args: Any, **kwargs: Any) -> Any:
-        if not isinstance(model, _Open):  # read while something was open, called when nothing is
-            return _original(model, entry)(*args, **kwargs)
+        if not isinstance(model, Open):  # read while something was open, called when nothing is
+            return own_method(model, entry)(*args, **kwargs)
         call = _CALL.get()
         if call is not None and call.model is model and call.opening is not None:
             if call.entry == entry == "forward":  # by what wrapped this in the block, and is called first now
@@ -249,48 +210,6 @@ def _entered(model: Any, entry: str, read_in: Opening | None) -> Callable[..., A
     # attributes stay away, as those of torch.compile would lead around this function.
     ends: Any = torch.compiler.disable(entered, recursive=False)  # type: ignore[no-untyped-call]
     found: Callable[..., Any] = functools.update_wrapper(ends, original, updated=())
-    return found
-
-
-class _Open:
-    """The first base of an open model's class."""
-
-    openings: ClassVar[tuple[Opening, ...]] = ()
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """What the real class does when a class is derived from it is not wanted here."""
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copies and pickles are of the real class, and know nothing of what is open here."""
-        made: Any = super().__reduce_ex__(protocol)
-        _, (kind, *_), state, *rest = made
-        return copyreg._reconstructor, (_real_class(kind), object, None), state, *rest  # type: ignore[attr-defined]
-
-
-def _open_class(real: type, entries: Sequence[str]) -> Any:
-    alike = {name: getattr(real, name) for name in ("__module__", "__qualname__", "__doc__")}
-    called = {name: _Entry(name) for name in entries if hasattr(real, name)}
-    return type(real.__name__, (_Open, real), {**alike, **called, "openings": ()})
-
-
-def _open_class_of(kind: Any) -> Any:
-    """The open class that a class is, or is derived from."""
-    return next(base for base in kind.__mro__ if _Open in base.__bases__)
-
-
-def _real_class(kind: Any) -> Any:
-    """The class that a class of an open model was made of; itself for others."""
-    return _open_class_of(kind).__bases__[1] if issubclass(kind, _Open) else kind
-
-
-def _change_class(model: Any, kind: type) -> None:
-    object.__setattr__(model, "__class__", kind)
-
-
-def _original(model: Any, entry: str) -> Callable[..., Any]:
-    """The model's own method."""
-    own: Callable[..., Any] | None = vars(model).get(entry)
-    found: Callable[..., Any] = getattr(_real_class(type(model)), entry).__get__(model) if own is None else own
     return found
 
 

@@ -151,12 +151,7 @@ class ModelAdapter(ABC):
         return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
 
     def given_positions(self, positions: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """Position ids that a caller gave, as ``positions`` has them; here these are the same.
-
-        Args:
-            positions: of whatever shape the model takes.
-            inputs: of the call.
-        """
+        """Position ids that a caller gave, in whatever shape the model takes, as ``positions`` has them."""
         return positions
 
     def repacked(self, positions: Tensor, placeholder: Tensor, gone: Tensor) -> Tensor:
@@ -172,7 +167,7 @@ class ModelAdapter(ABC):
     def placeholders(self, ids: Tensor, modality: str | None = None) -> Tensor:
         """(B, L) bool, where the visual tokens go: of one modality, or of all."""
         names = PIXELS if modality is None else (modality,)
-        tokens = [getattr(self.model.config, f"{name}_token_id", None) for name in names]
+        tokens = (getattr(self.model.config, f"{name}_token_id", None) for name in names)
         return torch.stack([ids == token for token in tokens if token is not None]).any(0)
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
@@ -212,16 +207,11 @@ class ModelAdapter(ABC):
 
     def nominal_inputs(self, text: int) -> dict[str, Tensor]:
         """The nominal image of ``spec``, of noise, and ``text`` more tokens."""
-        config = self.model.config
-        return {
-            **nominal.prompt(config, text, self.spec.visual_tokens),
-            "pixel_values": nominal.tiles(config, self.spec),
-        }
+        prompt = nominal.prompt(self.model.config, text, self.spec.visual_tokens)
+        return prompt | {"pixel_values": nominal.tiles(self.model.config, self.spec)}
 
     def encode(self, inputs: Mapping[str, Any], requires: frozenset[Signal] = frozenset()) -> Encoded:
         """Run the vision tower and the projector on pixels; pruners may ask for the signals in ``requires`` then.
-
-        Gradients flow as they do for the model itself: if torch is asked for them.
 
         Raises:
             ModelError: if prompts and images do not fit each other.

@@ -18,14 +18,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tokenprune.adapters.alive import Alive
 from tokenprune.adapters.cache_argument import CACHE, cache_of
+from tokenprune.adapters.decoder_checks import check_cache, check_checkpointing, check_decoder, check_uncompiled
 from tokenprune.adapters.decoding import Decoding, windows_of
 from tokenprune.adapters.deepstack import DeepStack
-from tokenprune.adapters.masks import mask_kind
 from tokenprune.adapters.operation_hooks import operation_hooks
 from tokenprune.adapters.operations import Rows, Running
 from tokenprune.adapters.prefill import ATTENDED, Prefill, PromptTokens
@@ -34,9 +32,6 @@ from tokenprune.errors import ModelError
 from tokenprune.types import Operation, Step
 
 Arguments = dict[str, Any]
-PARTS = ("layers", "norm", "rotary_emb")
-STORAGES = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer)
-LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 _ACTIVE: ContextVar[InsideLLM | None] = ContextVar("tokenprune_inside", default=None)
 _FORWARD: ContextVar[Prefill | Decoding | None] = ContextVar("tokenprune_forward", default=None)
@@ -65,7 +60,7 @@ class InsideLLM:
     def __init__(self, model: Any, steps: Sequence[Step], prompt: PromptTokens, active: Tensor | None = None) -> None:
         self.model, self.decoder, self.steps, self.prompt = model, model.get_decoder(), tuple(steps), prompt
         self.active = None if active is None or bool(active.all()) else active.cpu()
-        self.kind = _check_decoder(self.decoder)
+        self.kind = check_decoder(self.decoder)
         self._windows = windows_of(self.decoder.config, len(self.decoder.layers))
         if self.kind == "padding" and self.active is not None and _splits(self.active):
             raise ModelError(
@@ -79,7 +74,7 @@ class InsideLLM:
         self._open = ExitStack()
 
     def __enter__(self) -> InsideLLM:
-        _check_uncompiled(self.model, self.decoder)
+        check_uncompiled(self.model, self.decoder)
         with ExitStack() as stack:  # closes again if it is interrupted
             stack.callback(_ACTIVE.reset, _ACTIVE.set(self))
             stack.callback(_FORWARD.reset, _FORWARD.set(None))  # an interrupted forward does not end itself
@@ -171,14 +166,14 @@ class InsideLLM:
 
     def _prefill(self, arguments: Arguments, cache: Any) -> Prefill:
         embeds, columns = arguments["inputs_embeds"], self.prompt.columns
-        _check_checkpointing(self.decoder, self._first(), operations=self.active is not None)
+        check_checkpointing(self.decoder, self._first(), operations=self.active is not None)
         past = int(cache.get_seq_length()) if cache is not None else 0
         if past or embeds.shape[1] < columns:
             raise ModelError(
                 "a pruner inside the LLM needs the whole prompt in one forward: leave prefill_chunk_size, and give no "
                 "cache but one that was filled in this block"
             )
-        _check_cache(cache)
+        check_cache(cache)
         prompt, valid = self.prompt.aligned(embeds), _valid(arguments.get("attention_mask"), embeds)
         stack = DeepStack.of(arguments, self._first())
         return Prefill(self.decoder, self.kind, self.steps, prompt, valid, embeds, columns, self.active, stack)
@@ -228,34 +223,6 @@ class InsideLLM:
         return (entered.pop("hidden_states"),), entered  # where decoders of transformers put them, and others look
 
 
-def _check_uncompiled(model: Any, decoder: Any) -> None:
-    """Refuse compiled code that begins above the layers: made without hooks, it would run without them, unnoticed."""
-    for module in (model, model.base_model, decoder):
-        called = (module._compiled_call_impl, getattr(vars(module).get("forward"), "_torchdynamo_orig_callable", None))
-        if any(way is not None for way in called):
-            raise ModelError(
-                f"{type(module).__name__} is compiled as a whole, which leaves out what prunes inside the LLM; compile "
-                "its layers (for layer in model.get_decoder().layers: layer.compile()), or prune before the LLM"
-            )
-
-
-# Later versions checkpoint a layer's forward; earlier ones its call, so that hooks would run again in the backward
-# pass.
-HOOKS_RUN_ONCE = "__init_subclass__" in vars(GradientCheckpointingLayer)
-
-
-def _check_checkpointing(decoder: Any, first: int, *, operations: bool) -> None:
-    """Refuse gradient checkpointing where a layer's second run would not do what the first did."""
-    layer = decoder.layers[first]
-    on = getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled()
-    if on and (operations or not HOOKS_RUN_ONCE):
-        raise ModelError(
-            "gradient checkpointing runs layers again in the backward pass, where nothing prunes inside them; call "
-            "model.gradient_checkpointing_disable(), or prune before the LLM"
-            + ("" if HOOKS_RUN_ONCE else " or take transformers >= 5.23")
-        )
-
-
 def _splits(active: Tensor) -> bool:
     """Whether, in some layer, other tokens ask than give keys and values."""
     return not torch.equal(active[:, Operation.ATTENTION_SOURCE], active[:, Operation.ATTENTION_RECEIVER])
@@ -280,41 +247,8 @@ def _valid(mask: Any, embeds: Tensor) -> Tensor:
     return valid
 
 
-def _check_decoder(decoder: Any) -> str:
-    """The kind of mask that its layers take; ModelError if they cannot be pruned."""
-    name, config = type(decoder).__name__, decoder.config
-    missing = [part for part in PARTS if not hasattr(decoder, part)]
-    if missing or not all(hasattr(layer, "self_attn") for layer in decoder.layers):
-        raise ModelError(f"{name} has no {', '.join(missing or ['self_attn'])}, so it cannot be pruned inside")
-    if odd := set(getattr(config, "layer_types", None) or ()) - LAYER_TYPES:
-        raise ModelError(f"{name} has layers of type {', '.join(sorted(odd))}, which cannot be pruned inside")
-    if (getattr(config, "rope_parameters", None) or {}).get("llama_4_scaling_beta"):
-        raise ModelError(
-            f"{name} scales queries by their positions, which layers are not told once tokens have left, so it cannot "
-            "be pruned inside; use a pruner before the LLM"
-        )
-    kind = mask_kind(config._attn_implementation)
-    if kind is None:
-        raise ModelError(
-            f"attention {config._attn_implementation!r} cannot be pruned inside the LLM; load the model with sdpa, "
-            "eager or flash_attention_2"
-        )
-    return kind
-
-
-def _check_cache(cache: Any) -> None:
-    """Refuse caches whose layers cannot have lengths of their own."""
-    for storage in getattr(cache, "layers", ()):
-        if type(storage) not in STORAGES:
-            raise ModelError(
-                f"a cache with {type(storage).__name__} cannot be pruned inside the LLM; use a dynamic cache, or a "
-                "static one without sliding windows"
-            )
-
-
-_PARAMETERS: dict[
-    Any, tuple[str, ...]
-] = {}  # of the forward of each class; compiled layers do not take functools.cache
+# Of the forward of each class. Compiled layers do not take functools.cache.
+_PARAMETERS: dict[Any, tuple[str, ...]] = {}
 
 
 def _parameters(kind: Any) -> tuple[str, ...]:
