@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.cache_argument import CACHE, cache_of, renamed
 from tokenprune.adapters.callbacks import WholePrompt
 from tokenprune.adapters.columns import columns_of
+from tokenprune.adapters.hooks import nothing_inside
 from tokenprune.adapters.inputs import (
     CHUNKS_WORK,
     COLUMN,
@@ -30,13 +32,14 @@ from tokenprune.adapters.turns import (
     Turn,
     cached_text,
     new_images,
+    refuse_pruned,
     remembered,
     split_at_cache,
 )
 from tokenprune.budget import Budget
 from tokenprune.errors import ModelError
 from tokenprune.generate_settings import lengths, setting
-from tokenprune.model_run import RUN, Run
+from tokenprune.model_run import Run, current_run
 from tokenprune.pruners.base import Pruner
 from tokenprune.trace import Trace
 
@@ -63,7 +66,7 @@ class Block:
 
     def passes(self, entry: str, kwargs: dict[str, Any]) -> bool:
         """Whether a call is a part of a run of this block and needs nothing; in decoding, that is each forward."""
-        run = RUN.get()
+        run = current_run()
         if run is None or run.block is not self or _brings_pixels(kwargs):
             return False
         if entry == "generate":
@@ -77,7 +80,7 @@ class Block:
 
     def call(self, entry: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Prune the images in a call."""
-        run, arguments = RUN.get(), renamed(_named(original, args, kwargs))
+        run, arguments = current_run(), renamed(_named(original, args, kwargs))
         if run is not None and run.block is self and not _brings_pixels(arguments):
             return run.forward(original, arguments)
         if entry == "generate":
@@ -87,8 +90,13 @@ class Block:
             return original(*args, **kwargs)
         with run.under_way():
             output = run.forward(original, run.arguments)
-        run.finish(cache_of(output))
+        run.finish(_returned_cache(output, run.arguments))
         return output
+
+    def forget(self) -> None:
+        """Let go of the prompts in the caches that the user keeps, as the block has ended."""
+        for note in tuple(self.notes):
+            note.turn = None
 
     def _generate(self, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Generate from pruned inputs, and give the sequences the caller's prompt back."""
@@ -101,18 +109,19 @@ class Block:
         model, given = self.adapter.model, run.arguments
         prompt = WholePrompt(arguments["input_ids"], given["input_ids"].shape[1])
         beams = max(1, setting(model, given, "num_beams"))
-        options = lengths(model, given, prompt.ids.shape[1] - prompt.shown)
+        options = lengths(model, given, prompt.ids.shape[1] - prompt.shown, compiling=run.inside is None)
         options |= prompt.callbacks(given, max(beams, setting(model, given, "num_return_sequences")) // beams)
-        if run.inside is not None:
-            options["disable_compile"] = True  # hooks are Python; on a GPU a static cache would compile the model
         with run.under_way():
             output = original(**{**given, **options})
-        sequences = getattr(output, "sequences", output)
+        sequences = getattr(output, "sequences", output[0] if isinstance(output, tuple) else output)
+        assert isinstance(sequences, Tensor)
         alike = len(sequences) == len(prompt.ids) and beams == 1  # else its rows are not the caller's
         run.finish(getattr(output, CACHE, given.get(CACHE)) if alike else None)
         sequences = prompt.restore(sequences)
         if isinstance(output, Tensor):
             return sequences
+        if isinstance(output, tuple):
+            return sequences, *output[1:]
         output.sequences = sequences
         return output
 
@@ -126,12 +135,20 @@ class Block:
         if not marked and not _brings_pixels(arguments) and arguments.get("inputs_embeds") is None:
             return None
         if arguments.get("mm_encoder_outputs") is not None:
-            raise ModelError("the images are encoded already, so that they cannot be pruned; give pixel_values")
+            raise ModelError(
+                "the images reach the model encoded already (mm_encoder_outputs), so that they cannot be pruned; give "
+                "pixel_values, and read model.generate in the block, not before it"
+            )
         if ids is not None:
             arguments = self._with_positions(arguments, generating=generating)
         if cache is None or not int(cache.get_seq_length()):
             return self._prune(arguments)
-        text = cached_text(arguments, self.adapter.placeholders, self.adapter.positions(arguments))
+        if not generating:
+            raise ModelError(
+                f"{CACHE} holds tokens that were not pruned in this block, so that a forward cannot bring images; give "
+                "generate the whole conversation, or leave the cache"
+            )
+        text = cached_text(arguments, self.adapter.placeholders, self.adapter.positions)
         return self._continue(text, {**arguments, "position_ids": None}, generating=generating)
 
     def _with_positions(self, arguments: dict[str, Any], *, generating: bool) -> dict[str, Any]:
@@ -151,7 +168,9 @@ class Block:
     def _check_generation(self, ids: Tensor, arguments: Mapping[str, Any]) -> None:
         pad = self.adapter.processor.tokenizer.pad_token_id
         padded = pad is not None and bool((ids[:, [0, -1]] == pad).any())
-        if arguments.get("attention_mask") is None and len(ids) > 1 and padded:
+        if len(ids) == 1:  # of one row, transformers finds the padding itself, unless it may be the end
+            padded &= pad != self.adapter.processor.tokenizer.eos_token_id
+        if arguments.get("attention_mask") is None and padded:
             raise ModelError("the prompts are padded, so that generate needs their attention_mask")
         if not CHUNKS_WORK and setting(self.adapter.model, arguments, "prefill_chunk_size"):
             raise ModelError(
@@ -216,13 +235,28 @@ class Block:
 class Unpruned:
     """The handler of a block in which nothing is meant to be pruned."""
 
+    def forget(self) -> None:
+        """Nothing is remembered."""
+
     def passes(self, entry: str, kwargs: dict[str, Any]) -> bool:
-        """Always."""
+        """Always: a call in another needs nothing."""
         return True
 
     def call(self, entry: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the model itself answers."""
-        return original(*args, **kwargs)
+        """What the model itself answers.
+
+        Raises:
+            ModelError: for a cache that holds a pruned prompt, which the model itself would count wrongly.
+        """
+        refuse_pruned(renamed(_named(original, args, kwargs)).get(CACHE))
+        with nothing_inside():
+            return original(*args, **kwargs)
+
+
+def _returned_cache(output: Any, arguments: Mapping[str, Any]) -> Any:
+    """The cache that a forward filled, of an output with names or a tuple, or the one that it was given."""
+    held = (part for part in (output if type(output) is tuple else ()) if isinstance(part, Cache))
+    return cache_of(output) or next(held, arguments.get(CACHE))
 
 
 def _named(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -121,14 +121,14 @@ def _opening_of(model: Any, read_in: Opening | None = None) -> Opening | None:
     found: list[Opening] = [opening for opening in known if opening in here]
     astray = [opening for opening in known if opening.generator is not None and opening not in here]
     found += [opening for opening in astray if _on_the_stack(opening.generator)]
-    if found:
-        return max(found, key=known.index)
+    if found:  # the innermost; a generator that waits for its caller comes after one that runs
+        return max(found, key=lambda opening: (not _waits(opening), known.index(opening)))
     if read_in is not None and read_in.handler is not None:
         return read_in
     return next((opening for opening in reversed(known) if opening.everywhere), None)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Call:
     """A call that is under way in a context.
 
@@ -137,19 +137,28 @@ class _Call:
         entry: name of the method.
         opening: that it belongs to; None if it passed.
         outer: the call that it was made in.
+        over: whether it has ended; a context that was copied meanwhile goes on with it.
     """
 
     model: Any
     entry: str
     opening: Opening | None
     outer: _Call | None
+    over: bool = False
 
 
 _CALL: ContextVar[_Call | None] = ContextVar("tokenprune_call", default=None)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled code would not look at the context again
-def _meet(model: Any, entry: str, read_in: Opening | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _meet(
+    model: Any,
+    entry: str,
+    original: Callable[..., Any],
+    read_in: Opening | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
     """Answer a call of an open model."""
     opening = _opening_of(model, read_in)
     handler = None if opening is None else opening.handler
@@ -157,7 +166,7 @@ def _meet(model: Any, entry: str, read_in: Opening | None, args: tuple[Any, ...]
         if type(model).openings and not _within(model):
             outside = next(n for n, frame in enumerate(_frames(sys._getframe(1))) if _package(frame) not in _OURS)
             warnings.warn(LOST, UnprunedWarning, stacklevel=outside + 2)
-        return _called(_Call(model, entry, None, _CALL.get()), own_method(model, entry), *args, **kwargs)
+        return _called(_Call(model, entry, None, _CALL.get()), original, *args, **kwargs)
     if opening.model is not model:
         kind = type(model).__name__
         raise ModelError(
@@ -165,7 +174,6 @@ def _meet(model: Any, entry: str, read_in: Opening | None, args: tuple[Any, ...]
         )
     here = _CONTEXT.set((*_CONTEXT.get(), opening))
     try:
-        original = own_method(model, entry)
         return _called(_Call(model, entry, opening, _CALL.get()), handler.call, entry, original, args, kwargs)
     finally:
         _CONTEXT.reset(here)
@@ -176,13 +184,14 @@ def _called(call: _Call, function: Callable[..., Any], *args: Any, **kwargs: Any
     try:
         return function(*args, **kwargs)
     finally:
+        call.over = True
         _CALL.reset(token)
 
 
 def _within(model: Any) -> bool:
     """Whether a call of the model is under way in this context."""
     call = _CALL.get()
-    while call is not None and call.model is not model:
+    while call is not None and (call.over or call.model is not model):
         call = call.outer
     return call is not None
 
@@ -196,15 +205,15 @@ def _enter(model: Any, entry: str) -> Callable[..., Any]:
 
     def entered(*args: Any, **kwargs: Any) -> Any:
         if not isinstance(model, Open):  # read while something was open, called when nothing is
-            return own_method(model, entry)(*args, **kwargs)
+            return original(*args, **kwargs)
         call = _CALL.get()
-        if call is not None and call.model is model and call.opening is not None:
+        if call is not None and call.model is model and call.opening is not None and not call.over:
             if call.entry == entry == "forward":  # by what wrapped this in the block, and is called first now
                 return original(*args, **kwargs)
             innermost, handler = _CONTEXT.get()[-1], call.opening.handler
             if innermost is call.opening and handler is not None and handler.passes(entry, kwargs):
                 return original(*args, **kwargs)
-        return _meet(model, entry, read_in, args, kwargs)
+        return _meet(model, entry, original, read_in, args, kwargs)
 
     # Compiled code ends here, and what is called may be compiled again. Transformers reads the signature; other
     # attributes stay away, as those of torch.compile would lead around this function.
@@ -223,12 +232,25 @@ def _on_the_stack(wanted: FrameType | None) -> bool:
     return any(frame is wanted for frame in _frames(sys._getframe(1)))  # not this one, which would hold itself
 
 
+def _waits(opening: Opening) -> bool:
+    return opening.generator is not None and not _on_the_stack(opening.generator)
+
+
 def _package(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def _opener() -> FrameType | None:
-    """The frame whose ``with`` statement opens something, if it may go on in another context: that of a generator."""
-    frame = next((frame for frame in _frames(sys._getframe()) if _package(frame) not in _OURS), None)
+    """The frame whose ``with`` statement opens something, if it may go on in another context: that of a generator.
+
+    A generator that ``contextlib`` drives, a user's own context manager, only passes the statement on.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and (_package(frame) in _OURS or _drives(frame.f_back)):
+        frame = frame.f_back
     migrates = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
     return frame if frame is not None and frame.f_code.co_flags & migrates else None
+
+
+def _drives(caller: FrameType | None) -> bool:
+    return caller is not None and _package(caller) == "contextlib"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.adapters.cache_argument import CACHE
-from tokenprune.adapters.hooks import InsideLLM
+from tokenprune.adapters.hooks import InsideLLM, nothing_inside
 from tokenprune.adapters.inputs import PrunedInputs
 from tokenprune.adapters.stopwatch import now
 from tokenprune.adapters.turns import Turn, remember
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from tokenprune.block import Block
 
 RUN: ContextVar[Run | None] = ContextVar("tokenprune_run", default=None)
+
+
+def current_run() -> Run | None:
+    """The run that is under way in this context."""
+    run = RUN.get()
+    return None if run is None or run.over else run
 
 
 @dataclass(eq=False)
@@ -38,6 +44,7 @@ class Run:
         turn: to be remembered with the cache; None if this call brings no images.
         inside: what prunes inside the LLM, now or when the cache was filled; None if nothing does.
         waiting: columns of the prompt that have not gone through the LLM.
+        over: whether it has ended; a context that was copied meanwhile goes on with it.
     """
 
     block: Block
@@ -47,15 +54,17 @@ class Run:
     turn: Turn | None = None
     inside: InsideLLM | None = None
     waiting: int = 0
+    over: bool = False
 
     @contextmanager
     def under_way(self) -> Iterator[None]:
         """Calls of the model in this ``with`` block are parts of this run; it lies within one function."""
         token = RUN.set(self)
         try:
-            with self.inside or nullcontext():
+            with self.inside or nothing_inside():
                 yield
         finally:
+            self.over = True
             RUN.reset(token)
 
     def forward(self, original: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
@@ -70,7 +79,7 @@ class Run:
             # Without a mask and a cache, transformers takes gaps in the position ids for packed prompts.
             kwargs = {**kwargs, "attention_mask": torch.ones_like(kwargs["input_ids"])}
         if self.waiting <= 0:
-            with nullcontext() if self.inside is None or self._continues(kwargs) else self.inside.asleep():
+            with nullcontext() if self.inside is None or self._continues(kwargs) else nothing_inside():
                 return original(**kwargs)
         device = self.block.adapter.device
         started = now(device)

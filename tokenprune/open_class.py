@@ -16,6 +16,10 @@ class Open:
 
     openings: ClassVar[tuple[Any, ...]] = ()
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """A new model is of the real class; without arguments torch makes replicas."""
+        return real_class(cls)(*args, **kwargs) if args or kwargs else super().__new__(cls)
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """What the real class does when a class is derived from it is not wanted here."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ContextDecorator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from tokenprune.adapters.wrapped import unwrapped
 from tokenprune.block import Block, Unpruned
 from tokenprune.budget import Budget
 from tokenprune.errors import ConfigError
-from tokenprune.interception import Handler, Opening, UnprunedWarning
+from tokenprune.interception import Opening, UnprunedWarning
 from tokenprune.pruners.base import Pruner, create_pruner
 from tokenprune.trace import Trace
 
@@ -22,7 +23,6 @@ __all__ = ["Attached", "Trace", "UnprunedWarning", "attach", "prune"]
 PrunerLike = str | Pruner | Sequence[str | Mapping[str, Any] | Pruner] | None
 
 
-@contextmanager
 def prune(
     model: Any,
     processor: Any,
@@ -38,7 +38,7 @@ def prune(
     question: str | Sequence[str] | None = None,
     trace_features: bool = False,
     **options: Any,
-) -> Iterator[Trace]:
+) -> PruneBlock:
     """Prune what ``model.generate(**inputs)`` and ``model(**inputs)`` are given in this block.
 
     Sequences that ``generate`` returns begin with the caller's prompt, as ever; logits of a forward are those of the
@@ -64,21 +64,51 @@ def prune(
         trace_features: whether the trace keeps the features that a pruner made, which can be large.
         **options: of the pruner, if it is given by name.
 
-    Yields:
-        The trace.
+    Returns:
+        For a ``with`` statement, which gives the trace; also a decorator of functions.
 
     Raises:
-        TokenPruneError: if pruner, budget and model are not possible together.
+        TokenPruneError: when it is entered, if pruner, budget and model are not possible together.
     """
     budget = _given(keep_tokens, keep_ratio, average_tokens, flops, text_tokens)
-    model, trace = unwrapped(model), Trace()
     adapting = {"text_tower": text_tower, "scope": scope}
-    handler = _handler(model, processor, pruner, options, budget, adapting, question, trace, trace_features)
-    opening = Opening(model, handler)
-    try:
-        yield trace
-    finally:
-        opening.close()
+
+    def attached(trace: Trace) -> Attached:
+        core = unwrapped(model)
+        handler = _handler(core, processor, pruner, options, budget, adapting, question, trace, trace_features)
+        return Attached(trace, handler, Opening(core, handler))
+
+    return PruneBlock(attached)
+
+
+class PruneBlock(ContextDecorator):
+    """A ``with`` block of ``prune``; it may be entered again."""
+
+    def __init__(self, attached: Callable[[Trace], Attached]) -> None:
+        self._attached, self._entered = attached, list[Attached]()
+
+    def __enter__(self) -> Trace:
+        self._entered.append(self._attached(Trace()))
+        return self._entered[-1].trace
+
+    def __exit__(self, *_: object) -> None:
+        self._entered.pop().remove()
+
+    def _recreate_cm(self) -> PruneBlock:
+        return PruneBlock(self._attached)
+
+    def __call__(self, function: Any) -> Any:
+        """The function, with each call of it in a block.
+
+        Raises:
+            ConfigError: for generators and coroutines, which go on after the call.
+        """
+        later = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+        if any(kind(function) for kind in later):
+            raise ConfigError(
+                f"{function.__name__} goes on after it was called, so a decorator cannot prune it; open the block in it"
+            )
+        return super().__call__(function)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,11 +120,13 @@ class Attached:
     """
 
     trace: Trace
+    _handler: Block | Unpruned
     _opening: Opening
 
     def remove(self) -> None:
         """Leave the model as it was; a second time does nothing. Calls that are under way end as they began."""
         self._opening.close()
+        self._handler.forget()
 
 
 def attach(
@@ -147,7 +179,7 @@ def attach(
     model, trace = unwrapped(model), Trace(deque(maxlen=trace_calls))
     adapting = {"text_tower": text_tower, "scope": scope}
     handler = _handler(model, processor, pruner, options, budget, adapting, question, trace, trace_features)
-    return Attached(trace, Opening(model, handler, everywhere=True))
+    return Attached(trace, handler, Opening(model, handler, everywhere=True))
 
 
 def _given(
@@ -177,7 +209,7 @@ def _handler(
     question: str | Sequence[str] | None,
     trace: Trace,
     trace_features: bool,
-) -> Handler:
+) -> Block | Unpruned:
     """What prunes the calls of a model, checked."""
     given = [name for name, value in budget.items() if value is not None and (name, value) != ("text_tokens", 0)]
     if pruner is None:

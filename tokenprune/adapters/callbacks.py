@@ -49,11 +49,13 @@ class WholePrompt:
         made: dict[str, Any] = {}
         if (criteria := arguments.get("stopping_criteria")) is not None:
             given = criteria if isinstance(criteria, list | tuple) else [criteria]
-            made["stopping_criteria"] = StoppingCriteriaList(self._seeing(each, _Criteria) for each in given)
+            made["stopping_criteria"] = StoppingCriteriaList(self._seeing(each, _Criteria, copies) for each in given)
         if (processors := arguments.get("logits_processor")) is not None:
-            made["logits_processor"] = LogitsProcessorList(self._seeing(each, _Processor) for each in processors)
+            made["logits_processor"] = LogitsProcessorList(
+                self._seeing(each, _Processor, copies) for each in processors
+            )
         if (allowed := arguments.get("prefix_allowed_tokens_fn")) is not None:
-            made["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(row, self._row(row // copies, ids))
+            made["prefix_allowed_tokens_fn"] = self._allowing(allowed, copies)
         if (streamer := arguments.get("streamer")) is not None:
             made["streamer"] = _Streamer(streamer, self.ids.cpu())
         return made
@@ -61,13 +63,22 @@ class WholePrompt:
     def _row(self, row: int, ids: Tensor) -> Tensor:
         return torch.cat([self.ids[row].to(ids.device), ids[self.shown :]])
 
-    def _seeing(self, callback: Any, wrapper: Callable[[Any, WholePrompt], Any]) -> Any:
+    def _allowing(self, allowed: Callable[[int, Tensor], Any], copies: int) -> Callable[[int, Tensor], Any]:
+        return lambda row, ids: allowed(row, self._row(row // copies, ids))
+
+    def _seeing(self, callback: Any, wrapper: Callable[[Any, WholePrompt], Any], copies: int) -> Any:
         """A callback that sees the caller's prompt.
 
         Transformers' own stay what they are, as ``generate`` looks for their types; they are told the shorter length.
         """
+        if isinstance(callback, list):
+            return type(callback)(self._seeing(each, wrapper, copies) for each in callback)
         if not type(callback).__module__.startswith("transformers.generation"):
             return wrapper(callback, self)
+        if (allowed := getattr(callback, "_prefix_allowed_tokens_fn", None)) is not None:
+            callback = copy.copy(callback)
+            callback._prefix_allowed_tokens_fn = self._allowing(allowed, copies)
+            return callback
         counts = {name: getattr(callback, name) for name in COUNTS if getattr(callback, name, None) is not None}
         if counts:
             callback = copy.copy(callback)

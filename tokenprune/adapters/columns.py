@@ -11,7 +11,7 @@ from tokenprune.errors import ModelError
 
 
 def columns_of(wanted: Any, column: Tensor, length: int) -> Tensor:
-    """(n,) long: where the caller's columns are in a prompt that lost some.
+    """Long, of the shape that is asked for: where the caller's columns are in a prompt that lost some.
 
     Args:
         wanted: which, as an index of a tensor's axis: numbers, a mask or a slice.
@@ -23,7 +23,8 @@ def columns_of(wanted: Any, column: Tensor, length: int) -> Tensor:
     """
     index = wanted if isinstance(wanted, slice | Tensor) else torch.as_tensor(wanted)
     index = index.to(column.device) if isinstance(index, Tensor) else index
-    asked = torch.arange(length, device=column.device)[index].flatten()
+    asked = torch.arange(length, device=column.device)[index]
+    shape, asked = asked.shape, asked.flatten()
     found = column[:, None] == asked[:, None]  # (B, n, L')
     if not bool(found.any(-1).all()):
         gone = asked[~found.any(-1).all(0)].tolist()
@@ -33,4 +34,4 @@ def columns_of(wanted: Any, column: Tensor, length: int) -> Tensor:
     places = found.long().argmax(-1)
     if bool((places != places[:1]).any()):
         raise ModelError("logits_to_keep asks for columns that are at other places in each row of the pruned prompts")
-    return places[0]
+    return places[0].view(shape)

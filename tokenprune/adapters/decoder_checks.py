@@ -53,8 +53,9 @@ def check_cache(cache: Any) -> None:
 def check_uncompiled(model: Any, decoder: Any) -> None:
     """Refuse compiled code that begins above the layers: made without hooks, it would run without them, unnoticed."""
     for module in (model, model.base_model, decoder):
-        called = (module._compiled_call_impl, getattr(vars(module).get("forward"), "_torchdynamo_orig_callable", None))
-        if any(way is not None for way in called):
+        own = vars(vars(module).get("forward", object)) if callable(vars(module).get("forward")) else {}
+        compiled = "_torchdynamo_orig_callable" in own and not own.get("_torchdynamo_disable")
+        if compiled or module._compiled_call_impl is not None:
             raise ModelError(
                 f"{type(module).__name__} is compiled as a whole, which leaves out what prunes inside the LLM; compile "
                 "its layers (for layer in model.get_decoder().layers: layer.compile()), or prune before the LLM"

@@ -34,7 +34,19 @@ from tokenprune.types import Operation, Step
 Arguments = dict[str, Any]
 
 _ACTIVE: ContextVar[InsideLLM | None] = ContextVar("tokenprune_inside", default=None)
+_ENTERED: ContextVar[tuple[ExitStack, ...]] = ContextVar("tokenprune_entered", default=())  # to be closed, by context
 _FORWARD: ContextVar[Prefill | Decoding | None] = ContextVar("tokenprune_forward", default=None)
+
+
+@contextmanager
+def nothing_inside() -> Iterator[None]:
+    """Nothing is pruned inside the LLM in this block, which lies within one function."""
+    active, forward = _ACTIVE.set(None), _FORWARD.set(None)
+    try:
+        yield
+    finally:
+        _FORWARD.reset(forward)
+        _ACTIVE.reset(active)
 
 
 class InsideLLM:
@@ -71,7 +83,6 @@ class InsideLLM:
         self.seconds = {"selection": 0.0}
         self._caches: WeakKeyDictionary[Any, dict[int, Alive]] = WeakKeyDictionary()
         self._held: dict[int, Alive] | None = None  # what the last cache's layers held of the prompt
-        self._open = ExitStack()
 
     def __enter__(self) -> InsideLLM:
         check_uncompiled(self.model, self.decoder)
@@ -85,7 +96,7 @@ class InsideLLM:
             for step in self.steps:
                 if step.selector.scoring_layer == "previous" and step.selector.requires & ATTENDED:
                     stack.enter_context(tapped(self.decoder.layers[_layer(step) - 1].self_attn, self._attended))
-            self._open = stack.pop_all()
+            _ENTERED.set((*_ENTERED.get(), stack.pop_all()))
         return self
 
     def _hooks(self) -> Iterator[RemovableHandle]:
@@ -114,15 +125,6 @@ class InsideLLM:
         """Whether a cache holds the prompt as this pruned it."""
         return cache in self._caches
 
-    @contextmanager
-    def asleep(self) -> Iterator[None]:
-        """Nothing is pruned in this block, which lies within one function: the model runs on something else."""
-        token = _ACTIVE.set(None)
-        try:
-            yield
-        finally:
-            _ACTIVE.reset(token)
-
     def _first(self) -> int:
         """The first layer that sees less than the prompt, or does less with it."""
         return int(min([*(_layer(step) for step in self.steps), *self._partial()]))
@@ -136,7 +138,9 @@ class InsideLLM:
         return running.rows.receivers if running is not None else None
 
     def __exit__(self, *_: object) -> None:
-        self._open.close()
+        *outer, stack = _ENTERED.get()
+        _ENTERED.set(tuple(outer))
+        stack.close()
 
     @contextmanager
     def running(self, arguments: Arguments) -> Iterator[None]:
@@ -249,6 +253,7 @@ def _valid(mask: Any, embeds: Tensor) -> Tensor:
 
 # Of the forward of each class. Compiled layers do not take functools.cache.
 _PARAMETERS: dict[Any, tuple[str, ...]] = {}
+WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")  # of torch's wrappers, whose own forward takes anything
 
 
 def _parameters(kind: Any) -> tuple[str, ...]:
@@ -259,5 +264,6 @@ def _parameters(kind: Any) -> tuple[str, ...]:
 
 def _named(module: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Arguments:
     """The arguments of a module's forward by name."""
-    kind: Any = type(module)
+    inner = next((module._modules[name] for name in WRAPPED if name in module._modules), module)
+    kind: Any = type(inner)
     return {**dict(zip(_parameters(kind), args, strict=False)), **kwargs} if args else kwargs

@@ -92,6 +92,7 @@ FILL = {
     "mm_token_type_ids": 0,
     "position_ids": 0,
     "labels": -100,
+    "shift_labels": -100,
     COLUMN: -1,
 }
 # By these, attention kernels tell apart several prompts in one row.
@@ -197,7 +198,8 @@ def as_tensors(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     Lists of pixels of unlike shapes stay what they are.
     """
     ids, made = inputs["input_ids"], dict(inputs)
-    for name in {*FILL, *(name for modality in PIXELS for name in _names(model, modality, inputs))}:
+    encoders = {name for modality in PIXELS for name in _names(model, modality, inputs)}
+    for name in {*FILL, *(name for name in encoders if not name.startswith("vision_feature"))}:  # layers are no data
         if isinstance(value := inputs.get(name), list | tuple | np.ndarray):
             with suppress(ValueError, TypeError):
                 made[name] = torch.as_tensor(np.asarray(value), device=ids.device)
@@ -256,9 +258,11 @@ def shorten(inputs: Mapping[str, Any], stay: Tensor, pad_token_id: int) -> dict[
     if torch.equal(stay, real):
         return dict(inputs)
     padded_right = bool(real[:, 0].all()) and not bool(real[:, -1].all())
-    longest = int(stay.sum(1).max())
+    # Padding behind a row stays behind it, as what follows a prompt is counted from the end.
+    behind = ~real & (real.flip(1).cumsum(1).flip(1) == 0) & (not padded_right)
+    longest = int((stay | behind).sum(1).max())
     # A stable sort moves what leaves to one side and keeps the order of the rest.
-    order = (~stay if padded_right else stay).long().argsort(dim=1, stable=True)
+    order = (~stay if padded_right else stay + 2 * behind).long().argsort(dim=1, stable=True)
     index = order[:, :longest] if padded_right else order[:, -longest:]
     valid = stay.gather(1, index)
     fill = {"input_ids": pad_token_id, **FILL}
@@ -266,7 +270,8 @@ def shorten(inputs: Mapping[str, Any], stay: Tensor, pad_token_id: int) -> dict[
     def take(value: Tensor, filler: int) -> Tensor:
         return value.gather(-1, index.expand(*value.shape[:-1], -1)).masked_fill(~valid, filler)
 
-    aligned = {name for name in fill if inputs.get(name) is not None}
+    shape = stay.shape[1]
+    aligned = {name for name in fill if (x := inputs.get(name)) is not None and x.dim() > 1 and x.shape[-1] == shape}
     return {name: take(value, fill[name]) if name in aligned else value for name, value in inputs.items()}
 
 

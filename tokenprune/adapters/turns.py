@@ -43,19 +43,19 @@ class Turn:
     inside: InsideLLM | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Note:
     """What a cache says of the prompt that was pruned into it. It is copied with the cache, as what it is.
 
     Attributes:
-        turn: the prompt.
+        turn: the prompt; None when the block has ended.
         block: weakly, what pruned it.
         lengths: columns in each layer, when it was filled.
         last: (B, H, d), the keys of the prompt's last column in the last layer, which depend on the whole prompt; None
             if the cache does not keep them.
     """
 
-    turn: Turn
+    turn: Turn | None
     block: weakref.ReferenceType[Any]
     lengths: Sequence[int]
     last: Tensor | None
@@ -70,6 +70,8 @@ class Note:
 
     def tells_of(self, cache: Any) -> bool:
         """Whether the cache holds the prompt still, and perhaps more."""
+        if self.turn is None:
+            return False
         lengths = _lengths(cache)
         if len({now - then for now, then in zip(lengths, self.lengths, strict=False)}) > 1:  # layers were cut apart
             return False
@@ -120,7 +122,7 @@ def remembered(cache: Any, notes: Iterable[Note], block: Any) -> Turn | None:
     note: Note | None = getattr(cache, NOTE, None)
     if note is None:
         return next((other.turn for other in notes if other.tells_of(cache)), None)
-    if note.block() is not block:
+    if note.turn is None or note.block() is not block:
         raise ModelError(f"{CACHE} was not filled in this block; prune all turns of a conversation in one block")
     if not note.tells_of(cache):
         raise ModelError(
@@ -130,13 +132,24 @@ def remembered(cache: Any, notes: Iterable[Note], block: Any) -> Turn | None:
     return note.turn
 
 
-def cached_text(inputs: Mapping[str, Any], placeholders: Callable[[Tensor], Tensor], positions: Tensor) -> Turn:
+def refuse_pruned(cache: Any) -> None:
+    """Raise ModelError if a cache holds a prompt that was pruned: what follows must be pruned in the same block."""
+    note = getattr(cache, NOTE, None)
+    if note is not None and int(cache.get_seq_length()) and (note.turn is None or note.tells_of(cache)):
+        raise ModelError(f"{CACHE} holds a pruned prompt; prune all turns of a conversation in one block")
+
+
+def cached_text(
+    inputs: Mapping[str, Any],
+    placeholders: Callable[[Tensor], Tensor],
+    positions: Callable[[Mapping[str, Any]], Tensor],
+) -> Turn:
     """What a cache holds that was filled without images, as if it were a pruned prompt.
 
     Args:
         inputs: of the caller, with the cache.
         placeholders: tells where visual tokens go in ids.
-        positions: of the whole prompt.
+        positions: numbers the whole prompt.
 
     Raises:
         ModelError: if the inputs do not tell, or there were images.
@@ -144,14 +157,15 @@ def cached_text(inputs: Mapping[str, Any], placeholders: Callable[[Tensor], Tens
     ids, cached = inputs["input_ids"], int(inputs[CACHE].get_seq_length())
     if ids.shape[1] <= cached or bool(placeholders(ids[:, :cached]).any()):
         raise ModelError(
-            f"{CACHE} was not filled in this block, and holds {cached} columns that input_ids do not show to be text; "
-            "prune all turns of a conversation in one block, or give the whole conversation in input_ids"
+            f"{CACHE} was not filled in this block, or by beams or several answers a prompt, and holds {cached} "
+            "columns that input_ids do not show to be text; prune all turns of a conversation in one block, one answer "
+            "each"
         )
     mask = inputs.get("attention_mask")
     whole = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids) if mask is None else mask,
-        "position_ids": positions,
+        "position_ids": positions({**inputs, "position_ids": None}),
         **{name: inputs[name] for name in TYPES if inputs.get(name) is not None},
     }
     shown = {name: value[..., :cached] for name, value in whole.items()}

@@ -7,6 +7,7 @@ nothing.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -117,7 +118,17 @@ class VitBlock:
         return call is not None and call.block is self
 
     def call(self, entry: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the model with hooks."""
+        """Run the model with hooks.
+
+        Raises:
+            ModelError: if the patches are asked for as a grid, which those that are left are not.
+        """
+        bound = inspect.signature(original).bind(*args, **kwargs)
+        bound.apply_defaults()
+        if bound.arguments.get("output_fmt") == "NCHW" or bound.arguments.get("reshape"):
+            raise ModelError(
+                f"the patches that are left are no grid; ask {entry} for output_fmt='NLC', without reshape"
+            )
         with VitCall(self).hooked():
             return original(*args, **kwargs)
 
