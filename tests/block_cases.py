@@ -641,7 +641,8 @@ TUNED = "the prompt reaches the model as embeddings or through a cache"
 def _(s: Subject) -> None:
     s, x = s.own(), s.inputs()
     with s.prune():
-        copies = [copy.deepcopy(s.model), copy.copy(s.model), pickle.loads(pickle.dumps(s.model))]
+        copies = [copy.deepcopy(s.model), pickle.loads(pickle.dumps(s.model))]
+        assert type(copy.copy(s.model)) is type(copies[0])
         with tp.prune(s.model, s.processor, None):
             plain = s.logits(x)
         for other in copies:
@@ -758,6 +759,20 @@ def _(s: Subject) -> None:
     del s.model.forward, s.model.generate
     with s.prune():
         same(s.logits(x), logits)
+
+
+PAST = "the images go past what is pruned"
+
+
+@case(AROUND, "`model.model(...)`, or a `forward` that was read before the block", before=PAST, inside=PAST)
+def _(s: Subject) -> None:
+    x, forward = s.inputs(), s.model.forward
+    with s.prune(), torch.no_grad():
+        with tp.prune(s.model, s.processor, None):
+            forward(**x)
+        with pytest.raises(tp.TokenPruneError, match=PAST):
+            s.model.base_model(**x)
+        forward(**x)
 
 
 @case(AROUND, "`torch.autocast`: the model computes as without a block, pruners in float32")

@@ -72,12 +72,14 @@ MAY = {
     "dry_run": "launch parts record state sweep",
     "trace": "errors types adapters",
     "open_class": "",
-    "interception": "errors open_class",
+    "call_stack": "",
+    "interception": "errors call_stack open_class",
     "generate_settings": "",
     "model_run": "errors adapters block trace",
-    "block": "errors types budget adapters generate_settings model_run pruners trace",
+    "handlers": "errors adapters interception",
+    "block": "errors types budget adapters generate_settings handlers model_run pruners trace",
     "timm_vit": "errors types budget adapters functional interception pruners surroundings",
-    "pruning": "errors types budget adapters pruners block interception trace",
+    "pruning": "errors types budget adapters pruners block handlers interception trace",
     "__init__": "*",
 }
 THIRD_PARTY = {"wandb": {"tracking"}, "transformers": {"adapters", "embedded"}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,17 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.cache_argument import CACHE, cache_of, renamed
 from tokenprune.adapters.callbacks import WholePrompt
 from tokenprune.adapters.columns import columns_of
-from tokenprune.adapters.hooks import nothing_inside
 from tokenprune.adapters.inputs import (
     CHUNKS_WORK,
     COLUMN,
-    PIXELS,
     as_tensors,
     check_one_prompt_a_row,
     without_pixels,
@@ -32,13 +28,13 @@ from tokenprune.adapters.turns import (
     Turn,
     cached_text,
     new_images,
-    refuse_pruned,
     remembered,
     split_at_cache,
 )
 from tokenprune.budget import Budget
 from tokenprune.errors import ModelError
 from tokenprune.generate_settings import lengths, setting
+from tokenprune.handlers import brings_pixels, named
 from tokenprune.model_run import Run, current_run
 from tokenprune.pruners.base import Pruner
 from tokenprune.trace import Trace
@@ -67,7 +63,7 @@ class Block:
     def passes(self, entry: str, kwargs: dict[str, Any]) -> bool:
         """Whether a call is a part of a run of this block and needs nothing; in decoding, that is each forward."""
         run = current_run()
-        if run is None or run.block is not self or _brings_pixels(kwargs):
+        if run is None or run.block is not self or brings_pixels(kwargs):
             return False
         if entry == "generate":
             return True
@@ -80,8 +76,8 @@ class Block:
 
     def call(self, entry: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Prune the images in a call."""
-        run, arguments = current_run(), renamed(_named(original, args, kwargs))
-        if run is not None and run.block is self and not _brings_pixels(arguments):
+        run, arguments = current_run(), renamed(named(original, args, kwargs))
+        if run is not None and run.block is self and not brings_pixels(arguments):
             return run.forward(original, arguments)
         if entry == "generate":
             return self._generate(original, arguments)
@@ -132,7 +128,7 @@ class Block:
         if turn is not None:
             return self._continue(turn, arguments, generating=generating)
         marked = ids is not None and bool(self.adapter.placeholders(ids).any())
-        if not marked and not _brings_pixels(arguments) and arguments.get("inputs_embeds") is None:
+        if not marked and not brings_pixels(arguments) and arguments.get("inputs_embeds") is None:
             return None
         if arguments.get("mm_encoder_outputs") is not None:
             raise ModelError(
@@ -167,10 +163,9 @@ class Block:
 
     def _check_generation(self, ids: Tensor, arguments: Mapping[str, Any]) -> None:
         pad = self.adapter.processor.tokenizer.pad_token_id
-        padded = pad is not None and bool((ids[:, [0, -1]] == pad).any())
-        if len(ids) == 1:  # of one row, transformers finds the padding itself, unless it may be the end
-            padded &= pad != self.adapter.processor.tokenizer.eos_token_id
-        if arguments.get("attention_mask") is None and padded:
+        # Of one row, transformers finds the padding itself, unless it may be the end.
+        tells = pad is not None and (len(ids) > 1 or pad != self.adapter.processor.tokenizer.eos_token_id)
+        if arguments.get("attention_mask") is None and tells and bool((ids[:, [0, -1]] == pad).any()):
             raise ModelError("the prompts are padded, so that generate needs their attention_mask")
         if not CHUNKS_WORK and setting(self.adapter.model, arguments, "prefill_chunk_size"):
             raise ModelError(
@@ -232,37 +227,7 @@ class Block:
         return run
 
 
-class Unpruned:
-    """The handler of a block in which nothing is meant to be pruned."""
-
-    def forget(self) -> None:
-        """Nothing is remembered."""
-
-    def passes(self, entry: str, kwargs: dict[str, Any]) -> bool:
-        """Always: a call in another needs nothing."""
-        return True
-
-    def call(self, entry: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the model itself answers.
-
-        Raises:
-            ModelError: for a cache that holds a pruned prompt, which the model itself would count wrongly.
-        """
-        refuse_pruned(renamed(_named(original, args, kwargs)).get(CACHE))
-        with nothing_inside():
-            return original(*args, **kwargs)
-
-
 def _returned_cache(output: Any, arguments: Mapping[str, Any]) -> Any:
     """The cache that a forward filled, of an output with names or a tuple, or the one that it was given."""
-    held = (part for part in (output if type(output) is tuple else ()) if isinstance(part, Cache))
+    held = (part for part in (output if type(output) is tuple else ()) if hasattr(part, "get_seq_length"))
     return cache_of(output) or next(held, arguments.get(CACHE))
-
-
-def _named(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by name."""
-    return dict(zip(inspect.signature(function).parameters, args, strict=False)) | kwargs
-
-
-def _brings_pixels(arguments: Mapping[str, Any]) -> bool:
-    return any(arguments.get(name) is not None for name in PIXELS.values())

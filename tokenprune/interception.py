@@ -13,18 +13,17 @@ last. A call that none of this holds for runs unpruned, with a warning.
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
 
+from tokenprune.call_stack import OURS, frames, on_the_stack, opener, package
 from tokenprune.errors import ModelError
 from tokenprune.open_class import Entry, Open, change_class, open_class, open_class_of, own_method, real_class
 
@@ -65,6 +64,8 @@ class Opening:
         entries: the methods by which the model is called, the same for all openings on it; it may lack some.
         everywhere: whether calls of every thread and context belong to this, unless one of their own is open; else
             those of the context that opens it.
+        inner: a part of the model that its calls end in, on which a guard is open.
+        outer: the model, if this is such a guard: it comes after what else is open on the part.
     """
 
     def __init__(
@@ -74,10 +75,12 @@ class Opening:
         *,
         entries: Sequence[str] = ("forward", "generate"),
         everywhere: bool = False,
+        inner: Any = None,
+        outer: Any = None,
     ) -> None:
-        self.model, self.everywhere = model, everywhere
+        self.model, self.everywhere, self.inner, self.outer = model, everywhere, inner, outer
         self.handler: Handler | None = handler  # None once closed, so that nothing is kept alive by a forgotten context
-        self.generator = None if everywhere else _opener()
+        self.generator = None if everywhere else opener()
         if not everywhere:
             _CONTEXT.set((*_CONTEXT.get(), self))
         with _LOCK:
@@ -93,7 +96,7 @@ class Opening:
             if self.handler is None:
                 return
             model, kind = self.model, open_class_of(type(self.model))
-            self.handler = self.generator = self.model = None
+            self.handler = self.generator = self.model = self.inner = self.outer = None
             kind.openings = tuple(opening for opening in kind.openings if opening is not self)
             if kind.openings:
                 return
@@ -106,7 +109,6 @@ class Opening:
 
 _CONTEXT: ContextVar[tuple[Opening, ...]] = ContextVar("tokenprune_openings", default=())
 _LOCK = threading.RLock()
-_OURS = {"tokenprune", "contextlib", "torch"}
 
 
 def _opening_of(model: Any, read_in: Opening | None = None) -> Opening | None:
@@ -120,9 +122,9 @@ def _opening_of(model: Any, read_in: Opening | None = None) -> Opening | None:
     here = _CONTEXT.get()
     found: list[Opening] = [opening for opening in known if opening in here]
     astray = [opening for opening in known if opening.generator is not None and opening not in here]
-    found += [opening for opening in astray if _on_the_stack(opening.generator)]
+    found += [opening for opening in astray if on_the_stack(opening.generator)]
     if found:  # the innermost; a generator that waits for its caller comes after one that runs
-        return max(found, key=lambda opening: (not _waits(opening), known.index(opening)))
+        return max(found, key=lambda opening: (opening.outer is None, not _waits(opening), known.index(opening)))
     if read_in is not None and read_in.handler is not None:
         return read_in
     return next((opening for opening in reversed(known) if opening.everywhere), None)
@@ -163,8 +165,8 @@ def _meet(
     opening = _opening_of(model, read_in)
     handler = None if opening is None else opening.handler
     if opening is None or handler is None:
-        if type(model).openings and not _within(model):
-            outside = next(n for n, frame in enumerate(_frames(sys._getframe(1))) if _package(frame) not in _OURS)
+        if any(known.outer is None for known in type(model).openings) and not within(model):
+            outside = next(n for n, frame in enumerate(frames(sys._getframe(1))) if package(frame) not in OURS)
             warnings.warn(LOST, UnprunedWarning, stacklevel=outside + 2)
         return _called(_Call(model, entry, None, _CALL.get()), original, *args, **kwargs)
     if opening.model is not model:
@@ -188,7 +190,7 @@ def _called(call: _Call, function: Callable[..., Any], *args: Any, **kwargs: Any
         _CALL.reset(token)
 
 
-def _within(model: Any) -> bool:
+def within(model: Any) -> bool:
     """Whether a call of the model is under way in this context."""
     call = _CALL.get()
     while call is not None and (call.over or call.model is not model):
@@ -207,7 +209,11 @@ def _enter(model: Any, entry: str) -> Callable[..., Any]:
         if not isinstance(model, Open):  # read while something was open, called when nothing is
             return original(*args, **kwargs)
         call = _CALL.get()
-        if call is not None and call.model is model and call.opening is not None and not call.over:
+        if call is None or call.opening is None or call.over:
+            return _meet(model, entry, original, read_in, args, kwargs)
+        if call.opening.inner is model:
+            return original(*args, **kwargs)
+        if call.model is model:
             if call.entry == entry == "forward":  # by what wrapped this in the block, and is called first now
                 return original(*args, **kwargs)
             innermost, handler = _CONTEXT.get()[-1], call.opening.handler
@@ -222,35 +228,5 @@ def _enter(model: Any, entry: str) -> Callable[..., Any]:
     return found
 
 
-def _frames(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
-def _on_the_stack(wanted: FrameType | None) -> bool:
-    return any(frame is wanted for frame in _frames(sys._getframe(1)))  # not this one, which would hold itself
-
-
 def _waits(opening: Opening) -> bool:
-    return opening.generator is not None and not _on_the_stack(opening.generator)
-
-
-def _package(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__")).partition(".")[0]
-
-
-def _opener() -> FrameType | None:
-    """The frame whose ``with`` statement opens something, if it may go on in another context: that of a generator.
-
-    A generator that ``contextlib`` drives, a user's own context manager, only passes the statement on.
-    """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and (_package(frame) in _OURS or _drives(frame.f_back)):
-        frame = frame.f_back
-    migrates = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-    return frame if frame is not None and frame.f_code.co_flags & migrates else None
-
-
-def _drives(caller: FrameType | None) -> bool:
-    return caller is not None and _package(caller) == "contextlib"
+    return opening.generator is not None and not on_the_stack(opening.generator)

@@ -11,9 +11,10 @@ from typing import Any
 
 from tokenprune.adapters.known import adapter_for
 from tokenprune.adapters.wrapped import unwrapped
-from tokenprune.block import Block, Unpruned
+from tokenprune.block import Block
 from tokenprune.budget import Budget
 from tokenprune.errors import ConfigError
+from tokenprune.handlers import Guard, Unpruned
 from tokenprune.interception import Opening, UnprunedWarning
 from tokenprune.pruners.base import Pruner, create_pruner
 from tokenprune.trace import Trace
@@ -65,7 +66,7 @@ def prune(
         **options: of the pruner, if it is given by name.
 
     Returns:
-        For a ``with`` statement, which gives the trace; also a decorator of functions.
+        For a ``with`` statement, which gives the trace, or a decorator.
 
     Raises:
         TokenPruneError: when it is entered, if pruner, budget and model are not possible together.
@@ -76,7 +77,7 @@ def prune(
     def attached(trace: Trace) -> Attached:
         core = unwrapped(model)
         handler = _handler(core, processor, pruner, options, budget, adapting, question, trace, trace_features)
-        return Attached(trace, handler, Opening(core, handler))
+        return Attached(trace, handler, _openings(core, handler, everywhere=False))
 
     return PruneBlock(attached)
 
@@ -121,11 +122,12 @@ class Attached:
 
     trace: Trace
     _handler: Block | Unpruned
-    _opening: Opening
+    _openings: Sequence[Opening]
 
     def remove(self) -> None:
         """Leave the model as it was; a second time does nothing. Calls that are under way end as they began."""
-        self._opening.close()
+        for opening in self._openings:
+            opening.close()
         self._handler.forget()
 
 
@@ -148,8 +150,7 @@ def attach(
 ) -> Attached:
     """Prune what a model is given in every thread and context, until the handle is removed.
 
-    For servers, pipelines, streamers and trainers, which call a model from threads of their own. A ``prune`` block of a
-    call's own applies instead. Handles on one model nest: the last one that is still attached applies.
+    A ``prune`` block of a call's own applies instead; of several handles on a model the last that is still attached.
 
     Args:
         model: see ``prune``.
@@ -179,7 +180,17 @@ def attach(
     model, trace = unwrapped(model), Trace(deque(maxlen=trace_calls))
     adapting = {"text_tower": text_tower, "scope": scope}
     handler = _handler(model, processor, pruner, options, budget, adapting, question, trace, trace_features)
-    return Attached(trace, handler, Opening(model, handler, everywhere=True))
+    return Attached(trace, handler, _openings(model, handler, everywhere=True))
+
+
+def _openings(model: Any, handler: Block | Unpruned, *, everywhere: bool) -> list[Opening]:
+    """What is opened on a model, and on the part that its calls end in."""
+    part = getattr(model, "base_model", model)
+    if part is model:
+        return [Opening(model, handler, everywhere=everywhere)]
+    guard = Guard(model) if isinstance(handler, Block) else handler
+    opening = Opening(model, handler, everywhere=everywhere, inner=part)
+    return [opening, Opening(part, guard, entries=("forward",), everywhere=everywhere, outer=model)]
 
 
 def _given(
