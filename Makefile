@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Two processes of one thread each: threads of several processes slow one another many times over.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -23,12 +26,12 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 test: $(STAMP)
-	$(BIN)/pytest
+	$(PYTEST)
 
 # What meets transformers, on the oldest version that pyproject.toml allows: laid over the environment, for these tests only.
 OLD := .oldest
 oldest: $(OLD)/.installed
-	PYTHONPATH=$(OLD) $(BIN)/pytest $(addprefix tests/adapters/test_, contract.py matrix.py arguments.py) tests/test_block_contract.py
+	PYTHONPATH=$(OLD) $(PYTEST) $(addprefix tests/adapters/test_, contract.py matrix.py arguments.py) tests/test_block_contract.py
 
 $(OLD)/.installed: $(STAMP)
 	rm -rf $(OLD)

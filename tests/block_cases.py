@@ -9,10 +9,12 @@ import contextlib
 import contextvars
 import copy
 import functools
+import gc
 import pickle
 import tempfile
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,7 +24,15 @@ import numpy as np
 import pytest
 import torch
 from tiny_inside import Within
-from transformers import DynamicCache, LogitsProcessor, StaticCache, StoppingCriteria, TextIteratorStreamer
+from transformers import (
+    DynamicCache,
+    LogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+    StaticCache,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
 from transformers.generation import MaxLengthCriteria
 
 import tokenprune as tp
@@ -253,6 +263,33 @@ def _(s: Subject) -> None:
         s.model(**x, inputs_embeds=embeds)
 
 
+@case(ARGUMENTS, "answers padded on the right behind prompts padded on the left: columns count from the end")
+def _(s: Subject) -> None:
+    if "paligemma" in type(s.family).__module__:
+        return  # its prompts have no answers behind them
+    x = s.inputs(1, 1)
+    ids, mask, extra = x["input_ids"], x["attention_mask"], torch.tensor([[9, 10, 11], [9, 0, 0]])
+    longer = {name: value for name, value in x.items() if name not in ("mm_token_type_ids", "token_type_ids")}
+    longer |= {
+        name: torch.nn.functional.pad(x[name], (0, 3)) for name in ("mm_token_type_ids", "token_type_ids") if name in x
+    }
+    longer["input_ids"] = torch.cat([ids, extra], 1)
+    longer["attention_mask"] = torch.cat([mask, (extra != 0).long()], 1)
+    with s.prune():
+        last = s.logits({**longer, "logits_to_keep": 3})
+        for row in range(2):
+            alone = s.family.ask(s.processor, 1, 1, only=row)
+            real = extra[row][extra[row] != 0]
+            whole = {**alone, "input_ids": torch.cat([alone["input_ids"], real[None]], 1)}
+            for name in ("attention_mask", "mm_token_type_ids", "token_type_ids"):
+                if name in alone:
+                    whole[name] = torch.nn.functional.pad(
+                        alone[name], (0, len(real)), value=int(name == "attention_mask")
+                    )
+            wanted = s.logits(whole)[0, -len(real) :]
+            torch.testing.assert_close(last[row, : len(real)], wanted, atol=1e-4, rtol=0)
+
+
 # What generate calls back
 
 
@@ -312,8 +349,27 @@ def _(s: Subject) -> None:
         assert s.model.generate(**x, max_new_tokens=20, stopping_criteria=own).shape[1] == longest
 
 
+@case(CALLBACKS, "callbacks in lists, and functions in transformers' own processors")
+def _(s: Subject) -> None:
+    x, seen = s.inputs(), []
+    length = x["input_ids"].shape[1]
+
+    def allowed(row: int, ids: torch.Tensor) -> list[int]:
+        seen.append(len(ids))
+        return [9, 10]
+
+    criterion = Criterion(length + 2)
+    with s.prune():
+        nested = {"stopping_criteria": [StoppingCriteriaList([criterion])]}
+        own = PrefixConstrainedLogitsProcessor(allowed, num_beams=1)
+        out = s.model.generate(**x, max_new_tokens=6, logits_processor=[own], **nested)
+    assert out.shape[1] == length + 2
+    assert seen == [length, length + 1]
+
+
 @case(CALLBACKS, "callbacks that ask the model about another picture or text, as contrastive decoding and guidance do")
 def _(s: Subject) -> None:
+    s = s.own()  # Qwen's models remember something of their last prompt, which guidance reads
     x, y = s.inputs(), s.inputs(seed=7)
     text = {"input_ids": y["input_ids"][:, -9:].repeat(1, 8)[:, : 2 * x["input_ids"].shape[1]]}
     text = {name: value.masked_fill(s.family.placeholder(s.model, value), 9) for name, value in text.items()}
@@ -443,6 +499,85 @@ def _(s: Subject) -> None:
     del b
     assert left_on(s.model) == before
     same(s.logits(x), plain)
+
+
+@case(BLOCKS, "two generators with blocks that take turns; a user's own context manager around a block")
+def _(s: Subject) -> None:
+    x = s.inputs()
+    few, fewer = s.pruned(x)[0], None
+    with s.prune(keep_tokens=KEEP - 1):
+        fewer = s.logits(x)
+
+    @contextlib.contextmanager
+    def own(keep: int) -> Any:
+        with s.prune(keep_tokens=keep) as trace:
+            yield trace
+
+    def stream(open_block: Any, keep: int) -> Any:
+        with open_block(keep_tokens=keep) if open_block == s.prune else open_block(keep):
+            for _ in range(3):
+                yield s.logits(x)
+
+    for way in (s.prune, own):
+        a, b = stream(way, KEEP), stream(way, KEEP - 1)
+        for _ in range(3):
+            same(next(a), few)
+            same(contextvars.copy_context().run(next, b), fewer)
+        assert list(a) == list(b) == []
+
+
+@case(BLOCKS, "as a decorator of a function")
+def _(s: Subject) -> None:
+    x = s.inputs()
+    plain, few = s.logits(x), s.pruned(x)[0]
+
+    @s.prune()
+    def ask(times: int) -> torch.Tensor:
+        return s.logits(x) if times == 0 else ask(times - 1)
+
+    same(ask(2), few)
+    same(s.logits(x), plain)
+
+
+@case(
+    BLOCKS, "as a decorator of a generator or coroutine", before="open the block in it", inside="open the block in it"
+)
+def _(s: Subject) -> None:
+    @s.prune()
+    async def ask() -> None:
+        """Never called."""
+
+
+@case(BLOCKS, "contexts that are copied during a call, for later calls")
+def _(s: Subject) -> None:
+    x, contexts = s.inputs(), []
+    few = s.pruned(x)[0]
+
+    class Copying(LogitsProcessor):
+        def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            contexts.append(contextvars.copy_context())
+            return scores
+
+    with s.prune() as trace:
+        s.model.generate(**x, max_new_tokens=2, logits_processor=[Copying()])
+        for context in contexts:
+            same(context.run(s.logits, x), few)
+    assert len(trace.calls) == 3
+
+
+@case(BLOCKS, "nothing keeps a model alive afterwards: no handle, context or cache of it")
+def _(s: Subject) -> None:
+    s, x = s.own(), s.inputs()
+    alive = weakref.ref(s.model)
+    with s.prune():
+        kept = contextvars.copy_context(), s.model.generate(**x, max_new_tokens=2, return_dict_in_generate=True)
+    handle = s.attach()
+    s.logits(x)
+    handle.remove()
+    del s
+    gc.collect()
+    assert alive() is None
+    assert kept
 
 
 @case(BLOCKS, "a thread or an executor that is given `model.generate`, as streamers are used")
@@ -595,6 +730,48 @@ def pickled(cache: Any) -> Any:
     for index, layer in enumerate(cache.layers):
         made.update(layer.keys.clone(), layer.values.clone(), index)
     return made
+
+
+@case(CACHES, "threads that go on with copies of one cache", others=ONE_TURN)
+def _(s: Subject) -> None:
+    x, before = s.inputs(), left_on(s.model)
+    handle = s.attach()
+    try:
+        first = s.model.generate(**x, max_new_tokens=3, return_dict_in_generate=True)
+        second = follow(x, first.sequences)
+        copies = [copy.deepcopy(cache_of(first)) for _ in range(5)]
+        how = {"max_new_tokens": NEW}
+        wanted = s.model.generate(**second, **{CACHE: copies.pop()}, **how)
+        with ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(s.model.generate, **second, **{CACHE: cache}, **how) for cache in copies]:
+                same(done.result(), wanted)
+    finally:
+        handle.remove()
+    assert left_on(s.model) == before
+
+
+@case(CACHES, "a cache that a forward filled, with `return_dict=False` too", others=ONE_TURN)
+def _(s: Subject) -> None:
+    x, found = s.inputs(), []
+    token = torch.tensor([[9]])
+    for how in ({}, {"return_dict": False}):
+        with s.prune(), torch.no_grad():
+            cache = DynamicCache(config=s.model.config.get_text_config())
+            s.model(**x, **{CACHE: cache}, **how)
+            found.append(s.model(input_ids=token, **{CACHE: cache}).logits)
+    same(*found)
+
+
+PRUNED = "holds a pruned prompt"
+
+
+@case(CACHES, "a pruned cache in a block without a pruner", before=PRUNED, inside=PRUNED)
+def _(s: Subject) -> None:
+    x = s.inputs()
+    with s.prune():
+        first = s.model.generate(**x, max_new_tokens=3, return_dict_in_generate=True)
+        with tp.prune(s.model, s.processor, None):
+            s.model.generate(**follow(x, first.sequences), **{CACHE: cache_of(first)}, max_new_tokens=NEW)
 
 
 @case(CACHES, "a cache that was emptied, for the next prompt")

@@ -16,7 +16,7 @@ from tokenprune.budget import Budget
 from tokenprune.errors import ConfigError
 from tokenprune.handlers import Guard, Unpruned
 from tokenprune.interception import Opening, UnprunedWarning
-from tokenprune.pruners.base import Pruner, create_pruner
+from tokenprune.pruners.base import Pruner, as_pruner
 from tokenprune.trace import Trace
 
 __all__ = ["Attached", "Trace", "UnprunedWarning", "attach", "prune"]
@@ -112,7 +112,7 @@ class PruneBlock(ContextDecorator):
         return super().__call__(function)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Attached:
     """A pruner on a model, in every thread, until it is removed.
 
@@ -121,14 +121,16 @@ class Attached:
     """
 
     trace: Trace
-    _handler: Block | Unpruned
+    _handler: Block | Unpruned | None
     _openings: Sequence[Opening]
 
     def remove(self) -> None:
         """Leave the model as it was; a second time does nothing. Calls that are under way end as they began."""
         for opening in self._openings:
             opening.close()
-        self._handler.forget()
+        if self._handler is not None:
+            self._handler.forget()
+        self._handler = None  # it knows the model
 
 
 def attach(
@@ -227,7 +229,7 @@ def _handler(
         if given or options:
             raise ConfigError(f"pruner is None, so that nothing is pruned; leave out {', '.join((*given, *options))}")
         return Unpruned()
-    chosen = _pruner(pruner, options)
+    chosen = as_pruner(pruner, options)
     if chosen.budget is None:
         target = Budget(**budget)
     elif given:
@@ -238,13 +240,3 @@ def _handler(
     adapter.check_pruner(chosen)
     adapter.check_budget(chosen, adapter.spec, target)
     return Block(adapter, chosen, target, question, trace, trace_features)
-
-
-def _pruner(pruner: str | Pruner | Sequence[str | Mapping[str, Any] | Pruner], options: Mapping[str, Any]) -> Pruner:
-    if isinstance(pruner, Pruner):
-        if options:
-            raise ConfigError(f"the options {sorted(options)} go with a pruner's name, but the pruner is made already")
-        return pruner
-    if isinstance(pruner, str):
-        return create_pruner(pruner, **options)
-    return create_pruner("compose", pruners=tuple(pruner), **options)

@@ -201,3 +201,14 @@ def create_pruner(name: str, **options: Any) -> Pruner:
         ConfigError: if an option is unknown, of the wrong type or has a bad value.
     """
     return construct(PRUNERS.get(name), options, f"pruner {name!r}")
+
+
+def as_pruner(pruner: str | Pruner | Sequence[str | Mapping[str, Any] | Pruner], options: Mapping[str, Any]) -> Pruner:
+    """A pruner: one that is made already, of a registered name, or several that follow one another."""
+    if isinstance(pruner, Pruner):
+        if options:
+            raise ConfigError(f"the options {sorted(options)} go with a pruner's name, but the pruner is made already")
+        return pruner
+    if isinstance(pruner, str):
+        return create_pruner(pruner, **options)
+    return create_pruner("compose", pruners=tuple(pruner), **options)
