@@ -844,7 +844,7 @@ def _(s: Subject) -> None:
         torch.testing.assert_close(s.model.lm_head(hidden[:, -1]), s.pruned(x)[0][:, -1])
 
 
-@case(AROUND, "PEFT: LoRA", some=True)
+@case(AROUND, "PEFT: LoRA")
 def _(s: Subject) -> None:
     from peft import LoraConfig, get_peft_model
 
@@ -859,7 +859,7 @@ def _(s: Subject) -> None:
         assert len(trace.calls) == 2
 
 
-@case(AROUND, "PEFT: prompt tuning", before=TUNED, inside=TUNED, some=True)
+@case(AROUND, "PEFT: prompt tuning", before=TUNED, inside=TUNED)
 def _(s: Subject) -> None:
     from peft import PromptTuningConfig, get_peft_model
 

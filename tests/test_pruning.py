@@ -209,6 +209,25 @@ def test_the_trace(llava):
     assert all(0 < seconds < 10 for call in trace.calls for seconds in call.seconds.values())
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_trace_holds_features_if_they_are_asked_for(llava, asked):
+    model, processor = llava
+    with tp.prune(model, processor, "pooling", keep_tokens=4, trace_features=asked) as trace:
+        model.generate(**ask(processor, 1), max_new_tokens=1)
+    assert (trace.last.selection.merged is not None) == asked
+
+
+def test_the_trace_of_what_is_attached_is_that_of_the_last_calls(llava):
+    model, processor = llava
+    handle = tp.attach(model, processor, Project(), keep_tokens=KEEP, trace_calls=2)
+    for seed in range(3):
+        model.generate(**ask(processor, 1, seed=seed), max_new_tokens=1)
+    handle.remove()
+    assert len(handle.trace.calls) == 2
+    with pytest.raises(ConfigError, match="trace_calls must be at least 1"):
+        tp.attach(model, processor, Project(), keep_tokens=KEEP, trace_calls=0)
+
+
 @pytest.mark.skipif(not CHUNKS_WORK, reason="older transformers")
 def test_prefill_is_timed_once_and_whole(llava, monkeypatch):
     model, processor = llava

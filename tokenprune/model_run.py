@@ -119,6 +119,7 @@ def _call(pruned: PrunedInputs, images: Tensor, *, features: bool) -> PrunedCall
     seconds = {"prefill": 0.0, **pruned.seconds}
     seconds |= {"selection": seconds["selection"] + inside, "prefill": seconds["prefill"] - inside}
     before, selection = pruned.layout.free_tokens(), pruned.selection
+    after = stages[-1].counts if stages else before  # if nothing went through the LLM, as ``custom_generate`` may do
     if selection is not None and not features:
         selection = selection.without_features()
-    return PrunedCall(selection, stages, list(zip(before, stages[-1].counts, strict=True)), seconds)
+    return PrunedCall(selection, stages, list(zip(before, after, strict=True)), seconds)

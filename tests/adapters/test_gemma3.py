@@ -200,3 +200,31 @@ def test_inputs_that_do_not_fit(built):
         adapter.encode({**inputs, "pixel_values": inputs["pixel_values"][..., :40, :]})
     with pytest.raises(ModelError, match="token_type_ids must be 1 for the images' placeholders"):
         adapter.encode({**inputs, "token_type_ids": torch.zeros_like(inputs["token_type_ids"])})
+
+
+@pytest.mark.parametrize(
+    "pruner", [Project(positions="original"), Within(positions="original")], ids=["before", "inside"]
+)
+def test_sequence_classification(pruner):
+    """A classifier's forward, with one label a row: what it reads of a pruned prompt is its last token."""
+    from transformers import Gemma3ForSequenceClassification
+
+    model, processor = FAMILY.make("sdpa")
+    torch.manual_seed(0)
+    classifier = Gemma3ForSequenceClassification(model.config).eval()
+    classifier.model.load_state_dict(model.model.state_dict())
+    inputs = FAMILY.ask(processor, 1, 2)
+    with torch.no_grad():
+        plain = classifier(**inputs, labels=torch.tensor([0, 1]))
+        with tp.prune(classifier, processor, pruner, keep_ratio=1.0):
+            kept = classifier(**inputs, labels=torch.tensor([0, 1]))
+        with tp.prune(classifier, processor, pruner, keep_tokens=4) as trace:
+            pruned = classifier(**inputs, labels=torch.tensor([0, 1]))
+        alone = FAMILY.ask(processor, 1, 2, only=1)
+        with tp.prune(classifier, processor, pruner, keep_tokens=4):
+            second = classifier(**alone)
+    assert torch.equal(kept.logits, plain.logits)
+    assert kept.loss == plain.loss
+    assert len(trace.calls) == 1
+    assert not torch.equal(pruned.logits, plain.logits)
+    torch.testing.assert_close(second.logits[0], pruned.logits[1])
