@@ -899,6 +899,17 @@ def _(s: Subject) -> None:
         torch.testing.assert_close(s.logits(x), logits)
 
 
+TRACED = "a model cannot be traced while it is pruned"
+
+
+@case(AROUND, "`torch.jit.trace`", before=TRACED, inside=TRACED, some=True)
+def _(s: Subject) -> None:
+    x = s.inputs()
+    names = list(x)
+    with s.prune():
+        torch.jit.trace(lambda *given: s.model(**dict(zip(names, given, strict=True))).logits, tuple(x.values()))
+
+
 @case(AROUND, "layers compiled one by one", some=True)
 def _(s: Subject) -> None:
     s, x = s.own(), s.inputs()

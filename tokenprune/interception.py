@@ -174,6 +174,8 @@ def _meet(
         raise ModelError(
             f"this {kind} is a replica of one that is pruned, as DataParallel makes them; prune one device"
         )
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        raise ModelError("a model cannot be traced while it is pruned, as what stays differs from call to call")
     here = _CONTEXT.set((*_CONTEXT.get(), opening))
     try:
         return _called(_Call(model, entry, opening, _CALL.get()), handler.call, entry, original, args, kwargs)
@@ -223,7 +225,8 @@ def _enter(model: Any, entry: str) -> Callable[..., Any]:
 
     # Compiled code ends here, and what is called may be compiled again. Transformers reads the signature; other
     # attributes stay away, as those of torch.compile would lead around this function.
-    ends: Any = torch.compiler.disable(entered, recursive=False)  # type: ignore[no-untyped-call]
+    reason = "the model is pruned, which cannot be a part of one graph; compile it without fullgraph"
+    ends: Any = torch.compiler.disable(entered, recursive=False, reason=reason)  # type: ignore[no-untyped-call]
     found: Callable[..., Any] = functools.update_wrapper(ends, original, updated=())
     return found
 

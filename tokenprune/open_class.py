@@ -80,7 +80,7 @@ class Entry:
         self.name, self.enter = name, enter
         self._last: tuple[Any, Any, Callable[..., Any]] | None = None
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable(reason="the model is pruned; compile it without fullgraph")  # type: ignore[untyped-decorator, no-untyped-call]
     def __get__(self, model: Any, kind: Any = None) -> Any:
         if model is None:
             return getattr(real_class(kind), self.name)
