@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_inside import Within
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     DynamicCache,
     LogitsProcessor,
@@ -1074,6 +1075,32 @@ def _(s: Subject) -> None:
     for reentrant in (False, True):
         s.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         torch.testing.assert_close(gradient(), wanted)
+
+
+WHOLE = "a model that is checkpointed as a whole"
+
+
+@case(GRADIENTS, "`checkpoint(model, ...)` around the whole model; `tp.attach` works", before=WHOLE, inside=WHOLE)
+def _(s: Subject) -> None:
+    s, x = s.own(), s.inputs()
+
+    def gradient(way: Any) -> torch.Tensor:
+        s.model.zero_grad()
+        embeds = s.model.get_input_embeddings().weight
+
+        def loss(_: torch.Tensor) -> torch.Tensor:
+            return s.model(**x, labels=s.labels(x), use_cache=False).loss
+
+        (loss(embeds) if way is None else checkpoint(loss, embeds, use_reentrant=way)).backward()
+        return s.model.get_decoder().layers[0].self_attn.q_proj.weight.grad.clone()
+
+    handle = s.attach()
+    wanted = gradient(None)
+    for reentrant in (False, True):
+        torch.testing.assert_close(gradient(reentrant), wanted)
+    handle.remove()
+    with s.prune():
+        gradient(True)
 
 
 @case(

@@ -22,6 +22,11 @@ def on_the_stack(wanted: FrameType | None) -> bool:
     return any(frame is wanted for frame in frames(sys._getframe(1)))  # not this one, which would hold itself
 
 
+def runs_in(module: str) -> bool:
+    """Whether a function of a module is one of the callers of this."""
+    return any(frame.f_globals.get("__name__") == module for frame in frames(sys._getframe(1)))
+
+
 def package(frame: FrameType) -> str:
     """The package that a frame's code is of."""
     return str(frame.f_globals.get("__name__")).partition(".")[0]

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import torch
 
-from tokenprune.call_stack import OURS, frames, on_the_stack, opener, package
+from tokenprune.call_stack import OURS, frames, on_the_stack, opener, package, runs_in
 from tokenprune.errors import ModelError
 from tokenprune.open_class import Entry, Open, change_class, open_class, open_class_of, own_method, real_class
 
@@ -176,6 +176,11 @@ def _meet(
         )
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         raise ModelError("a model cannot be traced while it is pruned, as what stays differs from call to call")
+    if not opening.everywhere and runs_in("torch.utils.checkpoint"):
+        raise ModelError(
+            "a model that is checkpointed as a whole runs again in the backward pass, which may come after the block; "
+            "checkpoint its layers (model.gradient_checkpointing_enable()), or use tokenprune.attach"
+        )
     here = _CONTEXT.set((*_CONTEXT.get(), opening))
     try:
         return _called(_Call(model, entry, opening, _CALL.get()), handler.call, entry, original, args, kwargs)
