@@ -564,6 +564,15 @@ def _(s: Subject) -> None:
         for context in contexts:
             same(context.run(s.logits, x), few)
     assert len(trace.calls) == 3
+    if "paligemma" in type(s.family).__module__:
+        return  # it answers one prompt
+    contexts.clear()
+    with s.prune():
+        first = s.model.generate(**x, max_new_tokens=2, logits_processor=[Copying()], return_dict_in_generate=True)
+        second = {**follow(x, first.sequences), "max_new_tokens": 2}
+        later = [copy.deepcopy(cache_of(first)) for _ in range(2)]
+        wanted = s.model.generate(**second, **{CACHE: later[0]})
+        same(contexts[0].run(lambda: s.model.generate(**second, **{CACHE: later[1]})), wanted)
 
 
 @case(BLOCKS, "nothing keeps a model alive afterwards: no handle, context or cache of it")

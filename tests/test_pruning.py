@@ -122,6 +122,15 @@ def test_lengths_count_the_caller_s_prompt(given):
         assert model.generate(**inputs, **options).shape[1] == longest
 
 
+def test_a_length_that_is_none_is_not_that_of_the_model():
+    model, processor = tiny_llava(), tiny_processor()
+    inputs = ask(processor, 1)
+    longest = inputs["input_ids"].shape[1] + 6
+    model.generation_config.max_new_tokens = 3
+    with prune(model, processor):
+        assert model.generate(**inputs, max_length=longest, max_new_tokens=None).shape[1] == longest
+
+
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_loss(llava, side, positions):

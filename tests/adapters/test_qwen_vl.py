@@ -455,3 +455,15 @@ def test_mistakes(family, plain, change, message):
     change(inputs)
     with pytest.raises(ModelError, match=message), tp.prune(model, processor, Project(), keep_tokens=5):
         model.generate(**inputs)
+
+
+@pytest.mark.parametrize("axes", [3, 4])
+def test_given_position_ids_of_three_and_four_axes_are_closed_alike(axes):
+    """The model's own numbers, given as ``get_rope_index`` or ``generate`` has them, change nothing."""
+    family = families()["qwen2_5_vl"]
+    model, processor = family.build("sdpa")
+    inputs = family.ask(processor, 1, 2)
+    given = adapter_for(model, processor).positions(inputs)[-axes:]
+    with torch.no_grad(), tp.prune(model, processor, Project(positions="repacked"), keep_tokens=4):
+        plain = model(**inputs).logits
+        assert torch.equal(model(**inputs, position_ids=given).logits, plain)
