@@ -30,13 +30,14 @@ from transformers import AutoModelForImageTextToText
 
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.cache_argument import CACHE, cache_of
-from tokenprune.adapters.known import adapter_class
-from tokenprune.adapters.load import config_of
-from tokenprune.budget import Budget
-from tokenprune.metrics.flops import llm_decode_flops, llm_prefill_flops, lm_head_flops, projector_flops, vision_flops
-from tokenprune.model_card import ModelCard, card_names, load_card
+from tokenprune.adapters.loading import config_of
+from tokenprune.adapters.registry import adapter_class
+from tokenprune.core.budget import Budget
+from tokenprune.core.plan import OperationPlan
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.costs.flops import llm_decode_flops, llm_prefill_flops, lm_head_flops, projector_flops, vision_flops
+from tokenprune.costs.model_card import ModelCard, card_names, load_card
 from tokenprune.pruners.base import Pruner, create_pruner
-from tokenprune.types import ModelSpec, OperationPlan
 
 FILE = Path(__file__).parent / "results/counted_flops.json"
 TEXT = 40  # tokens of the prompt besides those of the image; newline tokens of LLaVA's successors come on top

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tokenprune.metrics.counter import counter
+from tokenprune.costs.counter import counter
 
 TOWERS = ("vision_tower", "vision_model", "visual")  # parts of a base model
 PROJECTORS = ("multi_modal_projector", "connector", "visual.merger", "visual.deepstack_merger_list")

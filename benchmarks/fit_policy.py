@@ -19,14 +19,15 @@ from machine import facts
 from rich.console import Console
 from rich.table import Table
 
-from tokenprune.adapters.prefill import PromptTokens
-from tokenprune.adapters.replay import Replay
-from tokenprune.adapters.spec import decoder_spec
-from tokenprune.config import Part
-from tokenprune.fit import grid
-from tokenprune.fit_config import FitConfig
-from tokenprune.search.depths import Depths
-from tokenprune.types import ModelSpec, Operations
+from tokenprune.core.plan import Operations
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.engine.decoder.prefill import PromptTokens
+from tokenprune.engine.decoder.replay import Replay
+from tokenprune.policies.fit import grid
+from tokenprune.policies.fit_config import FitConfig
+from tokenprune.pruners.dop.depths import Depths
+from tokenprune.sweeps.config import Part
+from tokenprune.towers.sizes import decoder_spec
 
 
 def main() -> None:

@@ -34,11 +34,13 @@ from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfi
 
 from tokenprune import Budget, Pruner, create_pruner
 from tokenprune.adapters.cache_argument import CACHE, cache_of
-from tokenprune.adapters.hooks import InsideLLM
-from tokenprune.adapters.prefill import PromptTokens
-from tokenprune.adapters.spec import decoder_spec
-from tokenprune.metrics.flops import llm_prefill_flops
-from tokenprune.types import PRE_LLM, ModelSpec, Operation, OperationPlan
+from tokenprune.core.plan import Operation, OperationPlan
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.core.stages import PRE_LLM
+from tokenprune.costs.flops import llm_prefill_flops
+from tokenprune.engine.decoder.hooks import InsideLLM
+from tokenprune.engine.decoder.prefill import PromptTokens
+from tokenprune.towers.sizes import decoder_spec
 
 IMAGE, BEFORE, AFTER = 576, 5, 35  # visual tokens, text tokens before and after them
 

@@ -9,7 +9,7 @@ import subprocess
 import torch
 import transformers
 
-from tokenprune.provenance import processor
+from tokenprune.sweeps.provenance import processor
 
 
 def facts(threads: int) -> dict[str, object]:

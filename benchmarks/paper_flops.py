@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
-from tokenprune.budget import Budget
-from tokenprune.metrics.conventions import CONVENTIONS
-from tokenprune.metrics.flops import projector_flops, vision_flops
-from tokenprune.metrics.memory import planned_kv_bytes_by_layer
-from tokenprune.model_card import load_card
+from tokenprune.core.budget import Budget
+from tokenprune.core.plan import OperationPlan
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.costs.conventions import CONVENTIONS
+from tokenprune.costs.flops import projector_flops, vision_flops
+from tokenprune.costs.memory import planned_kv_bytes_by_layer
+from tokenprune.costs.model_card import load_card
 from tokenprune.pruners.base import Pruner, create_pruner
-from tokenprune.types import ModelSpec, OperationPlan
 
 MODELS = ("llava-1.5-7b", "llava-1.5-13b", "llava-next-7b", "llava-next-13b", "qwen2.5-vl-7b", "internvl3-8b")
 TEXT = 135  # tokens: 35 of the system prompt and 100 of the question, as GSOP counts

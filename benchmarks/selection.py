@@ -28,14 +28,14 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from tokenprune.adapters.stopwatch import now
+from tokenprune.costs.memory import peak_bytes
+from tokenprune.engine.stopwatch import now
 from tokenprune.functional.cluster import dpc_knn
 from tokenprune.functional.dpp import greedy_map
 from tokenprune.functional.farthest import max_min
 from tokenprune.functional.kernels import KernelMatrix
 from tokenprune.functional.loops import LOOPS
-from tokenprune.metrics.memory import peak_bytes
-from tokenprune.provenance import device_name
+from tokenprune.sweeps.provenance import device_name
 
 SIZES, PICKS, WIDTHS = (576, 2880, 10_000), (64, 320, 640), (1024, 4096)
 COLUMNS = ("method", "N", "T", "D", "ours ms", "literal ms", "bound ms", "literal / ours", "ours / bound")

@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import Tensor
 
 from tokenprune import ScorePruner, Signal, VisualTokens, create_pruner, prune_vit
-from tokenprune.timm_vit.spec import vit_spec
+from tokenprune.towers.timm_sizes import vit_spec
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from transformers.generation import MaxLengthCriteria
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
-from tokenprune.adapters.decoder_checks import HOOKS_RUN_ONCE
+from tokenprune.engine.decoder.decoder_checks import HOOKS_RUN_ONCE
 
 KEEP, NEW = 4, 5
 PLACES = ("before", "inside")

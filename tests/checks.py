@@ -12,7 +12,7 @@ from tiny_plans import Planned
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
-from tokenprune.errors import ModelError
+from tokenprune.core.errors import ModelError
 
 SIZES = [(80, 80), (40, 80), (80, 24), (40, 40)]  # height and width of each picture in turn, pixels
 STEPS = 9  # the first is the prefill's

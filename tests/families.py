@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from tokenprune.adapters.known import ADAPTERS
+from tokenprune.adapters.registry import ADAPTERS
 
 
 class Family:

@@ -35,8 +35,8 @@ def work(path, output):
     """Run a sweep in a process that may be killed."""
     import torch
 
-    from tokenprune import runner
-    from tokenprune.sweep import load_sweep
+    from tokenprune.sweeps import runner
+    from tokenprune.sweeps.grid import load_sweep
 
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
     runner.sweep(load_sweep(path, [f"output={output}"]))
@@ -47,10 +47,10 @@ def losing_a_node(path, output):
     import ray
     from ray.cluster_utils import Cluster
 
-    from tokenprune import runner
-    from tokenprune.launch.base import LAUNCHERS
-    from tokenprune.launch.ray import Ray
-    from tokenprune.sweep import load_sweep
+    from tokenprune.sweeps import runner
+    from tokenprune.sweeps.grid import load_sweep
+    from tokenprune.sweeps.launch.base import LAUNCHERS
+    from tokenprune.sweeps.launch.ray import Ray
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]

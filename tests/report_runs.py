@@ -1,7 +1,7 @@
 """Records and answers that nobody computed: rows of a run whose numbers are known."""
 
-from tokenprune.provenance import Provenance
-from tokenprune.record import RunFolder, RunRecord
+from tokenprune.sweeps.provenance import Provenance
+from tokenprune.sweeps.store import RunFolder, RunRecord
 
 GRID = (12, 12)
 TOTAL = 144

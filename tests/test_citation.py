@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tokenprune import __version__
 
-CITATION = Path(__file__).parent.parent / "CITATION.cff"
+CITATION = Path(__file__).parents[1] / "CITATION.cff"
 
 
 def test_citation_validates_and_names_this_version():

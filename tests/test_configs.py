@@ -6,23 +6,23 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tokenprune.adapters.known import ADAPTERS
+from tokenprune.adapters.registry import ADAPTERS
 from tokenprune.bench.config import load_bench_config
 from tokenprune.bench.measure import cells
-from tokenprune.build import build, build_all, build_base, build_task
-from tokenprune.config import EMBEDDED, ModelConfig, Part, load_config, parse_config
-from tokenprune.fit import grid
-from tokenprune.fit_config import load_fit_config
-from tokenprune.options import construct
+from tokenprune.core.options import construct
+from tokenprune.policies.fit import grid
+from tokenprune.policies.fit_config import load_fit_config
 from tokenprune.pruners.base import PRUNERS
-from tokenprune.search import policy_file
+from tokenprune.pruners.dop import policy_file
 from tokenprune.study.config import load_study_config
 from tokenprune.study.run import checked
-from tokenprune.sweep import load_sweep
+from tokenprune.sweeps.build import build, build_all, build_base, build_task
+from tokenprune.sweeps.config import EMBEDDED, ModelConfig, Part, load_config, parse_config
+from tokenprune.sweeps.grid import load_sweep
+from tokenprune.sweeps.tracking import TRACKERS
 from tokenprune.tasks.base import TASKS
-from tokenprune.tracking import TRACKERS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 FITS = {ROOT / "configs/fit_policy.yaml", *(ROOT / "experiments").rglob("fit*.yaml")}
 STUDIES = set((ROOT / "experiments").rglob("study*.yaml"))
 POLICIES = set((ROOT / "experiments").rglob("policies/**/*.yaml"))

@@ -9,11 +9,11 @@ from statistics import fmean
 
 import pytest
 
-from tokenprune.budget import Budget
-from tokenprune.build import Cell, build_checkpoint, build_task
-from tokenprune.config import ModelConfig, Part
-from tokenprune.evaluate import Evaluator
-from tokenprune.parts import make_pruner
+from tokenprune.core.budget import Budget
+from tokenprune.sweeps.build import Cell, build_checkpoint, build_task
+from tokenprune.sweeps.config import ModelConfig, Part
+from tokenprune.sweeps.evaluate import Evaluator
+from tokenprune.sweeps.make_parts import make_pruner
 
 ROWS = sorted(Path(__file__).parents[1].glob("experiments/*/row.jsonl"))
 SLACK = 1  # questions that another machine's rounding may answer otherwise

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tokenprune.adapters.known import ADAPTERS
+from tokenprune.adapters.registry import ADAPTERS
 from tokenprune.pruners.base import PRUNERS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
@@ -88,7 +88,7 @@ def command(environment, *arguments):
 
 
 def test_a_pruner_from_outside_is_in_the_cli_and_in_the_contract_tests(outside):
-    cli = "from tokenprune.cli import main; main()"
+    cli = "from tokenprune.cli.main import main; main()"
     listing = command(outside, "-c", cli, "list", "pruners")
     assert "large_norm" in listing
     assert "https://example.org/my-paper" in listing

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from tokenprune.core.signals import Signal
 from tokenprune.pruners.base import ScorePruner
-from tokenprune.types import Signal
 
 IMAGE_SIZE, PATCH_SIZE = 40, 8  # pixels: 25 visual tokens
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 
+from tokenprune.core.signals import Signal
+from tokenprune.core.stages import Stage
 from tokenprune.pruners.base import ScorePruner
-from tokenprune.types import Signal, Stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 from tiny import Project
 
-from tokenprune.types import Operation, Operations
+from tokenprune.core.plan import Operation, Operations
 
 LAYERS = 4  # of the tiny models
 

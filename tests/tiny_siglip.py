@@ -54,7 +54,7 @@ def uneven(model):
 @functools.cache
 def shared_tower():
     """Its paired tower: leave it as it is."""
-    from tokenprune.adapters.siglip_tower import SiglipTower
+    from tokenprune.towers.text.siglip import SiglipTower
 
     return SiglipTower(*tiny_siglip())
 

@@ -12,35 +12,39 @@ from tokenprune.version import __version__
 
 if TYPE_CHECKING:
     from tokenprune.adapters.base import ModelAdapter
-    from tokenprune.adapters.known import register_adapter
-    from tokenprune.budget import Budget
+    from tokenprune.adapters.registry import register_adapter
+    from tokenprune.core.budget import Budget
+    from tokenprune.core.errors import TokenPruneError
+    from tokenprune.core.plan import OperationPlan
+    from tokenprune.core.selection import TokenSelection
+    from tokenprune.core.signals import Signal
+    from tokenprune.core.sizes import ModelSpec
+    from tokenprune.core.tokens import VisualTokens
     from tokenprune.embedded.model import load_embedded
-    from tokenprune.errors import TokenPruneError
+    from tokenprune.engine.attach.prune import Attached, Trace, UnprunedWarning, attach, prune
+    from tokenprune.engine.tower.prune import prune_vit
     from tokenprune.pruners.base import Pruner, ScorePruner, create_pruner, register_pruner
-    from tokenprune.pruning import Attached, Trace, UnprunedWarning, attach, prune
-    from tokenprune.timm_vit.prune import prune_vit
-    from tokenprune.types import ModelSpec, OperationPlan, Signal, TokenSelection, VisualTokens
 
 _HOMES = {
-    "Attached": "pruning",
-    "Budget": "budget",
+    "Attached": "engine.attach.prune",
+    "Budget": "core.budget",
     "ModelAdapter": "adapters.base",
-    "ModelSpec": "types",
-    "OperationPlan": "types",
+    "ModelSpec": "core.sizes",
+    "OperationPlan": "core.plan",
     "Pruner": "pruners.base",
     "ScorePruner": "pruners.base",
-    "Signal": "types",
-    "TokenPruneError": "errors",
-    "TokenSelection": "types",
-    "Trace": "pruning",
-    "UnprunedWarning": "pruning",
-    "VisualTokens": "types",
-    "attach": "pruning",
+    "Signal": "core.signals",
+    "TokenPruneError": "core.errors",
+    "TokenSelection": "core.selection",
+    "Trace": "engine.attach.prune",
+    "UnprunedWarning": "engine.attach.prune",
+    "VisualTokens": "core.tokens",
+    "attach": "engine.attach.prune",
     "create_pruner": "pruners.base",
     "load_embedded": "embedded.model",
-    "prune": "pruning",
-    "prune_vit": "timm_vit.prune",
-    "register_adapter": "adapters.known",
+    "prune": "engine.attach.prune",
+    "prune_vit": "engine.tower.prune",
+    "register_adapter": "adapters.registry",
     "register_pruner": "pruners.base",
 }
 

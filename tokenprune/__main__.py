@@ -1,5 +1,5 @@
 """``python -m tokenprune``, as ``torchrun -m`` and ``accelerate launch -m`` need it."""
 
-from tokenprune.cli import main
+from tokenprune.cli.main import main
 
 main()

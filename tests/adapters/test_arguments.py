@@ -5,7 +5,7 @@ import transformers
 from families import families
 
 from tokenprune.adapters.cache_argument import CACHE
-from tokenprune.adapters.hooks import _named
+from tokenprune.engine.decoder.hooks import _named
 
 FAMILIES = families()
 COMMON = {"attention_mask", "position_ids", CACHE}

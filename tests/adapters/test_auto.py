@@ -10,8 +10,8 @@ from tiny_vipllava import vipllava
 
 import tokenprune as tp
 from tokenprune.adapters.auto import AutoAdapter
-from tokenprune.adapters.known import adapter_for
-from tokenprune.errors import ModelError
+from tokenprune.adapters.registry import adapter_for
+from tokenprune.core.errors import ModelError
 
 TILED = ("idefics3", "internvl", "llava_next", "llava_onevision", "mistral3", "smolvlm")  # or of any size
 REFUSED = {
@@ -106,7 +106,7 @@ def test_a_model_without_the_conventions_is_refused():
 @pytest.fixture
 def nobody(monkeypatch):
     """No adapter knows any model."""
-    monkeypatch.setattr("tokenprune.adapters.known._served", dict)
+    monkeypatch.setattr("tokenprune.adapters.registry._served", dict)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PaliGemma's processor, of numpy

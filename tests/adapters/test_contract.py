@@ -14,11 +14,11 @@ from tiny_plans import depthwise, random_plan
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import cache_of
-from tokenprune.adapters.known import ADAPTERS, adapter_for
-from tokenprune.budget import Budget
-from tokenprune.errors import ModelError
-from tokenprune.trace import stage_traces
-from tokenprune.types import Sample
+from tokenprune.adapters.registry import ADAPTERS, adapter_for
+from tokenprune.core.budget import Budget
+from tokenprune.core.errors import ModelError
+from tokenprune.core.sample import Sample
+from tokenprune.engine.trace import stage_traces
 
 FAMILIES = families()
 SCOPES = [(name, scope) for name, family in FAMILIES.items() for scope in family.scopes]

@@ -12,10 +12,10 @@ import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.gemma3 import Gemma3Adapter
 from tokenprune.adapters.inputs import CHUNKS_WORK
-from tokenprune.adapters.known import adapter_for
-from tokenprune.errors import ModelError
-from tokenprune.metrics.flops import projector_flops, vision_flops
-from tokenprune.types import Signal
+from tokenprune.adapters.registry import adapter_for
+from tokenprune.core.errors import ModelError
+from tokenprune.core.signals import Signal
+from tokenprune.costs.flops import projector_flops, vision_flops
 
 ROWS = (1, 0, 2)
 WINDOW = 13  # of the prompts with two images even those that are pruned are longer

@@ -9,10 +9,10 @@ from transformers import SmolVLMConfig
 
 import tokenprune as tp
 from tokenprune.adapters.idefics3 import Idefics3Adapter
-from tokenprune.adapters.known import adapter_for
-from tokenprune.errors import ModelError
-from tokenprune.metrics.flops import projector_flops, vision_flops
-from tokenprune.types import Signal
+from tokenprune.adapters.registry import adapter_for
+from tokenprune.core.errors import ModelError
+from tokenprune.core.signals import Signal
+from tokenprune.costs.flops import projector_flops, vision_flops
 
 VISION = frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.KEYS, Signal.VISION_HIDDEN})
 SCOPES = ["tile", "image"]

@@ -7,10 +7,11 @@ from transformers import InternVLConfig, InternVLVisionConfig, Qwen2Config
 
 import tokenprune as tp
 from tokenprune.adapters.internvl import InternVLAdapter
-from tokenprune.adapters.known import adapter_for
-from tokenprune.errors import ModelError
-from tokenprune.model_card import load_card
-from tokenprune.types import Sample, Signal
+from tokenprune.adapters.registry import adapter_for
+from tokenprune.core.errors import ModelError
+from tokenprune.core.sample import Sample
+from tokenprune.core.signals import Signal
+from tokenprune.costs.model_card import load_card
 
 FAMILY = FAMILIES["internvl"]
 VISION = frozenset({Signal.CLS_ATTENTION, Signal.KEYS, Signal.VISION_HIDDEN})

@@ -4,10 +4,12 @@ from tiny import Project, ask, shared_llava, tiny_llava, tiny_processor, tiny_vi
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SiglipVisionConfig
 
 import tokenprune as tp
-from tokenprune.adapters.known import adapter_for
 from tokenprune.adapters.llava import LlavaAdapter
-from tokenprune.errors import ModelError
-from tokenprune.types import ModelSpec, Sample, Signal, TransformerSpec
+from tokenprune.adapters.registry import adapter_for
+from tokenprune.core.errors import ModelError
+from tokenprune.core.sample import Sample
+from tokenprune.core.signals import Signal
+from tokenprune.core.sizes import ModelSpec, TransformerSpec
 
 VISION = frozenset({Signal.CLS_ATTENTION, Signal.KEYS, Signal.VISION_HIDDEN})
 
@@ -189,8 +191,8 @@ def test_a_model_that_no_adapter_knows():
 
 
 def test_pruned_inputs_need_the_cache(llava):
-    from tokenprune.budget import Budget
-    from tokenprune.errors import BudgetError
+    from tokenprune.core.budget import Budget
+    from tokenprune.core.errors import BudgetError
 
     adapter, inputs = adapter_for(*llava), ask(llava[1], 1)
     pruned = adapter.prune_inputs(inputs, Project(), Budget(keep_tokens=5))
@@ -203,7 +205,7 @@ def test_pruned_inputs_need_the_cache(llava):
 
 
 def test_beam_search_leaves_pruned_inputs_as_they_are(llava):
-    from tokenprune.budget import Budget
+    from tokenprune.core.budget import Budget
 
     adapter, inputs = adapter_for(*llava), ask(llava[1], 1, 2)
     pruned = adapter.prune_inputs(inputs, Project(), Budget(keep_tokens=5))

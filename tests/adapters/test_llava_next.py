@@ -8,11 +8,12 @@ from tiny_llava_next import FAMILIES, tiny_llava_next, tiny_processor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig
 
 import tokenprune as tp
-from tokenprune.adapters.known import adapter_for
 from tokenprune.adapters.llava_next import LlavaNextAdapter
-from tokenprune.errors import ModelError
-from tokenprune.model_card import load_card
-from tokenprune.types import Sample, Signal
+from tokenprune.adapters.registry import adapter_for
+from tokenprune.core.errors import ModelError
+from tokenprune.core.sample import Sample
+from tokenprune.core.signals import Signal
+from tokenprune.costs.model_card import load_card
 
 VISION = frozenset({Signal.CLS_ATTENTION, Signal.KEYS, Signal.VISION_HIDDEN})
 FAMILY = FAMILIES["llava_next"]

@@ -6,11 +6,11 @@ from tiny_llava_next_video import FAMILIES, tiny_llava_next_video, tiny_processo
 from transformers import LlamaConfig, LlavaNextVideoConfig
 
 import tokenprune as tp
-from tokenprune.adapters.known import adapter_for
 from tokenprune.adapters.llava_next_video import LlavaNextVideoAdapter
-from tokenprune.errors import ModelError
-from tokenprune.model_card import load_card
-from tokenprune.types import Signal
+from tokenprune.adapters.registry import adapter_for
+from tokenprune.core.errors import ModelError
+from tokenprune.core.signals import Signal
+from tokenprune.costs.model_card import load_card
 
 FAMILY = FAMILIES["llava_next_video"]
 VISION = frozenset({Signal.CLS_ATTENTION, Signal.KEYS, Signal.VISION_HIDDEN})

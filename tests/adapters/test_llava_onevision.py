@@ -7,11 +7,12 @@ from tiny_siglip import shared_tower
 from transformers import LlavaOnevisionConfig, Qwen2Config
 
 import tokenprune as tp
-from tokenprune.adapters.known import adapter_for
 from tokenprune.adapters.llava_onevision import LlavaOnevisionAdapter
-from tokenprune.errors import ModelError
-from tokenprune.metrics.flops import vision_flops
-from tokenprune.types import ModelSpec, Signal, TransformerSpec
+from tokenprune.adapters.registry import adapter_for
+from tokenprune.core.errors import ModelError
+from tokenprune.core.signals import Signal
+from tokenprune.core.sizes import ModelSpec, TransformerSpec
+from tokenprune.costs.flops import vision_flops
 
 FAMILY, MIXED = FAMILIES["llava_onevision"], FAMILIES["llava_onevision_video"]
 VISION = frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.KEYS, Signal.VISION_HIDDEN})

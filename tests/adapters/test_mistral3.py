@@ -8,11 +8,11 @@ from tiny_plans import Planned, depthwise
 from transformers import CLIPVisionConfig, Mistral3Config
 
 import tokenprune as tp
-from tokenprune.adapters.known import adapter_for
 from tokenprune.adapters.mistral3 import Mistral3Adapter
-from tokenprune.errors import ModelError
-from tokenprune.metrics.flops import projector_flops, vision_flops
-from tokenprune.types import Signal
+from tokenprune.adapters.registry import adapter_for
+from tokenprune.core.errors import ModelError
+from tokenprune.core.signals import Signal
+from tokenprune.costs.flops import projector_flops, vision_flops
 
 ROWS = (1, 0, 2)
 FAMILY = FAMILIES["mistral3"]

@@ -10,13 +10,14 @@ from transformers import PaliGemmaConfig
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
-from tokenprune.adapters.known import adapter_for
 from tokenprune.adapters.paligemma import PaliGemmaAdapter
-from tokenprune.budget import Budget
-from tokenprune.divergence import Batch, Objective
-from tokenprune.errors import ModelError
-from tokenprune.metrics.flops import projector_flops, vision_flops
-from tokenprune.types import Sample, Signal
+from tokenprune.adapters.registry import adapter_for
+from tokenprune.core.budget import Budget
+from tokenprune.core.errors import ModelError
+from tokenprune.core.sample import Sample
+from tokenprune.core.signals import Signal
+from tokenprune.costs.flops import projector_flops, vision_flops
+from tokenprune.policies.divergence import Batch, Objective
 
 ROWS = (1, 0, 2)
 WINDOW = 13  # of the prompts with two images even those that are pruned are longer

@@ -14,14 +14,17 @@ from tiny_qwen_vl import tiny_qwen
 from transformers import Qwen3VLConfig
 
 import tokenprune as tp
-from tokenprune.adapters.inputs import fresh
-from tokenprune.adapters.known import adapter_for
-from tokenprune.adapters.pruned import prompt_tokens
 from tokenprune.adapters.qwen3_vl import Qwen3VLAdapter
-from tokenprune.adapters.replay import Replay
-from tokenprune.budget import Budget
-from tokenprune.errors import ModelError
-from tokenprune.types import PRE_LLM, Operations, Stage, TokenSelection, TransformerSpec
+from tokenprune.adapters.registry import adapter_for
+from tokenprune.core.budget import Budget
+from tokenprune.core.errors import ModelError
+from tokenprune.core.plan import Operations
+from tokenprune.core.selection import TokenSelection
+from tokenprune.core.sizes import TransformerSpec
+from tokenprune.core.stages import PRE_LLM, Stage
+from tokenprune.engine.decoder.replay import Replay
+from tokenprune.engine.prompt.pruned import prompt_tokens
+from tokenprune.engine.prompt.shorten import fresh
 
 FAMILY = FAMILIES["qwen3_vl"]
 

@@ -17,13 +17,15 @@ from transformers import Qwen2_5_VLConfig, Qwen2VLConfig
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
-from tokenprune.adapters.known import adapter_class, adapter_for
 from tokenprune.adapters.mrope import close_gaps
 from tokenprune.adapters.qwen_vl import QwenVLAdapter
-from tokenprune.errors import ModelError
-from tokenprune.metrics.flops import projector_flops, vision_flops
-from tokenprune.model_card import load_card
-from tokenprune.types import Sample, Signal, TransformerSpec
+from tokenprune.adapters.registry import adapter_class, adapter_for
+from tokenprune.core.errors import ModelError
+from tokenprune.core.sample import Sample
+from tokenprune.core.signals import Signal
+from tokenprune.core.sizes import TransformerSpec
+from tokenprune.costs.flops import projector_flops, vision_flops
+from tokenprune.costs.model_card import load_card
 
 FAMILIES = families("qwen_vl") | families("qwen3_vl")
 TOWER = frozenset({Signal.KEYS, Signal.VISION_HIDDEN})

@@ -3,9 +3,9 @@ import torch
 from torch.nn.functional import cosine_similarity, normalize
 
 from tokenprune.conditioning.base import CONDITIONINGS
-from tokenprune.errors import SelectionError
+from tokenprune.core.errors import SelectionError
+from tokenprune.core.tokens import VisualTokens
 from tokenprune.pruners.base import create_pruner
-from tokenprune.types import VisualTokens
 
 G = torch.Generator().manual_seed(0)
 FEATURES, EMBEDS, TEXTS = (

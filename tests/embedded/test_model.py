@@ -45,7 +45,7 @@ def test_recorded_accuracy_meets_the_bar_and_falls_without_the_evidence():
 
 
 def test_it_answers_as_well_here_and_now():
-    from tokenprune.adapters.known import adapter_for
+    from tokenprune.adapters.registry import adapter_for
 
     task = Scenes(split="test", num_samples=120, seed=7)
     adapter, samples = adapter_for(*load_embedded()), task.samples()

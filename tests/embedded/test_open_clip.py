@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tokenprune.adapters.known import adapter_for
-from tokenprune.budget import Budget
+from tokenprune.adapters.registry import adapter_for
+from tokenprune.core.budget import Budget
 from tokenprune.embedded.model import WEIGHTS, load_embedded
 from tokenprune.embedded.open_clip import write
 from tokenprune.pruners.base import create_pruner

@@ -2,9 +2,9 @@ import pytest
 import torch
 from golden_data import load
 
+from tokenprune.costs.memory import peak_bytes
 from tokenprune.functional import cluster
 from tokenprune.functional.cluster import cluster_means, dpc_knn
-from tokenprune.metrics.memory import peak_bytes
 
 
 def literal(x, clusters, noise=None):

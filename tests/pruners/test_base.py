@@ -4,11 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenprune.budget import Budget
-from tokenprune.errors import BudgetError
-from tokenprune.metrics.flops import llm_prefill_flops
+from tokenprune.core.budget import Budget
+from tokenprune.core.errors import BudgetError
+from tokenprune.core.plan import OperationPlan
+from tokenprune.core.sizes import ModelSpec, TransformerSpec
+from tokenprune.costs.flops import llm_prefill_flops
 from tokenprune.pruners.base import create_pruner
-from tokenprune.types import ModelSpec, OperationPlan, TransformerSpec
 
 SPEC = ModelSpec(TransformerSpec(8, 64, 160, 4, 2, 16, 3), vocabulary=50, visual_tokens=60)
 TOTAL = 60

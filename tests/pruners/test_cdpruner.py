@@ -3,7 +3,7 @@ import torch
 from golden_data import cases, load, orders
 
 from tokenprune import VisualTokens, create_pruner
-from tokenprune.errors import ConfigError, SelectionError
+from tokenprune.core.errors import ConfigError, SelectionError
 
 QUIRK = "cdpruner_quirk_rank_deficient"
 SAME_SIGNALS = [

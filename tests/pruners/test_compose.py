@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from tokenprune import Budget, VisualTokens, create_pruner
-from tokenprune.errors import BudgetError, ConfigError, RegistryError
+from tokenprune.core.errors import BudgetError, ConfigError, RegistryError
+from tokenprune.core.plan import Operation
+from tokenprune.core.registry import Entry
+from tokenprune.core.signals import Signal
+from tokenprune.core.sizes import ModelSpec, TransformerSpec
+from tokenprune.core.stages import PRE_LLM, Stage
 from tokenprune.pruners.base import PRUNERS, ScorePruner
 from tokenprune.pruners.compose import Compose
-from tokenprune.registry import Entry
-from tokenprune.types import PRE_LLM, ModelSpec, Operation, Signal, Stage, TransformerSpec
 
 SPEC = ModelSpec(TransformerSpec(32, 8, 16, 2, 2, 4, 3), vocabulary=10, visual_tokens=576)
 SHALLOW = dataclasses.replace(SPEC, llm=dataclasses.replace(SPEC.llm, layers=4))

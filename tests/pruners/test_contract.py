@@ -5,7 +5,7 @@ import torch
 from tokens import D, N, make
 
 from tokenprune import Signal, VisualTokens, create_pruner
-from tokenprune.errors import BudgetError, SelectionError
+from tokenprune.core.errors import BudgetError, SelectionError
 from tokenprune.pruners.base import PRUNERS
 
 GRID_ONLY = {"pooling", "resize"}  # refuse rows that are no grid

@@ -3,8 +3,9 @@ import torch
 from golden_data import load
 
 from tokenprune import Budget, VisualTokens, create_pruner
-from tokenprune.errors import BudgetError, ConfigError
-from tokenprune.types import ModelSpec, Stage, TransformerSpec
+from tokenprune.core.errors import BudgetError, ConfigError
+from tokenprune.core.sizes import ModelSpec, TransformerSpec
+from tokenprune.core.stages import Stage
 
 VICUNA_7B = TransformerSpec(layers=32, width=4096, mlp_width=11008, heads=32, kv_heads=32, head_dim=128, mlp_matrices=3)
 SPEC = ModelSpec(VICUNA_7B, vocabulary=32064, visual_tokens=576)

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 import tokenprune as tp
-from tokenprune.errors import ConfigError, SelectionError
-from tokenprune.types import Signal
+from tokenprune.core.errors import ConfigError, SelectionError
+from tokenprune.core.signals import Signal
 
 NAMES = [("divprune", {}), ("cdpruner", {"conditioning": "none"})]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tokenprune import VisualTokens, create_pruner
-from tokenprune.errors import ConfigError
+from tokenprune.core.errors import ConfigError
 from tokenprune.functional.loops import LOOPS
 
 PRUNERS = [("cdpruner", {"conditioning": "none"}), ("divprune", {})]

@@ -4,9 +4,9 @@ from families import families
 from torch.nn.functional import adaptive_avg_pool2d
 
 from tokenprune import VisualTokens, create_pruner
-from tokenprune.adapters.known import adapter_for
-from tokenprune.budget import Budget
-from tokenprune.errors import SelectionError
+from tokenprune.adapters.registry import adapter_for
+from tokenprune.core.budget import Budget
+from tokenprune.core.errors import SelectionError
 
 X = torch.randn(2, 144, 5, generator=torch.Generator().manual_seed(0))
 

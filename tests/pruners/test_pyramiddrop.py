@@ -6,8 +6,8 @@ import torch
 from golden_data import load
 
 from tokenprune import Budget, VisualTokens, create_pruner
-from tokenprune.errors import BudgetError, ConfigError
-from tokenprune.types import ModelSpec, TransformerSpec
+from tokenprune.core.errors import BudgetError, ConfigError
+from tokenprune.core.sizes import ModelSpec, TransformerSpec
 
 SPEC = ModelSpec(TransformerSpec(32, 8, 16, 2, 2, 4, 3), vocabulary=10, visual_tokens=576)
 PYRAMIDDROP = create_pruner("pyramiddrop")

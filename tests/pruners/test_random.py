@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from tokenprune import VisualTokens, create_pruner
-from tokenprune.errors import ConfigError
-from tokenprune.types import PRE_LLM, ModelSpec, Stage, TransformerSpec
+from tokenprune.core.errors import ConfigError
+from tokenprune.core.sizes import ModelSpec, TransformerSpec
+from tokenprune.core.stages import PRE_LLM, Stage
 
 FEATURES = torch.randn(3, 50, 4, generator=torch.Generator().manual_seed(0))
 

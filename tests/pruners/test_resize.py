@@ -5,14 +5,14 @@ from tiny import ask, shared_llava
 from torch.nn.functional import interpolate
 
 from tokenprune import VisualTokens, create_pruner
-from tokenprune.adapters.known import adapter_for
-from tokenprune.adapters.resized import Resized
-from tokenprune.adapters.signals import check_steps
-from tokenprune.budget import Budget
+from tokenprune.adapters.checks import check_steps
+from tokenprune.adapters.registry import adapter_for
+from tokenprune.core.budget import Budget
+from tokenprune.core.errors import ModelError, SelectionError
+from tokenprune.core.sample import Sample
 from tokenprune.embedded.model import load_embedded
-from tokenprune.errors import ModelError, SelectionError
+from tokenprune.engine.prompt.resized import Resized
 from tokenprune.tasks.scenes import Scenes
-from tokenprune.types import Sample
 
 
 def test_the_tokens_are_those_of_the_tower_on_a_smaller_picture():

@@ -5,12 +5,12 @@ import pytest
 from PIL import Image
 from report_runs import leave, random, rbf, record, usual
 
-from tokenprune.errors import DataError
+from tokenprune.core.errors import DataError
 from tokenprune.report.contrast import difference, overlap, two
 from tokenprune.report.difference import difference_patches
 from tokenprune.report.document import Picture, Table
 from tokenprune.report.pictures import Place, lines_of
-from tokenprune.rows import sections_of
+from tokenprune.report.rows import sections_of
 
 
 def section_of(records):

@@ -4,7 +4,7 @@ from report_runs import TASK, random, rbf, record
 
 from tokenprune.report.document import Table
 from tokenprune.report.hard import hard
-from tokenprune.rows import sections_of
+from tokenprune.report.rows import sections_of
 
 COARSE = TASK | {"image_scale": 0.5}
 FINE = TASK | {"image_scale": 1.0}

@@ -5,7 +5,7 @@ from PIL import Image
 from report_runs import record, usual
 
 from tokenprune.report.heatmap import draw, grids
-from tokenprune.rows import rows_of
+from tokenprune.report.rows import rows_of
 
 
 def cell(kernel, theta, accuracy, kept=48, **options):

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 from report_runs import leave, rbf, record, usual
 
-from tokenprune.comparison import Choice, outcomes
-from tokenprune.metrics.significance import compare_seeds, holm
+from tokenprune.report.comparison import Choice, outcomes
 from tokenprune.report.document import Paragraph, Table
 from tokenprune.report.pairs import MANY, chosen, section_pairs
-from tokenprune.rows import sections_of
+from tokenprune.report.rows import sections_of
+from tokenprune.report.significance import compare_seeds, holm
 
 
 def sectioned(folder):

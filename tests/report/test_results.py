@@ -5,10 +5,10 @@ import dataclasses
 from report_runs import random, rbf, record, usual
 from rich.console import Console
 
-from tokenprune.comparison import Choice
+from tokenprune.report.comparison import Choice
 from tokenprune.report.document import Table
 from tokenprune.report.results import console_table, kinds, notes, results, retention
-from tokenprune.rows import sections_of
+from tokenprune.report.rows import sections_of
 
 
 def text_of(records, width=80):

@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from tokenprune.config import Part
-from tokenprune.errors import BudgetError, ConfigError
+from tokenprune.core.errors import BudgetError, ConfigError
 from tokenprune.study.config import load_study_config
+from tokenprune.sweeps.config import Part
 
 YAML = """
 validation: {name: scenes, split: validation, num_samples: 12}

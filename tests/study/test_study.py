@@ -11,18 +11,18 @@ from PIL import Image
 from tiny import save_llava
 
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.budget import Budget
-from tokenprune.build import build_base
-from tokenprune.config import ModelConfig, Part
-from tokenprune.divergence import Batch, Objective
-from tokenprune.errors import ConfigError, DataError, ModelError
+from tokenprune.core.budget import Budget
+from tokenprune.core.errors import ConfigError, DataError, ModelError
+from tokenprune.policies.divergence import Batch, Objective
 from tokenprune.pruners.dop import DOP
-from tokenprune.search.depths import Depths
+from tokenprune.pruners.dop.depths import Depths
 from tokenprune.study import measurements
 from tokenprune.study.config import GridConfig, StudyConfig
 from tokenprune.study.entered import Entered
 from tokenprune.study.results import load, save
 from tokenprune.study.run import shapes, study
+from tokenprune.sweeps.build import build_base
+from tokenprune.sweeps.config import ModelConfig, Part
 from tokenprune.tasks.scenes import Scenes
 
 QUESTIONS = {"validation": Scenes(split="validation", num_samples=5), "test": Scenes(split="test", num_samples=5)}
@@ -209,13 +209,13 @@ def test_other_code_is_measured_anew(done, encoded, monkeypatch):
     ],
 )
 def test_what_cannot_be_studied_is_refused_before_weights_load(model, monkeypatch, tmp_path, changes, message):
-    monkeypatch.setattr("tokenprune.adapters.load.Checkpoint.load", lambda self: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("tokenprune.adapters.loading.Checkpoint.load", lambda self: pytest.fail("weights were loaded"))
     with pytest.raises(ConfigError, match=message):
         study(dataclasses.replace(CONFIG, model=model, output=str(tmp_path), **changes))
 
 
 def test_questions_that_the_model_cannot_be_asked_are_refused_before_weights_load(model, monkeypatch, tmp_path):
-    monkeypatch.setattr("tokenprune.adapters.load.Checkpoint.load", lambda self: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("tokenprune.adapters.loading.Checkpoint.load", lambda self: pytest.fail("weights were loaded"))
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     row = {"image": "a.png", "question": "is <image> a star ?", "answer": "no"}
     (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from study_rows import HEADER, MLP, additive, rows
 
-from tokenprune.errors import DataError
+from tokenprune.core.errors import DataError
 from tokenprune.study_report.additivity import BEST, choices, curves, estimates, section
 from tokenprune.study_report.grid import Grid
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from study_rows import ATTENTION, HEADER, MLP, TOKENS, rows, sizes
 
-from tokenprune.errors import DataError
+from tokenprune.core.errors import DataError
 from tokenprune.study_report.grid import Grid
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from study_rows import HEADER, rows
 
-from tokenprune.errors import DataError
+from tokenprune.core.errors import DataError
 from tokenprune.study.results import save
 from tokenprune.study_report import objective
 from tokenprune.study_report.report import write
 
-EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SHOWN = ("dop_additivity", "dop_free_subsets", "dop_objective", "dop_transfer")
 
 
@@ -38,7 +38,7 @@ def test_a_study_of_one_base_without_paths(tmp_path, monkeypatch):
     save(tmp_path / "results.jsonl", HEADER, rows(), {}, ())
     text = write(tmp_path / "results.jsonl", tmp_path).read_text()
     assert "18 policies, 20 validation and 30 test questions" in text
-    assert "## Depth-wise against free" not in text
+    assert "tokenprune/ Depth-wise against free" not in text
     assert "base to base" not in text
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokenprune.errors import DataError
+from tokenprune.core.errors import DataError
 from tokenprune.tasks import images
 from tokenprune.tasks.images import load_image
 

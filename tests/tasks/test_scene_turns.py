@@ -3,14 +3,14 @@ import torch
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
-from tokenprune.adapters.known import adapter_for
-from tokenprune.budget import Budget
+from tokenprune.adapters.registry import adapter_for
+from tokenprune.core.budget import Budget
+from tokenprune.core.errors import ModelError
+from tokenprune.core.sample import Sample
 from tokenprune.embedded.model import load_embedded
-from tokenprune.errors import ModelError
 from tokenprune.pruners.base import create_pruner
 from tokenprune.tasks.scene_turns import SceneTurns
 from tokenprune.tasks.scenes import Scenes
-from tokenprune.types import Sample
 
 
 def test_the_second_questions_are_those_of_scenes():

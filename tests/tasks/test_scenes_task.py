@@ -3,8 +3,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from tokenprune.core.errors import ConfigError
 from tokenprune.embedded.questions import QUESTION_TYPES
-from tokenprune.errors import ConfigError
 from tokenprune.tasks.scenes import Scenes
 
 

@@ -19,14 +19,17 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.encoded import Encoded
 from tokenprune.adapters.inputs import PIXELS, real_tokens
-from tokenprune.adapters.layout import Choice, Item, Unit
-from tokenprune.adapters.pruned import Left, shortened_prompt
-from tokenprune.adapters.signals import PROMPT
-from tokenprune.adapters.spec import decoder_spec
-from tokenprune.errors import ModelError
-from tokenprune.types import ModelSpec, Sample, Signal, TokenSelection
+from tokenprune.core.errors import ModelError
+from tokenprune.core.sample import Sample
+from tokenprune.core.selection import TokenSelection
+from tokenprune.core.signals import PROMPT, Signal
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.engine.prompt.encoded import Encoded
+from tokenprune.engine.prompt.layout import Choice
+from tokenprune.engine.prompt.pruned import Left, shortened_prompt
+from tokenprune.towers.items import Item, Unit
+from tokenprune.towers.sizes import decoder_spec
 
 SIDE = 448  # pixels of the toy picture; what a processor makes of it is the nominal size of an image
 TOLERANCE = 1e-2  # of the largest logit: half precision sums in another order

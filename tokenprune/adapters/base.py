@@ -16,19 +16,26 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tokenprune.adapters import inputs as prompts
-from tokenprune.adapters import nominal, run
-from tokenprune.adapters.encoded import Encoded, encode
-from tokenprune.adapters.inputs import PIXELS, Prepared, PrunedInputs
-from tokenprune.adapters.layout import Grid, Item, Unit
-from tokenprune.adapters.pictures import Pictures
-from tokenprune.adapters.placement import device_of
-from tokenprune.adapters.pruned import prune_inputs
-from tokenprune.adapters.question import formats_of, last_question, write_prompts
-from tokenprune.adapters.signals import check_steps, check_tower, make_signals, rows_of
-from tokenprune.adapters.text_tower import TextTower, load_text_tower
-from tokenprune.budget import Budget
-from tokenprune.errors import BudgetExceedsError, ModelError, hint
-from tokenprune.types import ModelSpec, Sample, Selector, Signal, Step, VisualTokens
+from tokenprune.adapters.checks import check_steps, check_tower
+from tokenprune.adapters.inputs import PIXELS, Prepared
+from tokenprune.core.budget import Budget
+from tokenprune.core.errors import BudgetExceedsError, ModelError, hint
+from tokenprune.core.placement import device_of
+from tokenprune.core.sample import Sample
+from tokenprune.core.signals import Signal
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.core.steps import Selector, Step
+from tokenprune.core.tokens import VisualTokens
+from tokenprune.engine.prompt import run
+from tokenprune.engine.prompt.encoded import Encoded, encode
+from tokenprune.engine.prompt.pruned import prune_inputs
+from tokenprune.engine.prompt.question import formats_of, last_question, write_prompts
+from tokenprune.engine.prompt.shorten import PrunedInputs
+from tokenprune.engine.prompt.signals import make_signals, rows_of
+from tokenprune.towers import nominal
+from tokenprune.towers.items import Grid, Item, Unit
+from tokenprune.towers.pictures import Pictures
+from tokenprune.towers.text.base import TextTower, load_text_tower
 
 
 class ModelAdapter(ABC):

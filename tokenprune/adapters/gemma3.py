@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from tokenprune.adapters import nominal
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import CHUNKS_WORK, check_pixels
-from tokenprune.adapters.known import register_adapter
-from tokenprune.adapters.layout import Grid
-from tokenprune.adapters.patches import last_layer, pool
-from tokenprune.adapters.signals import PAIRED, PROMPT, VISION
-from tokenprune.adapters.spec import decoder_spec, has_head, vision_spec
-from tokenprune.errors import ModelError
-from tokenprune.types import ModelSpec, Signal
+from tokenprune.adapters.registry import register_adapter
+from tokenprune.core.errors import ModelError
+from tokenprune.core.signals import PAIRED, PROMPT, VISION, Signal
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.towers import nominal
+from tokenprune.towers.items import Grid
+from tokenprune.towers.patches import last_layer, pool
+from tokenprune.towers.sizes import decoder_spec, has_head, vision_spec
 
 
 @register_adapter("gemma3", paper="https://arxiv.org/abs/2503.19786")

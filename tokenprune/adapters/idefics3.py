@@ -17,18 +17,17 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from tokenprune.adapters import nominal
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.inputs import check_pixels
-from tokenprune.adapters.known import register_adapter
-from tokenprune.adapters.layout import Grid, Item, Unit
-from tokenprune.adapters.patches import last_layer, pool
-from tokenprune.adapters.pictures import Pictures
-from tokenprune.adapters.signals import PAIRED, PROMPT, VISION
-from tokenprune.adapters.spec import decoder_spec, vision_spec
-from tokenprune.adapters.turns import no_new_images
-from tokenprune.errors import ModelError
-from tokenprune.types import ModelSpec, Signal
+from tokenprune.adapters.inputs import check_pixels, no_new_images
+from tokenprune.adapters.registry import register_adapter
+from tokenprune.core.errors import ModelError
+from tokenprune.core.signals import PAIRED, PROMPT, VISION, Signal
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.towers import nominal
+from tokenprune.towers.items import Grid, Item, Unit
+from tokenprune.towers.patches import last_layer, pool
+from tokenprune.towers.pictures import Pictures
+from tokenprune.towers.sizes import decoder_spec, vision_spec
 
 TILES = 4 * 4 + 1  # of a square image, as the published processors cut it, and the whole
 

@@ -18,18 +18,16 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.clip_vision import attention_layer
-from tokenprune.adapters.encoded import OF_A_LAYER
-from tokenprune.adapters.inputs import check_pixels
-from tokenprune.adapters.known import register_adapter
-from tokenprune.adapters.layout import Item, Unit
-from tokenprune.adapters.pictures import Pictures
-from tokenprune.adapters.signals import PROMPT, VISION
-from tokenprune.adapters.spec import decoder_spec, vision_spec
-from tokenprune.adapters.turns import no_new_images
-from tokenprune.adapters.vision_attention import attention_to
-from tokenprune.errors import ModelError
-from tokenprune.types import ModelSpec, Signal
+from tokenprune.adapters.inputs import check_pixels, no_new_images
+from tokenprune.adapters.registry import register_adapter
+from tokenprune.core.errors import ModelError
+from tokenprune.core.signals import OF_A_LAYER, PROMPT, VISION, Signal
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.towers.attention import attention_to
+from tokenprune.towers.clip import attention_layer
+from tokenprune.towers.items import Item, Unit
+from tokenprune.towers.pictures import Pictures
+from tokenprune.towers.sizes import decoder_spec, vision_spec
 
 TILES = 12  # the most that the processor makes of an image, without the one of the whole
 

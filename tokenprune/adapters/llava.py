@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.clip_vision import llava_spec, tower_signals
 from tokenprune.adapters.inputs import check_pixels
-from tokenprune.adapters.known import register_adapter
-from tokenprune.adapters.signals import PAIRED, PROMPT, VISION
-from tokenprune.types import ModelSpec, Signal
+from tokenprune.adapters.registry import register_adapter
+from tokenprune.core.signals import PAIRED, PROMPT, VISION, Signal
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.towers.clip import llava_spec, tower_signals
 
 
 @register_adapter("llava", paper="https://arxiv.org/abs/2310.03744")

@@ -17,18 +17,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tokenprune.adapters import anyres
-from tokenprune.adapters.anyres import NEWLINE, check_tiles, image_items, pack, tile_counts, token_tiles
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.clip_vision import llava_spec, tower_signals
-from tokenprune.adapters.inputs import Prepared
-from tokenprune.adapters.known import register_adapter
-from tokenprune.adapters.layout import Item, Unit
-from tokenprune.adapters.question import write_prompts
-from tokenprune.adapters.signals import PAIRED, PROMPT, VISION
-from tokenprune.adapters.turns import no_new_images
-from tokenprune.errors import ModelError
-from tokenprune.types import ModelSpec, Sample, Signal
+from tokenprune.adapters.inputs import Prepared, no_new_images
+from tokenprune.adapters.registry import register_adapter
+from tokenprune.core.errors import ModelError
+from tokenprune.core.sample import Sample
+from tokenprune.core.signals import PAIRED, PROMPT, VISION, Signal
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.engine.prompt.question import write_prompts
+from tokenprune.towers import anyres
+from tokenprune.towers.anyres import NEWLINE, check_tiles, image_items, pack, tile_counts, token_tiles
+from tokenprune.towers.clip import llava_spec, tower_signals
+from tokenprune.towers.items import Item, Unit
 
 PAPERS = 5  # tiles: the whole image and 2 x 2
 

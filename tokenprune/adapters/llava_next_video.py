@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenprune.adapters.frames import video_items
 from tokenprune.adapters.inputs import check_pixels
-from tokenprune.adapters.known import register_adapter
-from tokenprune.adapters.layout import Item
 from tokenprune.adapters.llava_next import LlavaNextAdapter
-from tokenprune.adapters.patches import pool
+from tokenprune.adapters.registry import register_adapter
+from tokenprune.towers.frames import video_items
+from tokenprune.towers.items import Item
+from tokenprune.towers.patches import pool
 
 
 @register_adapter("llava_next_video", paper="https://llava-vl.github.io/blog/2024-04-30-llava-next-video/")

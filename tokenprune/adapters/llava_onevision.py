@@ -16,17 +16,16 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from tokenprune.adapters import anyres
-from tokenprune.adapters.anyres import check_tiles, image_items, pack
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.clip_vision import llava_spec, tower_signals
-from tokenprune.adapters.frames import video_items
-from tokenprune.adapters.inputs import check_pixels
-from tokenprune.adapters.known import register_adapter
-from tokenprune.adapters.layout import Item
-from tokenprune.adapters.signals import PAIRED, PROMPT, VISION
-from tokenprune.adapters.turns import no_new_images
-from tokenprune.types import ModelSpec, Signal
+from tokenprune.adapters.inputs import check_pixels, no_new_images
+from tokenprune.adapters.registry import register_adapter
+from tokenprune.core.signals import PAIRED, PROMPT, VISION, Signal
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.towers import anyres
+from tokenprune.towers.anyres import check_tiles, image_items, pack
+from tokenprune.towers.clip import llava_spec, tower_signals
+from tokenprune.towers.frames import video_items
+from tokenprune.towers.items import Item
 
 
 @register_adapter("llava_onevision", paper="https://arxiv.org/abs/2408.03326")

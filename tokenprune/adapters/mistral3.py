@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 from transformers.models.pixtral.modeling_pixtral import apply_rotary_pos_emb
 
-from tokenprune.adapters import nominal
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.clip_vision import attention_layer
-from tokenprune.adapters.known import register_adapter
-from tokenprune.adapters.layout import Grid, Item, Unit
-from tokenprune.adapters.patches import pool
-from tokenprune.adapters.pictures import Pictures
-from tokenprune.adapters.signals import PROMPT, VISION
-from tokenprune.adapters.spec import decoder_spec, vision_spec
-from tokenprune.adapters.turns import no_new_images
-from tokenprune.adapters.vision_attention import received_in_pictures
-from tokenprune.errors import ModelError
-from tokenprune.types import ModelSpec, Signal
+from tokenprune.adapters.inputs import no_new_images
+from tokenprune.adapters.registry import register_adapter
+from tokenprune.core.errors import ModelError
+from tokenprune.core.signals import PROMPT, VISION, Signal
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.towers import nominal
+from tokenprune.towers.attention import received_in_pictures
+from tokenprune.towers.clip import attention_layer
+from tokenprune.towers.items import Grid, Item, Unit
+from tokenprune.towers.patches import pool
+from tokenprune.towers.pictures import Pictures
+from tokenprune.towers.sizes import decoder_spec, vision_spec
 
 
 @register_adapter("mistral3", paper="https://arxiv.org/abs/2410.07073")

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from tokenprune.adapters.inputs import real_tokens, text_positions
-from tokenprune.errors import ModelError
-from tokenprune.types import Step
+from tokenprune.core.errors import ModelError
+from tokenprune.core.steps import Step
 
 
 def mrope_positions(model: Any, inputs: Mapping[str, Any]) -> Tensor:

@@ -18,14 +18,16 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.inputs import Prepared, PrunedInputs, check_pixels, unpack
-from tokenprune.adapters.known import register_adapter
-from tokenprune.adapters.layout import Grid
-from tokenprune.adapters.patches import last_layer
-from tokenprune.adapters.signals import PAIRED, PROMPT, VISION
-from tokenprune.adapters.spec import decoder_spec, has_head, vision_spec
-from tokenprune.errors import ModelError
-from tokenprune.types import ModelSpec, Sample, Signal
+from tokenprune.adapters.inputs import Prepared, check_pixels
+from tokenprune.adapters.registry import register_adapter
+from tokenprune.core.errors import ModelError
+from tokenprune.core.sample import Sample
+from tokenprune.core.signals import PAIRED, PROMPT, VISION, Signal
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.engine.prompt.shorten import PrunedInputs, unpack
+from tokenprune.towers.items import Grid
+from tokenprune.towers.patches import last_layer
+from tokenprune.towers.sizes import decoder_spec, has_head, vision_spec
 
 
 @register_adapter("paligemma", paper="https://arxiv.org/abs/2407.07726")

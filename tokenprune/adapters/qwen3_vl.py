@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
-from tokenprune.adapters.known import register_adapter
 from tokenprune.adapters.qwen_vl import QwenVLAdapter, qwen_spec
-from tokenprune.errors import ModelError
-from tokenprune.types import ModelSpec
+from tokenprune.adapters.registry import register_adapter
+from tokenprune.core.errors import ModelError
+from tokenprune.core.sizes import ModelSpec
 
 
 @register_adapter("qwen3_vl", paper="https://arxiv.org/abs/2511.21631")

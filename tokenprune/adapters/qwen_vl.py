@@ -18,19 +18,19 @@ from torch import Tensor
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-from tokenprune.adapters import nominal
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.inputs import PIXELS, real_tokens
-from tokenprune.adapters.known import register_adapter
-from tokenprune.adapters.layout import Item, Unit
+from tokenprune.adapters.inputs import PIXELS, no_new_images, real_tokens
 from tokenprune.adapters.mrope import all_axes, check_axes, close_gaps, mrope_positions
-from tokenprune.adapters.pictures import Pictures, over_time, unpack
-from tokenprune.adapters.signals import PROMPT, VISION
-from tokenprune.adapters.spec import decoder_spec
-from tokenprune.adapters.turns import no_new_images
-from tokenprune.adapters.vision_attention import received_in_pictures
-from tokenprune.errors import ModelError
-from tokenprune.types import ModelSpec, Signal, Step, TransformerSpec
+from tokenprune.adapters.registry import register_adapter
+from tokenprune.core.errors import ModelError
+from tokenprune.core.signals import PROMPT, VISION, Signal
+from tokenprune.core.sizes import ModelSpec, TransformerSpec
+from tokenprune.core.steps import Step
+from tokenprune.towers import nominal
+from tokenprune.towers.attention import received_in_pictures
+from tokenprune.towers.items import Item, Unit
+from tokenprune.towers.pictures import Pictures, over_time, unpack
+from tokenprune.towers.sizes import decoder_spec
 
 SIDE = 36  # visual tokens: height and width of the image that a ModelSpec is of; CDPruner's experiments fix it so
 

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.known import adapter_class
-from tokenprune.adapters.load import Checkpoint, running
-from tokenprune.adapters.nominal import MARKER
-from tokenprune.errors import ConfigError, ModelError
+from tokenprune.adapters.loading import Checkpoint, running
+from tokenprune.adapters.registry import adapter_class
+from tokenprune.core.errors import ConfigError, ModelError
+from tokenprune.towers.nominal import MARKER
 
 QUESTION = 8  # tokens of any
 

@@ -7,11 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenprune.budget import Budget
-from tokenprune.config import ModelConfig, Part, load_mapping, parse_budgets, parse_model, parse_pruner, parse_pruners
-from tokenprune.errors import ConfigError
-from tokenprune.options import construct
-from tokenprune.written import written
+from tokenprune.core.budget import Budget
+from tokenprune.core.errors import ConfigError
+from tokenprune.core.options import construct
+from tokenprune.core.to_yaml import written
+from tokenprune.sweeps.config import (
+    ModelConfig,
+    Part,
+    load_mapping,
+    parse_budgets,
+    parse_model,
+    parse_pruner,
+    parse_pruners,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

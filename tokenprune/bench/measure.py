@@ -17,17 +17,17 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.load import Checkpoint, config_of
+from tokenprune.adapters.loading import Checkpoint, config_of
 from tokenprune.adapters.untrained import untrained
 from tokenprune.bench.config import BenchConfig, CardConfig
 from tokenprune.bench.turn import Prompts, Size, Turn, size, turn
-from tokenprune.build import Cell, build_checkpoint, build_task, cells_of
-from tokenprune.config import RunConfig
-from tokenprune.errors import ConfigError
-from tokenprune.metrics.memory import ran_out
-from tokenprune.model_card import load_card
-from tokenprune.provenance import device_name, git_state, processor, versions
-from tokenprune.types import Sample
+from tokenprune.core.errors import ConfigError
+from tokenprune.core.sample import Sample
+from tokenprune.costs.memory import ran_out
+from tokenprune.costs.model_card import load_card
+from tokenprune.sweeps.build import Cell, build_checkpoint, build_task, cells_of
+from tokenprune.sweeps.config import RunConfig
+from tokenprune.sweeps.provenance import device_name, git_state, processor, versions
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ import torch
 
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.cache_argument import cache_of
-from tokenprune.adapters.inputs import PrunedInputs
-from tokenprune.adapters.stopwatch import now
-from tokenprune.adapters.token_clock import TokenClock
-from tokenprune.build import Cell
-from tokenprune.metrics.flops import llm_prefill_flops
-from tokenprune.metrics.memory import kv_cache_bytes_by_layer, peak_bytes
-from tokenprune.trace import stage_traces
-from tokenprune.types import Sample
+from tokenprune.core.sample import Sample
+from tokenprune.costs.flops import llm_prefill_flops
+from tokenprune.costs.memory import kv_cache_bytes_by_layer, peak_bytes
+from tokenprune.engine.prompt.shorten import PrunedInputs
+from tokenprune.engine.stopwatch import now
+from tokenprune.engine.token_clock import TokenClock
+from tokenprune.engine.trace import stage_traces
+from tokenprune.sweeps.build import Cell
 
 
 @dataclass(frozen=True, eq=False)

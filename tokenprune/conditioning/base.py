@@ -8,10 +8,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from tokenprune.errors import SelectionError
+from tokenprune.core.errors import SelectionError
+from tokenprune.core.registry import Registry
+from tokenprune.core.signals import Signal
+from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.vectors import widen
-from tokenprune.registry import Registry
-from tokenprune.types import Signal, VisualTokens
 
 Scope = Literal["row", "batch"]
 TextTower = Literal["clip", "open_clip"]

@@ -15,8 +15,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from tokenprune.conditioning.base import CONDITIONINGS, Conditioning, Scope, TextTower, per_token, text_vectors
+from tokenprune.core.signals import Signal
+from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.vectors import mean_cosine
-from tokenprune.types import Signal, VisualTokens
 
 
 @CONDITIONINGS.register("clip_text", paper="https://arxiv.org/abs/2506.10967")

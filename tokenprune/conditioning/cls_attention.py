@@ -13,7 +13,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from tokenprune.conditioning.base import CONDITIONINGS, Conditioning, Scope, over_heads
-from tokenprune.types import Signal, VisualTokens
+from tokenprune.core.signals import Signal
+from tokenprune.core.tokens import VisualTokens
 
 
 @CONDITIONINGS.register("cls_attention", paper="https://arxiv.org/abs/2412.01818")

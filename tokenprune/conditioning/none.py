@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokenprune.conditioning.base import CONDITIONINGS, Conditioning, Scope
+from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.vectors import widen
-from tokenprune.types import VisualTokens
 
 
 @CONDITIONINGS.register("none", paper="https://arxiv.org/abs/2506.10967")

@@ -8,9 +8,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from tokenprune.conditioning.base import CONDITIONINGS, Conditioning, Scope
-from tokenprune.errors import SelectionError
+from tokenprune.core.errors import SelectionError
+from tokenprune.core.signals import Signal
+from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.vectors import widen
-from tokenprune.types import Signal, VisualTokens
 
 
 @CONDITIONINGS.register("oracle")

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from tokenprune.conditioning.base import CONDITIONINGS, Conditioning, Scope, text_vectors
-from tokenprune.errors import SelectionError
+from tokenprune.core.errors import SelectionError
+from tokenprune.core.signals import Signal
+from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.vectors import mean_cosine, widen
-from tokenprune.types import Signal, VisualTokens
 
 
 @CONDITIONINGS.register("prompt_embedding", paper="https://arxiv.org/abs/2506.10967")

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tokenprune.conditioning.base import CONDITIONINGS, Scope
 from tokenprune.conditioning.prompt_embedding import PromptEmbedding, prompt_tokens
+from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.vectors import mean_cosine
-from tokenprune.types import VisualTokens
 
 
 @CONDITIONINGS.register("prompt_embedding_per_token", paper="https://arxiv.org/abs/2506.10967")

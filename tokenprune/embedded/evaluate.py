@@ -21,14 +21,17 @@ import torch
 from PIL import Image
 
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.known import adapter_for
-from tokenprune.budget import Budget
+from tokenprune.adapters.registry import adapter_for
+from tokenprune.core.budget import Budget
+from tokenprune.core.sample import Sample
+from tokenprune.core.selection import TokenSelection
+from tokenprune.core.steps import Positions
+from tokenprune.core.tokens import VisualTokens
 from tokenprune.embedded.model import WEIGHTS, load_embedded
 from tokenprune.embedded.scenes import GRID, IMAGE_SIZE
-from tokenprune.metrics.evidence import evidence_tokens
+from tokenprune.functional.evidence import evidence_tokens
 from tokenprune.pruners.base import Pruner
 from tokenprune.tasks.scenes import Scenes
-from tokenprune.types import Positions, Sample, TokenSelection, VisualTokens
 
 BATCH = 50
 

@@ -33,11 +33,7 @@ from transformers import CLIPModel, LlavaForConditionalGeneration
 
 from tokenprune.embedded.model import TEXT_POSITIONS, WEIGHTS, build_processor, clip_config, llava_config, see
 from tokenprune.embedded.questions import sample_questions
-from tokenprune.embedded.scenes import (
-    Layout,
-    render,
-    sample_layout,
-)
+from tokenprune.embedded.scenes import Layout, render, sample_layout
 from tokenprune.embedded.symbols import TOKENS, align_loss, caption, describe_tokens, multi_hot, shown_tokens
 from tokenprune.embedded.tokenizer import build_tokenizer
 from tokenprune.embedded.turns import Turns, language_loss, pack

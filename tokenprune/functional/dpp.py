@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenprune.core.precision import exact
 from tokenprune.functional.kernels import KernelMatrix
 from tokenprune.functional.lazy import NEVER, Array, Criterion, lazy_greedy
 from tokenprune.functional.loops import Loop
-from tokenprune.surroundings import exact
 
 ROUNDING = 100  # ulps of L_ii; the gain of a token that the picks already span is below that
 

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenprune.core.precision import exact
 from tokenprune.functional.kernels import KernelMatrix
 from tokenprune.functional.lazy import NEVER, Array, Criterion, lazy_greedy
 from tokenprune.functional.loops import Loop
 from tokenprune.functional.vectors import widen
-from tokenprune.surroundings import exact
 
 ROUNDING = 16  # ulps of 1; tokens that are closer than that coincide
 BLOCK = 256  # tokens whose distances to all others are computed at once

@@ -10,13 +10,18 @@ from typing import Any, ClassVar, TypeVar, cast, get_args
 import torch
 from torch import Tensor
 
-from tokenprune.budget import Budget
-from tokenprune.errors import BudgetError, ConfigError, hint
-from tokenprune.options import construct
-from tokenprune.registry import Registry
-from tokenprune.spec import PRE_LLM, ModelSpec, OperationPlan, Operations, Stage, check_stages
-from tokenprune.surroundings import exact, on_cpu_unless_said
-from tokenprune.types import Positions, ScoringLayer, Signal, Step, TextRows, TokenSelection, VisualTokens
+from tokenprune.core.budget import Budget
+from tokenprune.core.errors import BudgetError, ConfigError, hint
+from tokenprune.core.options import construct
+from tokenprune.core.plan import OperationPlan, Operations
+from tokenprune.core.precision import exact, on_cpu_unless_said
+from tokenprune.core.registry import Registry
+from tokenprune.core.selection import TokenSelection
+from tokenprune.core.signals import Signal
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.core.stages import PRE_LLM, Stage, check_stages
+from tokenprune.core.steps import Positions, ScoringLayer, Step, TextRows
+from tokenprune.core.tokens import VisualTokens
 
 P = TypeVar("P", bound="Pruner")
 PRUNERS: Registry[Pruner]

@@ -23,14 +23,16 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from tokenprune.conditioning.base import CONDITIONINGS, Conditioning, Scope, TextTower
-from tokenprune.errors import ConfigError
+from tokenprune.core.errors import ConfigError
+from tokenprune.core.selection import TokenSelection
+from tokenprune.core.signals import Signal
+from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.dpp import greedy_map
 from tokenprune.functional.kernels import KERNELS, KernelMatrix, relevance_quality
 from tokenprune.functional.loops import LOOPS
 from tokenprune.functional.scale import SCALES
 from tokenprune.pruners.base import Pruner, check_choice, register_pruner
 from tokenprune.pruners.feature_space import OWN, check_space, in_space, space_signals
-from tokenprune.types import Signal, TokenSelection, VisualTokens
 
 KernelForm = Literal["relevance", "exponential"]
 Question = Literal["own", "other"]

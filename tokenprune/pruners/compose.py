@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, partial, reduce
 
-from tokenprune.budget import Budget
-from tokenprune.errors import BudgetError, ConfigError
+from tokenprune.core.budget import Budget
+from tokenprune.core.errors import BudgetError, ConfigError
+from tokenprune.core.selection import TokenSelection
+from tokenprune.core.signals import Signal
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.core.stages import Stage, check_stages
+from tokenprune.core.steps import Positions, Step
+from tokenprune.core.tokens import VisualTokens
 from tokenprune.pruners.base import Pruner, register_pruner
 from tokenprune.pruners.member import Given, complete, make
-from tokenprune.spec import ModelSpec, Stage, check_stages
-from tokenprune.types import Positions, Signal, Step, TokenSelection, VisualTokens
 
 
 @register_pruner("compose")

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tokenprune.core.selection import TokenSelection
+from tokenprune.core.signals import Signal
+from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.farthest import max_min
 from tokenprune.functional.loops import LOOPS
 from tokenprune.pruners.base import Pruner, check_choice, register_pruner
 from tokenprune.pruners.feature_space import OWN, check_space, in_space, space_signals
-from tokenprune.types import Signal, TokenSelection, VisualTokens
 
 
 @register_pruner("divprune", paper="https://arxiv.org/abs/2503.02175")

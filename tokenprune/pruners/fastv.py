@@ -16,10 +16,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokenprune.core.signals import Signal
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.core.stages import Stage
+from tokenprune.core.steps import Positions
+from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.vectors import widen
 from tokenprune.pruners.base import ScorePruner, register_pruner
-from tokenprune.spec import ModelSpec, Stage
-from tokenprune.types import Positions, Signal, VisualTokens
 
 
 @register_pruner("fastv", paper="https://arxiv.org/abs/2403.06764")

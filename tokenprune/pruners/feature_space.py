@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tokenprune.errors import ConfigError
-from tokenprune.types import Signal, VisualTokens
+from tokenprune.core.errors import ConfigError
+from tokenprune.core.signals import Signal
+from tokenprune.core.tokens import VisualTokens
 
 OWN, TIMM = "own", "timm:"
 

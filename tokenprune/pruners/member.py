@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from tokenprune.budget import Budget
-from tokenprune.errors import ConfigError
-from tokenprune.options import construct
+from tokenprune.core.budget import Budget
+from tokenprune.core.errors import ConfigError
+from tokenprune.core.options import construct
+from tokenprune.core.selection import TokenSelection
+from tokenprune.core.signals import Signal
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.core.stages import Stage
+from tokenprune.core.steps import Positions, Step
+from tokenprune.core.tokens import VisualTokens
 from tokenprune.pruners.base import PRUNERS, Pruner
-from tokenprune.spec import ModelSpec, Stage
-from tokenprune.types import Positions, Signal, Step, TokenSelection, VisualTokens
 
 Given = str | Mapping[str, Any] | Pruner
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokenprune.errors import SelectionError
+from tokenprune.core.errors import SelectionError
+from tokenprune.core.selection import TokenSelection
+from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.cells import Cells
 from tokenprune.functional.vectors import widen
 from tokenprune.pruners.base import Pruner, register_pruner
-from tokenprune.types import TokenSelection, VisualTokens
 
 
 @register_pruner("pooling")

@@ -20,11 +20,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tokenprune.errors import ConfigError
+from tokenprune.core.errors import ConfigError
+from tokenprune.core.signals import Signal
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.core.stages import Stage
+from tokenprune.core.steps import ScoringLayer
+from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.vectors import widen
 from tokenprune.pruners.base import ScorePruner, register_pruner
-from tokenprune.spec import ModelSpec, Stage
-from tokenprune.types import ScoringLayer, Signal, VisualTokens
 
 ROUNDING = 1e-9  # tokens; a power that is a whole number may come out short of it, by less than that
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenprune.errors import ConfigError
+from tokenprune.core.errors import ConfigError
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.core.stages import Stage
+from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.draws import contents, uniform
 from tokenprune.pruners.base import ScorePruner, register_pruner
-from tokenprune.spec import ModelSpec, Stage
-from tokenprune.types import VisualTokens
 
 
 @register_pruner("random")

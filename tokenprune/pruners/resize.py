@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-from tokenprune.errors import SelectionError
+from tokenprune.core.errors import SelectionError
+from tokenprune.core.selection import TokenSelection
+from tokenprune.core.signals import Signal
+from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.cells import Cells, coarser
 from tokenprune.pruners.base import Pruner, register_pruner
-from tokenprune.types import Signal, TokenSelection, VisualTokens
 
 
 @register_pruner("resize", paper="https://arxiv.org/abs/2510.07143")

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenprune.core.selection import TokenSelection
+from tokenprune.core.tokens import VisualTokens
 from tokenprune.pruners.base import Pruner, register_pruner
-from tokenprune.types import TokenSelection, VisualTokens
 
 
 @register_pruner("uniform")

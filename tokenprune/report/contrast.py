@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from tokenprune.errors import DataError, hint
-from tokenprune.overlay import Line
+from tokenprune.core.errors import DataError, hint
+from tokenprune.core.sample import Sample
 from tokenprune.report.difference import draw_difference, kept_last
 from tokenprune.report.document import Block, Heading, Items, Paragraph, Picture, Table
 from tokenprune.report.numbers import budget, percent
 from tokenprune.report.pictures import BUDGETS, Lines, Place, drawable
-from tokenprune.rows import Row, Section
-from tokenprune.types import Sample
+from tokenprune.report.rows import Row, Section
+from tokenprune.sweeps.overlay import Line
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tokenprune.overlay import FADE, Line, as_seen, faded, patch_side, say_answer, table_of_images
-from tokenprune.plots import PLAIN
-from tokenprune.types import Sample
+from tokenprune.core.sample import Sample
+from tokenprune.sweeps.overlay import FADE, PLAIN, Line, as_seen, faded, patch_side, say_answer, table_of_images
 
 TINTS = ("#0072B2", "#E69F00")  # dark and light, and hatched against each other: told apart in grey too
 STRENGTH = 0.6  # of a tint

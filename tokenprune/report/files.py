@@ -10,17 +10,17 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from tokenprune.comparison import Choice, Outcomes, Pair, outcomes
-from tokenprune.errors import DataError
-from tokenprune.record import RunFolder, RunRecord
+from tokenprune.core.errors import DataError
+from tokenprune.core.sample import Sample
 from tokenprune.report import contrast, hard, pairs, pictures, results, sheets
+from tokenprune.report.comparison import Choice, Outcomes, Pair, outcomes
 from tokenprune.report.document import Block, Code, Heading, Items, Paragraph
 from tokenprune.report.latex import latex
 from tokenprune.report.markdown import markdown
 from tokenprune.report.numbers import budget
 from tokenprune.report.page import page
-from tokenprune.rows import Section, sections_of
-from tokenprune.types import Sample
+from tokenprune.report.rows import Section, sections_of
+from tokenprune.sweeps.store import RunFolder, RunRecord
 
 EQUAL = Choice()  # FLOPs within 2 %
 

@@ -11,10 +11,10 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from tokenprune.comparison import Outcomes
+from tokenprune.report.comparison import Outcomes
 from tokenprune.report.document import Block, Heading, Paragraph, Table
 from tokenprune.report.numbers import percent
-from tokenprune.rows import Row, Section
+from tokenprune.report.rows import Row, Section
 
 SCALE = "image_scale"  # of a task: what is left of a picture's width and height
 

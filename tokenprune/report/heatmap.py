@@ -13,9 +13,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tokenprune.plots import PLAIN
 from tokenprune.report.numbers import budget
-from tokenprune.rows import Row, natural
+from tokenprune.report.rows import Row, natural
+from tokenprune.sweeps.overlay import PLAIN
 
 Cells = dict[tuple[str, str], float]  # accuracy by what stands down and across
 

@@ -10,13 +10,13 @@ from rich.markup import escape
 from rich.table import Column
 from rich.table import Table as ConsoleTable
 
-from tokenprune.comparison import Choice, Outcomes, Pair, tested
-from tokenprune.errors import DataError
-from tokenprune.record import RunFolder
+from tokenprune.core.errors import DataError
+from tokenprune.report.comparison import Choice, Outcomes, Pair, tested
 from tokenprune.report.document import Block, Heading, Items, Paragraph, Table
 from tokenprune.report.markdown import markdown
 from tokenprune.report.numbers import chance, engineering
-from tokenprune.rows import Row, Section
+from tokenprune.report.rows import Row, Section
+from tokenprune.sweeps.store import RunFolder
 
 MANY = 60  # pairs of a section up to which all are tested
 

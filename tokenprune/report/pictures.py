@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenprune.errors import DataError
-from tokenprune.overlay import Line, draw_kept
-from tokenprune.plots import pareto
-from tokenprune.record import RunFolder
+from tokenprune.core.errors import DataError
+from tokenprune.core.sample import Sample
 from tokenprune.report import heatmap
 from tokenprune.report.document import Block, Heading, Paragraph, Picture
-from tokenprune.rows import Row, Section
-from tokenprune.types import Sample
+from tokenprune.report.plots import pareto
+from tokenprune.report.rows import Row, Section
+from tokenprune.sweeps.overlay import Line, draw_kept
+from tokenprune.sweeps.store import RunFolder
 
 PICTURED = 6  # questions in a picture of kept tokens
 PRUNERS = 10  # pictures of kept tokens

@@ -10,11 +10,11 @@ from rich.markup import escape
 from rich.table import Column
 from rich.table import Table as ConsoleTable
 
-from tokenprune.comparison import Choice
-from tokenprune.record import RunRecord
+from tokenprune.report.comparison import Choice
 from tokenprune.report.document import Block, Heading, Items, Paragraph, Table
 from tokenprune.report.numbers import budget, engineering, percent
-from tokenprune.rows import Row, Section, rows_of
+from tokenprune.report.rows import Row, Section, rows_of
+from tokenprune.sweeps.store import RunRecord
 
 BUDGETS = 8  # columns of the table of budgets, unless that many are of several pruners
 

@@ -7,9 +7,9 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tokenprune.comparison import Pair
+from tokenprune.report.comparison import Pair
 from tokenprune.report.numbers import budget
-from tokenprune.rows import Row, Section
+from tokenprune.report.rows import Row, Section
 
 METRICS = (
     *("accuracy", "accuracy_standard_error", "retention", "evidence_kept", "visual_tokens", "kept_tokens"),

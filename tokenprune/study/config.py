@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenprune.budget import Budget
-from tokenprune.config import ModelConfig, Part, load_mapping, parse_model
-from tokenprune.errors import ConfigError
-from tokenprune.options import construct
+from tokenprune.core.budget import Budget
+from tokenprune.core.errors import ConfigError
+from tokenprune.core.options import construct
+from tokenprune.sweeps.config import ModelConfig, Part, load_mapping, parse_model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenprune.adapters.hooks import InsideLLM
-from tokenprune.adapters.pruned import prompt_tokens
-from tokenprune.adapters.replay import Replay
-from tokenprune.budget import Budget
-from tokenprune.divergence import Batch
+from tokenprune.core.budget import Budget
+from tokenprune.core.plan import Operations
+from tokenprune.engine.decoder.hooks import InsideLLM
+from tokenprune.engine.decoder.replay import Replay
+from tokenprune.engine.prompt.pruned import prompt_tokens
 from tokenprune.functional.divergence import kl
+from tokenprune.policies.divergence import Batch
 from tokenprune.pruners.base import Pruner
-from tokenprune.types import Operations
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,15 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.budget import Budget
-from tokenprune.divergence import Batch, Objective, early_signals
-from tokenprune.journal import Journal
+from tokenprune.core.budget import Budget
+from tokenprune.core.plan import Operation, OperationPlan, Operations
+from tokenprune.core.sample import Sample
+from tokenprune.policies.divergence import Batch, Objective, early_signals
 from tokenprune.pruners.base import Pruner
-from tokenprune.search import greedy
-from tokenprune.search.cost import Cost
+from tokenprune.pruners.dop.cost import Cost
+from tokenprune.study import greedy
 from tokenprune.study.entered import Entered
+from tokenprune.sweeps.journal import Journal
 from tokenprune.tasks.base import Task
-from tokenprune.types import Operation, OperationPlan, Operations, Sample
 
 Line = dict[str, Any]
 SPLITS = ("validation", "test")

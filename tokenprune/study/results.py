@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokenprune.errors import DataError
-from tokenprune.journal import Journal
-from tokenprune.search.cost import Cost
-from tokenprune.search.depths import Depths
+from tokenprune.core.errors import DataError
+from tokenprune.core.plan import Operation, OperationPlan
+from tokenprune.pruners.dop.cost import Cost
+from tokenprune.pruners.dop.depths import Depths
 from tokenprune.study.measurements import Measured, PlanSet
-from tokenprune.types import Operation, OperationPlan
+from tokenprune.sweeps.journal import Journal
 
 Line = dict[str, Any]
 

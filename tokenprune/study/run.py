@@ -8,20 +8,23 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tokenprune import provenance
-from tokenprune.adapters.load import Checkpoint
-from tokenprune.build import build_base, build_task
-from tokenprune.errors import ConfigError, DataError
-from tokenprune.journal import Journal
-from tokenprune.measurements import mean_text_tokens
+from tokenprune.adapters.loading import Checkpoint
+from tokenprune.core.errors import ConfigError, DataError
+from tokenprune.core.plan import OperationPlan
+from tokenprune.core.sample import Sample
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.core.stages import PRE_LLM
+from tokenprune.policies.measurements import mean_text_tokens
 from tokenprune.pruners.base import Pruner
-from tokenprune.search import cost as costs
-from tokenprune.search import greedy
-from tokenprune.search.depths import Depths
+from tokenprune.pruners.dop import cost as costs
+from tokenprune.pruners.dop.depths import Depths
+from tokenprune.study import greedy
 from tokenprune.study.config import StudyConfig
 from tokenprune.study.measurements import SPLITS, PlanSet, StudyMeasurements
 from tokenprune.study.results import Header, Row, rows, save
-from tokenprune.types import PRE_LLM, ModelSpec, OperationPlan, Sample
+from tokenprune.sweeps import provenance
+from tokenprune.sweeps.build import build_base, build_task
+from tokenprune.sweeps.journal import Journal
 
 RULES: tuple[greedy.Rule, ...] = ("free", "depth_wise")
 

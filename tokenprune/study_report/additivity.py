@@ -13,9 +13,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from tokenprune.metrics.significance import holm, mcnemar
-from tokenprune.search import agreement
-from tokenprune.search.curves import Curves
+from tokenprune.pruners.dop.curves import Curves
+from tokenprune.report.significance import holm, mcnemar
+from tokenprune.study import agreement
 from tokenprune.study.results import Row
 from tokenprune.study_report.grid import Grid
 from tokenprune.study_report.tables import chance, markdown, millions, nats, percent
@@ -91,7 +91,7 @@ def section(grid: Grid, folder: Path) -> list[str]:
     draw(grid, folder / "additivity.png")
     header = ["estimate", "Spearman, all", "95 %", "Kendall, all", *(f"edge of {n}" for n in grid.header.budgets)]
     return [
-        "## The sum against the joint divergence",
+        "tokenprune/ The sum against the joint divergence",
         f"Rank correlation with the joint KL of {len(grid.rows)} policies over {grid.base}, validation questions; "
         "`edge`: Spearman among the policies that use a budget up.",
         markdown(header, _ranks(grid)),

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from tokenprune.metrics.significance import holm, mcnemar
-from tokenprune.plots import COLOURS, MARKERS
-from tokenprune.search import agreement
+from tokenprune.core.plan import Operation
+from tokenprune.report.plots import COLOURS, MARKERS
+from tokenprune.report.significance import holm, mcnemar
+from tokenprune.study import agreement
 from tokenprune.study.results import Header, Row
 from tokenprune.study_report.grid import Grid
 from tokenprune.study_report.tables import chance, markdown, millions, nats, percent
-from tokenprune.types import Operation
 
 SHARES = (0.85, 0.7, 0.55, 0.4)  # of the way from the least that such tokens can cost to what they cost in full
 GRID, DEPTH_WISE, FREE = "two depths, whole grid", "depth-wise, greedy", "free, greedy"
@@ -67,7 +67,7 @@ def section(header: Header, rows: Sequence[Row], base: str, folder: Path) -> lis
     draw(found, folder / "free_subsets.png")
     columns = ["tokens", "budget", "plans", "FLOPs", "KL", "test KL", "accuracy", "against two depths", "p"]
     return [
-        "## Depth-wise against free",
+        "tokenprune/ Depth-wise against free",
         f"Plans for the same visual tokens of {base}, least validation KL within a budget of FLOPs; KL in nats, "
         "accuracy in %. `chance`: mean over the depth-wise policies that use the budget up. p: exact McNemar test "
         "against the best of two depths, Holm-corrected over the table.",

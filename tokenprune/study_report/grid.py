@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenprune.errors import DataError
-from tokenprune.search import agreement
+from tokenprune.core.errors import DataError
+from tokenprune.study import agreement
 from tokenprune.study.results import Header, Row
 
 

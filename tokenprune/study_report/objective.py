@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from tokenprune.plots import COLOURS, MARKERS
-from tokenprune.search import agreement
+from tokenprune.report.plots import COLOURS, MARKERS
+from tokenprune.study import agreement
 from tokenprune.study_report.grid import Grid
 from tokenprune.study_report.tables import markdown, percent, spread
 
@@ -73,7 +73,7 @@ def section(grid: Grid, folder: Path) -> list[str]:
         for one in found
     ]
     return [
-        "## Divergence against accuracy",
+        "tokenprune/ Divergence against accuracy",
         f"How an objective on n validation questions ranks {len(grid.rows)} policies over {grid.base} by their "
         f"accuracy on {len(grid.header.test)} test questions; mean and standard deviation over {DRAWS} draws of the "
         "validation questions. `edge`: among the policies that use a budget up, mean over the budgets. `lost`: points "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenprune.errors import DataError
+from tokenprune.core.errors import DataError
 from tokenprune.study.results import load
 from tokenprune.study_report import additivity, free_subsets, objective, transfer
 from tokenprune.study_report.grid import Grid

@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tokenprune.registry import Registry
-from tokenprune.types import Sample
+from tokenprune.core.registry import Registry
+from tokenprune.core.sample import Sample
 
 TASKS: Registry[Task]
 

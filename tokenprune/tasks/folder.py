@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from tokenprune.errors import ConfigError, DataError, hint
+from tokenprune.core.errors import ConfigError, DataError, hint
+from tokenprune.core.sample import Sample
 from tokenprune.tasks.base import Task, register_task
 from tokenprune.tasks.images import load_image
-from tokenprune.types import Sample
 
 REQUIRED = ("image", "question", "answer")
 OPTIONAL = ("id", "kind")

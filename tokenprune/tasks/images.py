@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tokenprune.errors import DataError
+from tokenprune.core.errors import DataError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs, a quarter of a gigabyte of RGB
 MAX_ASPECT = 200  # long side over short side; a processor that scales the short side up makes a bomb of a sliver

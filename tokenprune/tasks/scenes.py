@@ -8,11 +8,11 @@ from typing import Literal
 
 from PIL import Image
 
+from tokenprune.core.errors import ConfigError
+from tokenprune.core.sample import Sample
 from tokenprune.embedded.questions import QUESTION_TYPES, Question, all_questions
 from tokenprune.embedded.scenes import IMAGE_SIZE, Layout, render, sample_layout
-from tokenprune.errors import ConfigError
 from tokenprune.tasks.base import Task, register_task
-from tokenprune.types import Sample
 
 
 @register_task("scenes")

@@ -1,0 +1,50 @@
+"""The table of pruners and families in docs/families.md is what the adapters and the contract tests say."""
+
+from pathlib import Path
+
+from families import families
+
+from tokenprune.adapters.registry import ADAPTERS
+from tokenprune.core.signals import PAIRED
+from tokenprune.core.stages import PRE_LLM
+from tokenprune.pruners.base import PRUNERS, create_pruner
+from tokenprune.towers.text.base import TUNED
+
+DOCS = Path(__file__).parents[2] / "docs/families.md"
+
+
+WRAPPERS = {"compose", "dop"}  # run wherever what they wrap does
+PRUNED = {name: create_pruner(name) for name in PRUNERS.names() if name not in WRAPPERS}
+PRUNED["cdpruner, prompt_embedding"] = create_pruner("cdpruner", conditioning="prompt_embedding")
+
+
+def cell(adapter, name, pruner):
+    """``yes``, or the signals that are missing, or the reason of a refusal, which test_matrix meets.
+
+    Test_text_tower has those that must be given one.
+    """
+    before = [step.selector.requires for step in pruner.steps(spec_of(adapter)) if step.stage == PRE_LLM]
+    unasked = any(requires & PAIRED for requires in before) and TUNED & {*ADAPTERS.get(adapter).model_types}
+    missing = sorted({signal for requires in before for signal in requires - ADAPTERS.get(adapter).offers})
+    reasons = {family.refused[name] for family in families(adapter).values() if name in family.refused}
+    if missing or reasons:
+        return f"no: {', '.join(missing)}" if missing else f"refused: {', '.join(reasons)}"
+    return "yes, given `text_tower`" if unasked else "yes"
+
+
+def spec_of(adapter):
+    family = next(iter(families(adapter).values()))
+    model, _ = family.build("sdpa")
+    return ADAPTERS.get(adapter).spec_from_config(model.config)
+
+
+def table():
+    lines = [["adapter", *PRUNED], ["---"] * (len(PRUNED) + 1)]
+    for adapter in ADAPTERS.names():
+        lines.append([f"`{adapter}`", *(cell(adapter, name, pruner) for name, pruner in PRUNED.items())])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def test_the_table_is_what_is_tested():
+    wanted = table()
+    assert wanted in DOCS.read_text(), f"docs/families.md must hold\n\n{wanted}"

@@ -1,0 +1,187 @@
+"""The command line, end to end on the embedded model, and what it prints."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tokenprune.cli.catalogue import REGISTRIES, entries, options
+from tokenprune.cli.main import app
+from tokenprune.pruners.base import PRUNERS
+from tokenprune.sweeps.evaluate import Evaluator
+from tokenprune.tasks.base import TASKS
+from tokenprune.version import __version__
+
+QUICKSTART = str(Path(__file__).parents[2] / "configs/quickstart.yaml")
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "300"})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The quickstart, smaller: what the command printed, and its folder."""
+    output = tmp_path_factory.mktemp("runs") / "of [/me]"  # which is no markup
+    overrides = ("task.num_samples=24", "budget.average_tokens=[60,40]", "timing_repeats=1", f"output={output}")
+    result = call("run", QUICKSTART, *overrides)
+    (folder,) = output.iterdir()
+    return result, folder, overrides
+
+
+def test_quickstart(run):
+    result, folder, _ = run
+    assert result.exit_code == 0, result.output
+    for header in ("accuracy", "unpruned", "evidence", "FLOPs", "KV"):
+        assert header in result.stdout
+    table = [line.partition("/144")[0].split() for line in result.stdout.splitlines() if "/144" in line]
+    names = ["random", "uniform", "divprune", "fastv layer=1", "sparsevlm", "pyramiddrop", "dart layer=1"]
+    names += ["cdpruner+fastv layer=3", "cdpruner"]
+    assert [" ".join(row[:-1]) for row in table] == ["none", *(name for name in names for _ in range(2))]
+    spent = [float(row[-1]) for row in table[1:]]
+    assert all(60 <= tokens < 63 for tokens in spent[::2])
+    assert all(40 <= tokens < 44 for tokens in spent[1::2])
+    assert f"report: {folder}/report.md" in result.stdout
+    assert {path.name for path in folder.iterdir()} == {
+        *(".lock", "config.yaml", "results.jsonl", "samples.jsonl", "report.md", "report.tex", "report.html"),
+        *("results.csv", "kinds.csv", "pairs.csv", "overlaps.csv"),
+        *("pareto.png", "pareto_tokens.png", "pareto_time.png", "difference_cdpruner_random.png"),
+        *(f"kept_{name.replace(' ', '-').replace('=', '-').replace('+', '-')}.png" for name in names),
+    }
+
+
+def test_the_embedded_model_answers_and_pruning_costs_what_it_should(run):
+    records = [json.loads(line) for line in (run[1] / "results.jsonl").read_text().splitlines()]
+    unpruned, *pruned = [record["metrics"] for record in records]
+    assert unpruned["accuracy"] >= 0.75  # 24 questions; the model has more than 0.9 on many
+    assert unpruned["retention"] == 1.0
+    for metrics in pruned:
+        assert metrics["accuracy"] <= unpruned["accuracy"] + 0.1
+        assert metrics["llm_prefill_flops"] < 0.5 * unpruned["llm_prefill_flops"]
+        assert metrics["kv_cache_bytes"] < 0.5 * unpruned["kv_cache_bytes"]
+        assert metrics["retention"] == pytest.approx(metrics["accuracy"] / unpruned["accuracy"])
+
+
+def test_again_computes_nothing_and_says_the_same(run, monkeypatch):
+    first, folder, overrides = run
+    before = (folder / "results.jsonl").read_bytes()
+    monkeypatch.setattr(Evaluator, "ask", lambda *args: pytest.fail("computed again"))
+    again = call("run", QUICKSTART, *overrides)
+    assert again.exit_code == 0, again.output
+    assert again.stdout == first.stdout
+    assert (folder / "results.jsonl").read_bytes() == before
+
+
+def test_the_written_config_is_the_run(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(Evaluator, "ask", lambda *args: pytest.fail("computed again"))
+    assert call("run", run[1] / "config.yaml").exit_code == 0
+
+
+def test_a_dry_run_says_where_its_speeds_are_from(run):
+    folder = run[1]
+    result = call("sweep", folder / "config.yaml", "task.num_samples=25", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert f"at the speed of the records in '{folder.parent}'" in " ".join(result.stdout.split())
+
+
+def test_report_again(run):
+    folder = run[1]
+    for path in folder.glob("*.png"):
+        path.unlink()
+    result = call("report", folder)
+    assert result.exit_code == 0, result.output
+    assert len(list(folder.glob("kept_*.png"))) == 9
+
+
+def test_a_failed_cell_makes_exit_status_1(tmp_path, monkeypatch):
+    monkeypatch.setattr("tokenprune.pruners.uniform.Uniform._select", lambda *args: 1 / 0)
+    small = ("task.num_samples=2", "budget.keep_tokens=8", "timing_repeats=0", "baselines=[]", "pruner=uniform")
+    result = call("run", QUICKSTART, *small, f"output={tmp_path}")
+    assert result.exit_code == 1
+    assert "uniform keep_tokens=8 failed: ZeroDivisionError" in " ".join(result.stderr.split())
+    assert "keep_tokens=8 failed" in result.stdout
+
+
+def test_interrupted(tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Evaluator, "answer", interrupt)
+    result = call("run", QUICKSTART, f"output={tmp_path}")
+    assert result.exit_code == 130
+    assert "interrupted; what is finished is kept" in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_list(kind):
+    result = call("list", kind)
+    assert result.exit_code == 0, result.output
+    rows = [re.split(r"  +", line.strip()) for line in result.stdout.splitlines()]
+    for entry in entries(kind):
+        assert entry.summary, entry.name
+        assert [entry.name, entry.summary] in [row[:2] for row in rows]
+        assert not entry.paper or [entry.name, entry.summary, entry.paper] in rows
+
+
+def test_list_names_broken_plugins(monkeypatch):
+    monkeypatch.setitem(PRUNERS.broken, "theirs", "ImportError: no module")
+    result = call("list", "pruners")
+    assert result.exit_code == 0
+    assert "plug-in 'theirs' is ignored: ImportError: no module" in result.stderr
+
+
+def test_show():
+    result = call("show", "cdpruner")
+    assert result.exit_code == 0, result.output
+    text = result.stdout
+    assert "cdpruner (pruners): " in text
+    assert "https://arxiv.org/abs/2506.10967" in text
+    rows = {row[0]: row for line in text.splitlines() if len(row := re.split(r"  +", line.strip())) == 4}
+    for option in ("conditioning", "relevance_scope", "kernel", "kernel_form", "theta", "sign", "positions"):
+        assert rows[option][3], option  # what it means
+    assert rows["relevance_scope"][1:3] == ["row or batch", "row"]
+    assert rows["kernel"][1:3] == ["text", "cosine"]
+    assert rows["sign"][1:3] == ["an integer or null", "null"]
+
+
+def test_show_tells_defaults_that_are_made():
+    rows = {name: default for name, _, default, _ in options(PRUNERS.get("dop"))}
+    assert rows["base"] == '{"name": "cdpruner"}'
+    assert rows["shares"] == "[1.0]"
+    assert {name: default for name, _, default, _ in options(TASKS.get("folder"))}["path"] == "required"
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_show_explains_every_option(kind):
+    for entry in entries(kind):
+        result = call("show", entry.name)
+        assert result.exit_code == 0, result.output
+        assert f"{entry.name} ({kind}): {entry.summary}" in result.stdout
+        for name, *_, meaning in options(entry.target):
+            assert meaning, f"{entry.name}: {name} is not documented"
+
+
+def test_a_name_that_two_kinds_have():
+    text = call("show", "none").stdout
+    assert "none (conditioning)" in text
+    assert "none (tracking)" in text
+
+
+def test_version():
+    assert call("--version").stdout == f"tokenprune {__version__}\n"
+
+
+def test_entry_point():
+    code = "from tokenprune.cli.main import main; main()"
+    good = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
+    assert good.returncode == 0
+    assert "Visual token pruning" in good.stdout
+    bad = subprocess.run([sys.executable, "-c", code, "show", "cdprunr"], capture_output=True, text=True, check=False)
+    assert bad.returncode == 2
+    assert bad.stderr.startswith("tokenprune: nothing is named 'cdprunr'; did you mean 'cdpruner'?")
+    assert bad.stderr.count("\n") == 1

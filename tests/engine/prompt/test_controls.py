@@ -1,0 +1,134 @@
+"""Controls: relevance to a question that is not asked, and the truth instead of relevance."""
+
+import pytest
+import torch
+from families import families
+from PIL import Image
+from tiny import ask, shared_llava
+
+import tokenprune as tp
+from tokenprune.adapters.registry import adapter_for
+from tokenprune.core.budget import Budget
+from tokenprune.core.errors import ModelError
+from tokenprune.core.sample import Sample
+from tokenprune.embedded.model import load_embedded
+from tokenprune.engine.prompt.controls import Evidence, check_samples
+from tokenprune.functional.evidence import evidence_tokens
+from tokenprune.pruners.base import create_pruner
+from tokenprune.tasks.scenes import Scenes
+
+K = Budget(keep_tokens=16)
+OTHER, ORACLE = {"relevance_question": "other"}, {"conditioning": "oracle"}
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return adapter_for(*load_embedded())
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return Scenes(num_samples=6).samples()
+
+
+def prune(adapter, samples, given="samples", **options):
+    prepared = adapter.prepare(samples)
+    more = {"samples": samples} if given else {}
+    return adapter.prune_inputs(prepared.inputs, create_pruner("cdpruner", **options), K, prepared.questions, **more)
+
+
+@pytest.mark.parametrize("conditioning", ["clip_text", "prompt_embedding"])
+def test_another_question_chooses_and_the_prompt_stays(embedded, samples, conditioning):
+    own, other = (prune(embedded, samples, conditioning=conditioning, relevance_question=q) for q in ("own", "other"))
+    prepared = embedded.prepare(samples)
+    told = embedded.prune_inputs(
+        prepared.inputs,
+        create_pruner("cdpruner", conditioning=conditioning),
+        K,
+        [sample.other_question for sample in samples],
+    )
+    assert torch.equal(other.selection.order, told.selection.order)
+    assert not torch.equal(other.selection.order, own.selection.order)
+    assert torch.equal(other.inputs["input_ids"], own.inputs["input_ids"])
+
+
+def test_signals_are_kept_for_each_question_by_itself(embedded, samples):
+    prepared = embedded.prepare(samples)
+    pruners = [create_pruner("cdpruner", **options) for options in ({}, OTHER, ORACLE)]
+    requires = frozenset().union(*(pruner.requires for pruner in pruners))
+    encoded = embedded.encode(prepared.inputs, requires)
+    for _ in range(2):  # what was made before must not be taken for what is asked now
+        for pruner in pruners:
+            shared, alone = (
+                embedded.prune_inputs(prepared.inputs, pruner, K, prepared.questions, encoded=each, samples=samples)
+                for each in (encoded, None)
+            )
+            assert torch.equal(shared.selection.order, alone.selection.order)
+
+
+@pytest.mark.parametrize("options", [OTHER, ORACLE])
+def test_controls_do_not_depend_on_the_batch(embedded, samples, options):
+    together = prune(embedded, samples, **options).selection.keep
+    for row, sample in enumerate(samples):
+        assert torch.equal(prune(embedded, [sample], **options).selection.keep[0], together[row])
+
+
+def test_evidence_is_1_at_what_is_asked_about(embedded, samples):
+    prepared = embedded.prepare(samples)
+    found = Evidence(tuple(samples))(embedded.encode(prepared.inputs)).view(6, 144)
+    for row, sample in enumerate(samples):
+        wanted = torch.zeros(144)
+        wanted[evidence_tokens(sample.boxes, sample.image.size, (12, 12))] = 1
+        assert torch.equal(found[row], wanted)
+    assert 0 < found.sum() < 6 * 144
+
+
+def test_the_oracle_keeps_the_evidence_first(embedded, samples):
+    keep = prune(embedded, samples, **ORACLE).selection.keep
+    found = Evidence(tuple(samples))(embedded.encode(embedded.prepare(samples).inputs)).view(6, 144)
+    for row in range(6):
+        kept, there = int(found[row, keep[row]].sum()), int(found[row].sum())
+        assert kept >= min(there, 16) - 1  # one that the others span adds nothing
+    nothing = [Sample("a", samples[0].image, "why ?", "")]
+    plain = prune(embedded, nothing, conditioning="none").selection.order
+    assert torch.equal(prune(embedded, nothing, **ORACLE).selection.order, plain)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(OTHER, "relevance_question 'other' needs a task"), (ORACLE, "cannot give the signals evidence")],
+)
+def test_without_samples_controls_are_refused(embedded, samples, options, message):
+    with pytest.raises(ModelError, match=message):
+        prune(embedded, samples, given=None, **options)
+    model, processor = embedded.model, embedded.processor
+    with (
+        tp.prune(model, processor, "cdpruner", keep_tokens=16, **options),
+        pytest.raises(ModelError, match=message),
+    ):
+        model.generate(**embedded.prepare(samples).inputs, max_new_tokens=1)
+
+
+def test_a_task_that_does_not_know_is_refused_before_anything_is_loaded(samples):
+    blank = [Sample("a", Image.new("RGB", (8, 8)), "why ?", "")]
+    check_samples([create_pruner("cdpruner", **OTHER), create_pruner("cdpruner", **ORACLE)], samples)
+    check_samples([create_pruner("cdpruner"), create_pruner("random")], blank)
+    with pytest.raises(ModelError, match="conditioning oracle needs a task that says where"):
+        check_samples([create_pruner("cdpruner", **ORACLE)], blank)
+    with pytest.raises(
+        ModelError, match="relevance_question 'other' needs a task whose samples come with another question"
+    ):
+        check_samples([create_pruner("cdpruner", **OTHER)], blank)
+
+
+def test_rows_that_are_parts_of_pictures_are_refused():
+    family = families("llava_next")["llava_next"]
+    model, processor = family.build("sdpa")
+    adapter, inputs = adapter_for(model, processor), family.ask(processor, 1)
+    samples = [Sample("a", Image.new("RGB", (80, 80)), "why ?", "", boxes=((0, 0, 9, 9),))]
+    with pytest.raises(ModelError, match="conditioning oracle needs prompts of one image whose visual tokens are one"):
+        adapter.prune_inputs(inputs, create_pruner("cdpruner", **ORACLE), K, samples=samples)
+    model, processor = shared_llava("sdpa")
+    two = ask(processor, 2)
+    with pytest.raises(ModelError, match="prompts of one image"):
+        adapter_for(model, processor).prune_inputs(two, create_pruner("cdpruner", **ORACLE), K, samples=samples)

@@ -1,0 +1,109 @@
+"""What there is, for ``tokenprune list`` and ``tokenprune show``: every registry by the name a user gives it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from tokenprune.core.errors import RegistryError, hint
+from tokenprune.core.options import describe
+from tokenprune.core.registry import Entry, Registry
+
+REGISTRIES = {
+    "pruners": ("tokenprune.pruners.base", "PRUNERS"),
+    "adapters": ("tokenprune.adapters.registry", "ADAPTERS"),
+    "tasks": ("tokenprune.tasks.base", "TASKS"),
+    "kernels": ("tokenprune.functional.kernels", "KERNELS"),
+    "conditioning": ("tokenprune.conditioning.base", "CONDITIONINGS"),
+    "tracking": ("tokenprune.sweeps.tracking", "TRACKERS"),
+}
+
+
+def entries(kind: str) -> list[Entry[Any]]:
+    """All things of a kind, sorted by name.
+
+    Args:
+        kind: a key of ``REGISTRIES``.
+
+    Raises:
+        RegistryError: if there is no such kind.
+    """
+    table = _table(kind)
+    if isinstance(table, Registry):
+        return [table.entry(name) for name in table.names()]
+    return [Entry(name, target, _summary(target), None) for name, target in sorted(table.items())]
+
+
+def broken(kind: str) -> dict[str, str]:
+    """Plug-ins of a kind that do not import: name to reason."""
+    table = _table(kind)
+    return dict(table.broken) if isinstance(table, Registry) else {}
+
+
+def find(name: str) -> list[tuple[str, Entry[Any]]]:
+    """What has a name, with its kind; two kinds may share one.
+
+    Raises:
+        RegistryError: if nothing has.
+    """
+    everything = [(kind, entry) for kind in REGISTRIES for entry in entries(kind)]
+    found = [(kind, entry) for kind, entry in everything if entry.name == name]
+    if not found:
+        raise RegistryError(f"nothing is named {name!r}; {hint(name, {entry.name for _, entry in everything})}")
+    return found
+
+
+def options(target: Any) -> list[tuple[str, str, str, str]]:
+    """Name, type, default and meaning of each option of a dataclass; empty for what has none."""
+    if not isinstance(target, type) or not dataclasses.is_dataclass(target):
+        return []
+    meaning = _attributes(target)
+    rows = []
+    for field in dataclasses.fields(target):
+        if field.init:
+            rows.append((field.name, describe(target, field.name), _default(field), meaning.get(field.name, "")))
+    return rows
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return _yaml(field.default_factory())
+    return "required" if field.default is dataclasses.MISSING else _yaml(field.default)
+
+
+def _yaml(value: Any) -> str:
+    """A value as one would write it in YAML."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _table(kind: str) -> Registry[Any] | Mapping[str, Any]:
+    if kind not in REGISTRIES:
+        raise RegistryError(f"there is no list of {kind!r}; {hint(kind, REGISTRIES)}")
+    module, name = REGISTRIES[kind]
+    table: Registry[Any] | Mapping[str, Any] = getattr(importlib.import_module(module), name)
+    if isinstance(table, Registry):
+        with warnings.catch_warnings():  # a broken plug-in is told of by its name, see broken()
+            warnings.simplefilter("ignore")
+            table.names()
+    return table
+
+
+def _summary(target: Any) -> str:
+    return (target.__doc__ or "").strip().partition("\n")[0]
+
+
+def _attributes(target: type) -> dict[str, str]:
+    """Texts of the ``Attributes`` sections of a class and its bases, in Google's style, by name."""
+    texts: dict[str, str] = {}
+    for base in reversed(target.__mro__):
+        section = re.search(r"Attributes:\n((?:[ \t]+.*\n?|\n)+)", base.__doc__ or "")
+        body = inspect.cleandoc("\n" + section[1].partition("\n\n")[0]) if section else ""
+        for names, text in re.findall(r"^(\w[\w, ]*):\s*((?:.*\n?)(?:[ \t]+.*\n?)*)", body, re.MULTILINE):
+            texts |= dict.fromkeys(re.split(r", *", names), " ".join(text.replace("``", "").split()))
+    return texts

@@ -1,0 +1,49 @@
+"""Where tokens leave: before the LLM, or at the input of a decoder layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from tokenprune.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where tokens leave.
+
+    Attributes:
+        layer: input of this decoder layer (0-based), or None for before the LLM.
+    """
+
+    layer: int | None = None
+
+    def __str__(self) -> str:
+        return "pre_llm" if self.layer is None else f"layer={self.layer}"
+
+
+PRE_LLM = Stage()
+
+
+def check_stages(stages: Sequence[Stage], layers: int, name: str) -> None:
+    """Refuse stages that a model does not have, or whose order is not that of its layers.
+
+    Layer 0 is left to ``PRE_LLM``: what leaves before the first layer leaves before the LLM.
+
+    Args:
+        stages: of a pruner.
+        layers: of the LLM.
+        name: of the pruner, for the message.
+
+    Raises:
+        ConfigError: says which.
+    """
+    for stage in stages:
+        if stage.layer is not None and not 1 <= stage.layer < layers:
+            raise ConfigError(f"{name} prunes at {stage}, but the LLM has {layers} layers; allowed: 1 to {layers - 1}")
+    for first, second in pairwise(stages):
+        if (first.layer or 0) >= (second.layer or 0):
+            raise ConfigError(
+                f"{name} prunes at {first} and then at {second}; each stage must come after the one before"
+            )

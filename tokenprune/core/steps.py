@@ -1,0 +1,72 @@
+"""What an adapter needs of a pruner: its steps, and what selects at each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+from tokenprune.core.plan import Operations
+from tokenprune.core.selection import TokenSelection
+from tokenprune.core.signals import Signal
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.core.stages import Stage
+from tokenprune.core.tokens import VisualTokens
+
+if TYPE_CHECKING:
+    from tokenprune.core.budget import Budget
+
+
+Positions = Literal["original", "repacked"]
+TextRows = Literal["last", "all"]
+ScoringLayer = Literal["previous", "own"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One selection of a pruner.
+
+    Attributes:
+        stage: where.
+        selector: what selects there: the pruner itself, or a member of a composition.
+    """
+
+    stage: Stage
+    selector: Selector
+
+
+class Selector(Protocol):
+    """What an adapter needs of a pruner; ``tokenprune.pruners.base.Pruner`` is the real thing and explains it."""
+
+    text_rows: ClassVar[TextRows]
+    scoring_layer: ClassVar[ScoringLayer]
+
+    @property
+    def positions(self) -> Positions:
+        """Position ids of the tokens that stay."""
+
+    @property
+    def requires(self) -> frozenset[Signal]:
+        """Signals without which it cannot select."""
+
+    @property
+    def budget(self) -> Budget | None:
+        """The budget that its options fix, if they do."""
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the content of a row decides how many of its tokens stay."""
+
+    def appended(self, dropped: int) -> int:
+        """How many tokens a stage appends that drops so many."""
+
+    def steps(self, spec: ModelSpec) -> tuple[Step, ...]:
+        """Where tokens leave, in the order of the layers, and what selects there."""
+
+    def schedule(self, spec: ModelSpec, budget: Budget, total: int) -> tuple[int, ...]:
+        """How many of ``total`` visual tokens each step selects."""
+
+    def operations(self, spec: ModelSpec) -> Operations | None:
+        """Which operations run for the tokens that are there; None for all."""
+
+    def select(self, tokens: VisualTokens, k: int) -> TokenSelection:
+        """Which ``k`` tokens of each row stay."""

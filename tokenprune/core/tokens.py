@@ -1,0 +1,93 @@
+"""What pruners and adapters exchange. Frozen, checked when made, and free of any model library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tokenprune.core.errors import SelectionError, hint
+from tokenprune.core.signals import Signal
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, eq=False)
+class VisualTokens:
+    """What a pruner sees at one stage. Rows never influence one another.
+
+    Attributes:
+        features: (B, N, D) floating point, the visual tokens. A row is the unit of choice (an image, tile or frame).
+        signals: by name, see ``Signal``; first dimension B. Plain strings serve as keys. ``clip_text_embeds`` may be
+            (M, C), then it is shared by all rows.
+        grid: (height, width) with height * width = N if tokens are in raster order of an image, else None.
+        valid: (B, N) bool, False for padding; None if every token counts.
+        row_ids: (B,) long, a number that stands for each row's content whatever batch it is in (an adapter hashes the
+            pixels), so that a randomised method treats a sample alone as it treats it in a batch.
+
+    Raises:
+        SelectionError: on wrong shapes, unknown signals or non-finite features.
+    """
+
+    features: Tensor
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
+    grid: tuple[int, int] | None = None
+    valid: Tensor | None = None
+    row_ids: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        f = self.features
+        if f.dim() != 3 or not f.is_floating_point() or 0 in f.shape:
+            raise SelectionError(
+                f"features must be a non-empty floating (B, N, D) tensor, got {tuple(f.shape)} {f.dtype}"
+            )
+        if not bool(torch.stack(f.aminmax()).isfinite().all()):  # f.isfinite().all() reads and writes much more
+            raise SelectionError("features hold values that are not finite")
+        object.__setattr__(self, "signals", {name: self._signal(name, value) for name, value in self.signals.items()})
+        if self.grid is not None and self.grid[0] * self.grid[1] != self.num_tokens:
+            raise SelectionError(f"grid {self.grid} does not hold {self.num_tokens} visual tokens")
+        if self.valid is not None and (self.valid.dtype != torch.bool or self.valid.shape != f.shape[:2]):
+            raise SelectionError(
+                f"valid must be a bool {tuple(f.shape[:2])} tensor, got {tuple(self.valid.shape)} {self.valid.dtype}"
+            )
+        if self.row_ids is not None and self.row_ids.shape != f.shape[:1]:
+            raise SelectionError(f"row_ids must be a ({self.batch_size},) tensor, got {tuple(self.row_ids.shape)}")
+
+    def _signal(self, name: str, value: Tensor) -> Tensor:
+        if name not in set(Signal):
+            raise SelectionError(f"unknown signal {str(name)!r}; {hint(name, [s.value for s in Signal])}")
+        if name == Signal.CLIP_TEXT_EMBEDS and value.dim() == 2:
+            value = value.expand(self.batch_size, -1, -1)
+        if value.shape[0] != self.batch_size:
+            raise SelectionError(f"signal {str(name)!r} has {value.shape[0]} rows, the features have {self.batch_size}")
+        return value
+
+    @property
+    def batch_size(self) -> int:
+        """B, rows."""
+        return self.features.shape[0]
+
+    @property
+    def num_tokens(self) -> int:
+        """N, visual tokens a row."""
+        return self.features.shape[1]
+
+    @property
+    def valid_or_all(self) -> Tensor:
+        """(B, N) bool: ``valid``, or True everywhere if it is None."""
+        return self.features.new_ones(self.features.shape[:2], dtype=torch.bool) if self.valid is None else self.valid
+
+    def signal(self, name: Signal) -> Tensor:
+        """One signal.
+
+        Raises:
+            SelectionError: if it was not given.
+        """
+        if name not in self.signals:
+            given = ", ".join(map(str, self.signals)) or "none"
+            raise SelectionError(f"signal {name.value!r} is needed but was not given (given: {given})")
+        return self.signals[name]

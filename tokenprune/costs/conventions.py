@@ -1,0 +1,83 @@
+"""How papers count the FLOPs of a prefill. They differ by up to 2.6 times for the same work, so each has a name.
+
+A layer with n tokens, width d and an MLP of width m costs, with one FLOP for a multiply-add:
+
+- FastV, DivPrune: 4nd^2 + 2n^2d + 2ndm. Its MLP has two matrices, that of LLaMA has three.
+- SparseVLM: 4nd^2 + 2n^2d + 3ndm.
+- CDPruner: twice SparseVLM's, of the visual tokens alone.
+- GSOP, by DOP's authors: twice SparseVLM's, with keys and values (2nd^2) charged to the tokens that give them, and
+  queries and outputs (2nd^2) to those that ask.
+
+Only GSOP tells the three operations apart. Where a plan does, the others are charged as GSOP charges them; for pruning
+of tokens it makes no difference. None of them knows grouped queries, or heads that are not as wide together as the
+model (Gemma, Qwen3, Mistral Small); ``exact`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tokenprune.core.plan import Operation, OperationPlan
+from tokenprune.core.sizes import ModelSpec, TransformerSpec
+
+
+@dataclass(frozen=True)
+class Convention:
+    """A way to count.
+
+    Attributes:
+        layer: FLOPs of one layer from its sizes and the tokens that give keys and values, ask, and pass the MLP.
+        counts: what it counts, in a few words.
+        text: whether text counts, or visual tokens alone.
+    """
+
+    layer: Callable[[TransformerSpec, int, int, int], int]
+    counts: str
+    text: bool = True
+
+    def prefill(self, spec: ModelSpec, plan: OperationPlan, text_tokens: int) -> int:
+        """FLOPs of the decoder layers for one prompt; arguments as of ``flops.llm_prefill_flops``."""
+        text = text_tokens if self.text else 0
+        return sum(
+            self.layer(spec.llm, *(text + plan.tokens(layer, operation) for operation in Operation))
+            for layer in range(spec.llm.layers)
+        )
+
+
+def exact(llm: TransformerSpec, sources: int, receivers: int, mlp: int) -> int:
+    """What the hardware multiplies."""
+    return llm.layer_flops(sources, receivers, mlp)
+
+
+def sparsevlm(llm: TransformerSpec, sources: int, receivers: int, mlp: int) -> int:
+    """Multiply-adds of a LLaMA without grouped queries."""
+    return _attention(llm, sources, receivers) + 3 * mlp * llm.width * llm.mlp_width
+
+
+def fastv(llm: TransformerSpec, sources: int, receivers: int, mlp: int) -> int:
+    """Multiply-adds, as if the MLP had two matrices."""
+    return _attention(llm, sources, receivers) + 2 * mlp * llm.width * llm.mlp_width
+
+
+def gsop(llm: TransformerSpec, sources: int, receivers: int, mlp: int) -> int:
+    """Two FLOPs per multiply-add."""
+    return 2 * sparsevlm(llm, sources, receivers, mlp)
+
+
+def cdpruner(llm: TransformerSpec, sources: int, receivers: int, mlp: int) -> int:
+    """Two FLOPs per multiply-add; the convention counts visual tokens alone."""
+    return 2 * sparsevlm(llm, sources, receivers, mlp)
+
+
+def _attention(llm: TransformerSpec, sources: int, receivers: int) -> int:
+    return 2 * (sources + receivers) * llm.width**2 + 2 * sources * receivers * llm.width
+
+
+CONVENTIONS: dict[str, Convention] = {
+    "exact": Convention(exact, "2 a multiply-add, grouped queries, text"),
+    "gsop": Convention(gsop, "2 a multiply-add, text"),
+    "cdpruner": Convention(cdpruner, "2 a multiply-add, visual tokens alone", text=False),
+    "sparsevlm": Convention(sparsevlm, "1 a multiply-add, text"),
+    "fastv": Convention(fastv, "1 a multiply-add, MLP of two matrices, text"),
+}

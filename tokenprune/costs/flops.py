@@ -1,0 +1,72 @@
+"""FLOPs in closed form, as the hardware multiplies; see ``TransformerSpec.layer_flops`` for what is charged.
+
+They equal what ``torch.utils.flop_counter.FlopCounterMode`` counts of a real forward, see ``counter``: matrix products,
+convolutions and attention, which is charged as the full square of queries and keys, as models compute it under sdpa and
+eager, whatever a causal mask or a sliding window hides. What papers charge instead is in ``conventions``.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from tokenprune.core.plan import Operation, OperationPlan
+from tokenprune.core.sizes import ModelSpec
+
+
+def llm_prefill_flops(spec: ModelSpec, plan: OperationPlan, text_tokens: int) -> int:
+    """FLOPs of the decoder layers for one prompt with one set of visual tokens, without the LM head.
+
+    Args:
+        spec: sizes of the model.
+        plan: which visual tokens take part in what.
+        text_tokens: all other tokens of the prompt; they take part in everything. With 0 the result is the visual-only
+            figure that CDPruner's paper prints.
+
+    Returns:
+        FLOPs.
+    """
+    return plan.prefill_flops(spec.llm, text_tokens)
+
+
+def llm_decode_flops(spec: ModelSpec, plan: OperationPlan, text_tokens: int, generated: int = 0) -> int:
+    """FLOPs of the decoder layers for one token that is generated, without the LM head.
+
+    Args:
+        spec: of the model.
+        plan: of the prefill; a layer's cache holds the tokens that gave it keys and values.
+        text_tokens: all other tokens of the prompt.
+        generated: tokens that were decoded before, in which everything runs; 0 is the first forward after the prefill.
+    """
+    llm = spec.llm
+    before = (text_tokens + plan.tokens(layer, Operation.ATTENTION_SOURCE) for layer in range(llm.layers))
+    cached = sum(llm.cached(layer, tokens + generated) for layer, tokens in enumerate(before))
+    attention = 4 * llm.heads * llm.head_dim * cached  # of one query: scores, and their sum of values
+    return llm.layers * llm.layer_flops(1, 1, 1) + attention
+
+
+def lm_head_flops(spec: ModelSpec) -> int:
+    """FLOPs of the LM head on one position: prefill needs its logits at the last token alone."""
+    return 2 * spec.llm.width * spec.vocabulary
+
+
+def vision_flops(spec: ModelSpec) -> int:
+    """FLOPs of the vision tower for one image: patch embedding and the layers that are used; 0 if it is unknown."""
+    tower = spec.vision
+    if tower is None:
+        return 0
+    n, tiles = spec.vision_tokens, spec.vision_tiles
+    tile = n // tiles
+    embedding = 2 * (n - tiles * spec.vision_prefix) * spec.patch_inputs * tower.width
+    head = tiles * spec.vision_head * tower.layer_flops(sources=tile, receivers=1, mlp=1)
+
+    def layer(size: int) -> int:
+        """All tokens pass it, and attend to those of their part alone."""
+        return n // size * tower.layer_flops(size, size, size)
+
+    inside = spec.vision_window_layers
+    return embedding + (tower.layers - inside) * layer(tile) + inside * layer(spec.vision_window or tile) + head
+
+
+def projector_flops(spec: ModelSpec) -> int:
+    """FLOPs of the projector for one image."""
+    return 2 * spec.projectors * spec.visual_tokens * sum(a * b for a, b in pairwise(spec.projector))

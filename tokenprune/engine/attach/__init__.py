@@ -1,0 +1,1 @@
+"""Blocks in which calls of a user's own model are pruned."""

@@ -1,0 +1,270 @@
+"""Prune inside the LLM: from a stage on, decoder layers see fewer tokens, and nothing of the model is rewritten.
+
+While a call of the model runs, forward pre-hooks sit on its decoder layers. At a stage they shorten the hidden states;
+behind it they shorten what is aligned with them (``prefill``). Each layer then caches what it saw, so that in decoding
+each is given a mask, and position embeddings if need be, for a length of its own (``decoding``).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from tokenprune.adapters.cache_argument import CACHE, cache_of
+from tokenprune.core.errors import ModelError
+from tokenprune.core.plan import Operation
+from tokenprune.core.steps import Step
+from tokenprune.engine.decoder.alive import Alive
+from tokenprune.engine.decoder.decoder_checks import check_cache, check_checkpointing, check_decoder, check_uncompiled
+from tokenprune.engine.decoder.decoding import Decoding, windows_of
+from tokenprune.engine.decoder.deepstack import DeepStack
+from tokenprune.engine.decoder.operation_hooks import operation_hooks
+from tokenprune.engine.decoder.operations import Rows, Running
+from tokenprune.engine.decoder.prefill import ATTENDED, Prefill, PromptTokens
+from tokenprune.engine.decoder.tap import Attended, tapped
+
+Arguments = dict[str, Any]
+
+_ACTIVE: ContextVar[InsideLLM | None] = ContextVar("tokenprune_inside", default=None)
+_ENTERED: ContextVar[tuple[ExitStack, ...]] = ContextVar("tokenprune_entered", default=())  # to be closed, by context
+_FORWARD: ContextVar[Prefill | Decoding | None] = ContextVar("tokenprune_forward", default=None)
+
+
+@contextmanager
+def nothing_inside() -> Iterator[None]:
+    """Nothing is pruned inside the LLM in this block, which lies within one function."""
+    active, forward = _ACTIVE.set(None), _FORWARD.set(None)
+    try:
+        yield
+    finally:
+        _FORWARD.reset(forward)
+        _ACTIVE.reset(active)
+
+
+class InsideLLM:
+    """Prunes at decoder layers while it is entered, in the entering thread alone.
+
+    It may be entered again for a later turn on a cache that it filled. Other threads may run the same model meanwhile:
+    the hooks do nothing there, and if one is removed just then, torch calls it without the keyword arguments.
+
+    Args:
+        model: with a decoder of the usual build.
+        steps: what selects at which layers, in their order.
+        prompt: of the calls.
+        active: (layers, 3, groups) bool, see ``Operations``; None if everything runs.
+
+    Attributes:
+        stages: what went on from each step in the last prefill; empty before it.
+        seconds: that all selections took.
+
+    Raises:
+        ModelError: if the decoder is built in another way.
+    """
+
+    def __init__(self, model: Any, steps: Sequence[Step], prompt: PromptTokens, active: Tensor | None = None) -> None:
+        self.model, self.decoder, self.steps, self.prompt = model, model.get_decoder(), tuple(steps), prompt
+        self.active = None if active is None or bool(active.all()) else active.cpu()
+        self.kind = check_decoder(self.decoder)
+        self._windows = windows_of(self.decoder.config, len(self.decoder.layers))
+        if self.kind == "padding" and self.active is not None and _splits(self.active):
+            raise ModelError(
+                "flash attention cannot compute a layer in which other tokens ask than give keys and values; load the "
+                "model with sdpa"
+            )
+        self.stages: list[Alive] = []
+        self.seconds = {"selection": 0.0}
+        self._caches: WeakKeyDictionary[Any, dict[int, Alive]] = WeakKeyDictionary()
+        self._held: dict[int, Alive] | None = None  # what the last cache's layers held of the prompt
+
+    def __enter__(self) -> InsideLLM:
+        check_uncompiled(self.model, self.decoder)
+        with ExitStack() as stack:  # closes again if it is interrupted
+            stack.callback(_ACTIVE.reset, _ACTIVE.set(self))
+            stack.callback(_FORWARD.reset, _FORWARD.set(None))  # an interrupted forward does not end itself
+            for handle in self._hooks():
+                stack.callback(handle.remove)
+            for index in self._partial():
+                stack.enter_context(tapped(self.decoder.layers[index].self_attn, self._asking))
+            for step in self.steps:
+                if step.selector.scoring_layer == "previous" and step.selector.requires & ATTENDED:
+                    stack.enter_context(tapped(self.decoder.layers[_layer(step) - 1].self_attn, self._attended))
+            _ENTERED.set((*_ENTERED.get(), stack.pop_all()))
+        return self
+
+    def _hooks(self) -> Iterator[RemovableHandle]:
+        decoder = self.decoder
+        yield decoder.register_forward_pre_hook(self._begin, with_kwargs=True)
+        yield decoder.register_forward_hook(self._end, always_call=True)
+        yield decoder.rotary_emb.register_forward_hook(self._rotated, with_kwargs=True)
+        for index in range(self._first(), len(decoder.layers)):
+            hook = functools.partial(self._before_layer, index)
+            # Before hooks of the user's, which then see what the layer sees.
+            yield decoder.layers[index].register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+        for index in self._partial():
+            yield from operation_hooks(decoder.layers[index], self._running)
+
+    def _partial(self) -> list[int]:
+        """Layers in which not everything runs."""
+        active = self.active
+        return [] if active is None else (~active.all(2).all(1)).nonzero().flatten().tolist()
+
+    def resume(self, cache: Any) -> None:
+        """Note that a cache, perhaps a copy, holds the prompt as the last one did that was filled."""
+        if self._held is not None:
+            self._caches.setdefault(cache, self._held)
+
+    def knows(self, cache: Any) -> bool:
+        """Whether a cache holds the prompt as this pruned it."""
+        return cache in self._caches
+
+    def _first(self) -> int:
+        """The first layer that sees less than the prompt, or does less with it."""
+        return int(min([*(_layer(step) for step in self.steps), *self._partial()]))
+
+    def _running(self) -> Running | None:
+        forward = _FORWARD.get()
+        return forward.running if _ACTIVE.get() is self and isinstance(forward, Prefill) else None
+
+    def _asking(self, what: Attended) -> Rows | None:
+        running = self._running()
+        return running.rows.receivers if running is not None else None
+
+    def __exit__(self, *_: object) -> None:
+        *outer, stack = _ENTERED.get()
+        _ENTERED.set(tuple(outer))
+        stack.close()
+
+    @contextmanager
+    def running(self, arguments: Arguments) -> Iterator[None]:
+        """For who calls the decoder's layers one by one: hooks are on, and a prefill has begun.
+
+        Args:
+            arguments: of the decoder, ``inputs_embeds`` and ``attention_mask``, and those of ``DeepStack``.
+        """
+        with self:
+            _FORWARD.set(self._prefill(arguments, None))
+            try:
+                yield
+            finally:
+                _FORWARD.set(None)
+
+    def _begin(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments | None = None
+    ) -> tuple[tuple[Any, ...], Arguments] | None:
+        if _ACTIVE.get() is not self or kwargs is None:
+            return None
+        arguments = _named(decoder, args, kwargs)
+        cache = arguments.get(CACHE)
+        held = self._caches.get(cache) if cache is not None and int(cache.get_seq_length()) else None
+        forward = self._prefill(arguments, cache) if held is None else self._decode(arguments, cache, held)
+        _FORWARD.set(forward)
+        return None if forward.stack is None else ((), {**arguments, **forward.stack.left})
+
+    def _prefill(self, arguments: Arguments, cache: Any) -> Prefill:
+        embeds, columns = arguments["inputs_embeds"], self.prompt.columns
+        check_checkpointing(self.decoder, self._first(), operations=self.active is not None)
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        if past or embeds.shape[1] < columns:
+            raise ModelError(
+                "a pruner inside the LLM needs the whole prompt in one forward: leave prefill_chunk_size, and give no "
+                "cache but one that was filled in this block"
+            )
+        check_cache(cache)
+        prompt, valid = self.prompt.aligned(embeds), _valid(arguments.get("attention_mask"), embeds)
+        stack = DeepStack.of(arguments, self._first())
+        return Prefill(self.decoder, self.kind, self.steps, prompt, valid, embeds, columns, self.active, stack)
+
+    def _decode(self, arguments: Arguments, cache: Any, held: dict[int, Alive]) -> Decoding:
+        mask, columns = arguments.get("attention_mask"), self.prompt.columns
+        tail = mask[:, columns:].bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        tail = None if tail is None or bool(tail.all()) else tail
+        return Decoding(self.decoder, self.kind, cache, held, columns, tail, self._windows)
+
+    def _end(self, decoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Runs after a failure too; ``output`` is None then."""
+        if _ACTIVE.get() is not self:
+            return
+        forward = _FORWARD.get()
+        _FORWARD.set(None)
+        if output is None or forward is None:
+            return
+        forward.finish(output)
+        if isinstance(forward, Prefill):
+            self.stages = forward.stages
+            self.seconds["selection"] += forward.seconds["selection"]
+            if (cache := cache_of(output)) is not None:
+                # What generate added to the prompt is decoded like all that comes later, and may be taken back.
+                added = forward.embeds.shape[1] - self.prompt.columns
+                held = {alive: alive.first(alive.slots.shape[1] - added) for alive in forward.layers.values()}
+                self._held = self._caches[cache] = {i: held[alive] for i, alive in forward.layers.items()}
+
+    def _rotated(self, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any = None) -> None:
+        if _ACTIVE.get() is self and (forward := _FORWARD.get()):
+            forward.rotations.note(_named(module, args, kwargs), output)
+
+    def _attended(self, what: Attended) -> None:
+        if _ACTIVE.get() is self and (forward := _FORWARD.get()):
+            forward.note(what)
+
+    def _before_layer(
+        self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: Arguments | None = None
+    ) -> tuple[tuple[Any, ...], Arguments] | None:
+        forward = _FORWARD.get()
+        if _ACTIVE.get() is not self or forward is None or kwargs is None:
+            return None
+        arguments = _named(layer, args, kwargs)
+        if forward.idle(index, arguments):
+            return None
+        entered = forward.enter(index, layer, arguments)
+        return (entered.pop("hidden_states"),), entered  # where decoders of transformers put them, and others look
+
+
+def _splits(active: Tensor) -> bool:
+    """Whether, in some layer, other tokens ask than give keys and values."""
+    return not torch.equal(active[:, Operation.ATTENTION_SOURCE], active[:, Operation.ATTENTION_RECEIVER])
+
+
+def _layer(step: Step) -> int:
+    assert step.stage.layer is not None
+    return step.stage.layer
+
+
+def _valid(mask: Any, embeds: Tensor) -> Tensor:
+    """(B, L) bool, which tokens of a prompt are real, from whatever mask the LLM is given."""
+    while isinstance(mask, dict):  # one for each type of layer
+        mask = next(iter(mask.values()))
+    batch, length = embeds.shape[:2]
+    if mask is None:
+        return torch.ones(batch, length, dtype=torch.bool, device=embeds.device)
+    if mask.dim() == 4:  # each real token sees itself
+        seen = mask if mask.dtype == torch.bool else mask == 0
+        mask = seen[:, 0, :, :length].diagonal(dim1=1, dim2=2)
+    valid: Tensor = mask.bool().expand(batch, -1)
+    return valid
+
+
+# Of the forward of each class. Compiled layers do not take functools.cache.
+_PARAMETERS: dict[Any, tuple[str, ...]] = {}
+WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")  # of torch's wrappers, whose own forward takes anything
+
+
+def _parameters(kind: Any) -> tuple[str, ...]:
+    if kind not in _PARAMETERS:
+        _PARAMETERS[kind] = tuple(inspect.signature(kind.forward).parameters)[1:]
+    return _PARAMETERS[kind]
+
+
+def _named(module: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Arguments:
+    """The arguments of a module's forward by name."""
+    inner = next((module._modules[name] for name in WRAPPED if name in module._modules), module)
+    kind: Any = type(inner)
+    return {**dict(zip(_parameters(kind), args, strict=False)), **kwargs} if args else kwargs

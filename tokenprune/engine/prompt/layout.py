@@ -1,0 +1,198 @@
+"""Where the visual tokens of a batch are, and which rows of them a pruner chooses among.
+
+A model encodes items: images or videos. An adapter divides an item into units, each a row for a pruner: the item as a
+whole, its tiles, its frames. Tokens in no unit, such as those that end a line of tiles, stay and count as text.
+Throughout, visual tokens are numbered over the whole batch in the order of their placeholders, as models count them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from tokenprune.core.budget import Budget
+from tokenprune.core.errors import BudgetExceedsError, ModelError
+from tokenprune.core.selection import TokenSelection
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.core.steps import Selector
+from tokenprune.towers.items import Grid, Item
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The units of a batch, in the order of the placeholders of their items.
+
+    Attributes:
+        units: (n,) long each, the numbers of its tokens.
+        grids: of each unit.
+        items: which item each unit is a part of.
+        sizes: visual tokens of each item.
+        rows: (U,) long, the batch row of each unit.
+        numbers: (T,) long, which of its batch row's visual tokens each is.
+        free: (T,) bool, whether it is in a unit.
+        batch: B, rows of the batch.
+        item_rows: the batch row of each item.
+        ids: (U,) long, a hash of the pixels of each unit's item and of the unit's place in it.
+    """
+
+    units: tuple[Tensor, ...]
+    grids: tuple[Grid | None, ...]
+    items: tuple[int, ...]
+    sizes: tuple[int, ...]
+    rows: Tensor
+    numbers: Tensor
+    free: Tensor
+    batch: int
+    item_rows: tuple[int, ...]
+    ids: Tensor
+
+    @classmethod
+    def of(cls, items: Sequence[Item], tokens: Sequence[Tensor], placeholder: Tensor) -> Layout:
+        """The layout of a batch.
+
+        Args:
+            items: in the order of their placeholders.
+            tokens: (n,) long for each, the numbers of its tokens.
+            placeholder: (B, L) bool, where visual tokens go.
+        """
+        device = placeholder.device
+        row = placeholder.nonzero()[:, 0]
+        units = [(index, unit) for index, item in enumerate(items) for unit in item.units]
+        placed = tuple(tokens[index][unit.tokens.to(device)] for index, unit in units)
+        free = torch.zeros(len(row), dtype=torch.bool, device=device)
+        free[torch.cat(placed)] = True
+        first = torch.searchsorted(row, torch.arange(len(placeholder), device=device))
+        places = [torch.arange(len(item.units), device=device) for item in items]
+        hashes = [content_id(item.pixels).to(device) + 2 * place for item, place in zip(items, places, strict=True)]
+        return cls(
+            units=placed,
+            grids=tuple(unit.grid for _, unit in units),
+            items=tuple(index for index, _ in units),
+            sizes=tuple(map(len, tokens)),
+            rows=row[torch.stack([unit[0] for unit in placed])],
+            numbers=torch.arange(len(row), device=device) - first[row],
+            free=free,
+            batch=len(placeholder),
+            item_rows=tuple(row[torch.stack([own[0] for own in tokens])].tolist()),
+            ids=torch.cat(hashes),
+        )
+
+    def free_tokens(self) -> list[int]:
+        """Of each batch row, how many visual tokens a pruner may choose among."""
+        totals = [0] * self.batch
+        for unit, item in zip(self.units, self.items, strict=True):
+            totals[self.item_rows[item]] += len(unit)
+        return totals
+
+    def row_grids(self) -> list[Grid | None]:
+        """The grid of each batch row whose visual tokens are one unit with a grid; None for the others."""
+        grids: list[Grid | None] = [None] * self.batch
+        rows = self.rows.tolist()
+        for row, grid in zip(rows, self.grids, strict=True):
+            grids[row] = grid if rows.count(row) == 1 else None
+        return grids
+
+    def counts(self, pruner: Selector, spec: ModelSpec, budget: Budget) -> list[tuple[int, ...]]:
+        """How many tokens of each item each step of a pruner selects.
+
+        Args:
+            pruner: decides it from the budget and the number of tokens.
+            spec: of the model.
+            budget: of an item; those that have fewer tokens keep all.
+
+        Raises:
+            BudgetError: if it is spent before anything leaves.
+        """
+        totals = [0] * len(self.sizes)
+        for unit, item in zip(self.units, self.items, strict=True):
+            totals[item] += len(unit)
+
+        def schedule(total: int) -> tuple[int, ...]:
+            try:
+                return pruner.schedule(spec, budget, total)
+            except BudgetExceedsError:
+                return pruner.schedule(spec, Budget(keep_ratio=1.0), total)
+
+        found = {total: schedule(total) for total in set(totals)}
+        return [found[total] for total in totals]
+
+    def divided(self, counts: Sequence[int]) -> list[int]:
+        """Of each unit, how many of its tokens stay if so many of each item do: in proportion to the units' sizes."""
+        members = defaultdict(list)
+        for index, item in enumerate(self.items):
+            members[item].append(index)
+        kept = [0] * len(self.units)
+        for item, units in members.items():
+            ends = list(accumulate(len(self.units[index]) for index in units))
+            shares = [round(counts[item] * end / ends[-1]) for end in ends]
+            for index, start, end in zip(units, [0, *shares], shares, strict=False):
+                kept[index] = end - start
+        return kept
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What stays of some units that have equal numbers.
+
+    Attributes:
+        units: which.
+        selection: a row for each.
+    """
+
+    units: tuple[int, ...]
+    selection: TokenSelection
+
+
+def kept_tokens(layout: Layout, chosen: Sequence[Choice], dropped: Sequence[int] = ()) -> Tensor:
+    """(T,) bool, which visual tokens of a batch stay.
+
+    Args:
+        layout: of the batch.
+        chosen: what stays of units; of those that are in no choice everything does.
+        dropped: units of which nothing stays.
+    """
+    kept = torch.ones_like(layout.free)
+    for index in dropped:
+        kept[layout.units[index]] = False
+    for choice in chosen:
+        tokens = torch.stack([layout.units[unit] for unit in choice.units])
+        kept[tokens.flatten()] = False
+        kept[tokens.gather(1, choice.selection.keep.to(tokens.device)).flatten()] = True
+    return kept
+
+
+def place_items(placeholder: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """The numbers of each item's tokens among the placeholders.
+
+    Args:
+        placeholder: (B, L) bool, where the tokens of these items go, and no others.
+        sizes: visual tokens of each item, in the order of the placeholders.
+
+    Raises:
+        ModelError: if the placeholders of a row are not those of a whole number of items.
+    """
+    per_row = placeholder.sum(1).cpu()
+    ends = per_row.new_tensor(sizes).cumsum(0)
+    rows = torch.searchsorted(per_row.cumsum(0), ends).clamp(max=len(per_row) - 1)
+    if not torch.equal(torch.zeros_like(per_row).index_add_(0, rows, per_row.new_tensor(sizes)), per_row):
+        raise ModelError(
+            f"the prompts hold {per_row.tolist()} image placeholders (row by row), but the {len(sizes)} given images "
+            f"have {list(sizes)} visual tokens; make prompts and images with one call of the model's own processor"
+        )
+    return list(torch.split(torch.arange(int(ends[-1]), device=placeholder.device), list(sizes)))
+
+
+def content_id(pixels: Tensor) -> Tensor:
+    """() long: a 63-bit hash of an image's pixels, the same in whatever batch the image is.
+
+    A weighted sum of the float32 bit patterns modulo 2**64: exact, hence the same on each device, without a copy to the
+    host.
+    """
+    bits = pixels.detach().float().flatten().contiguous().view(torch.int32).long()
+    weights = (2 * torch.arange(len(bits), device=bits.device) + 1) * 0x9E3779B97F4A7C1
+    return (bits * weights).sum() & 0x7FFF_FFFF_FFFF_FFFF

@@ -1,0 +1,237 @@
+"""Everything that happens to the inputs of a model before the LLM sees them, and the plan for what happens inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tokenprune.core.budget import Budget
+from tokenprune.core.errors import BudgetError, ModelError
+from tokenprune.core.plan import Operations
+from tokenprune.core.precision import on_cpu_unless_said
+from tokenprune.core.sample import Sample
+from tokenprune.core.signals import PAIRED, Signal
+from tokenprune.core.stages import PRE_LLM
+from tokenprune.core.steps import Selector, Step
+from tokenprune.engine.decoder.hooks import InsideLLM
+from tokenprune.engine.decoder.prefill import PromptTokens
+from tokenprune.engine.prompt.controls import Evidence, question_of
+from tokenprune.engine.prompt.encoded import Encoded
+from tokenprune.engine.prompt.encoder_features import EncoderFeatures
+from tokenprune.engine.prompt.layout import Choice, Layout, kept_tokens
+from tokenprune.engine.prompt.resized import Resized
+from tokenprune.engine.prompt.shorten import PrunedInputs, prune_prompt
+from tokenprune.engine.prompt.signals import Signals, Source, make_signals, rows_of
+from tokenprune.engine.stopwatch import stopwatch
+from tokenprune.towers.timm_features import load_encoder
+
+if TYPE_CHECKING:
+    from tokenprune.adapters.base import ModelAdapter
+
+
+@on_cpu_unless_said()
+def prune_inputs(
+    adapter: ModelAdapter,
+    inputs: Mapping[str, Any],
+    pruner: Selector | None,
+    budget: Budget | None,
+    questions: Sequence[str] | None,
+    encoded: Encoded | None,
+    samples: Sequence[Sample] | None = None,
+) -> PrunedInputs:
+    """See ``ModelAdapter.prune_inputs``."""
+    steps, budget = _checked(adapter, pruner, budget) if pruner else ((), None)
+    before = next((step.selector for step in steps if step.stage == PRE_LLM), None)
+    requires = before.requires if before else frozenset()
+    # Loaded before the clock runs: it is not a part of the selection.
+    tower = adapter.load_text_tower(getattr(before, "text_tower", None)) if requires & PAIRED else None
+    device, seconds = adapter.device, {"vision": 0.0, "selection": 0.0}
+    if encoded is None:
+        with stopwatch(seconds, "vision", device):
+            encoded = adapter.encode(inputs, requires)
+    layout, left = encoded.layout, Left.all(encoded)
+    chosen: tuple[Choice, ...] = ()
+    counts = layout.counts(pruner, adapter.spec, budget) if pruner and budget else []
+    if before:
+        quotas = layout.divided([each[0] for each in counts])
+        sources, asked = _sources(adapter, before, samples, quotas), question_of(before, questions, samples)
+        with stopwatch(seconds, "selection", device):
+            signals = make_signals(adapter, inputs, encoded, requires, asked, tower, sources)
+            chosen = choose(before, encoded, signals, quotas)
+            left = Left.of(encoded, chosen, [unit for unit, quota in enumerate(quotas) if not quota])
+    shorter = shortened_prompt(adapter, inputs, left.kept, close=bool(before and before.positions == "repacked"))
+    shorter |= left.encoder_outputs(adapter)
+    within = steps[1:] if before else steps
+    operations, inside = pruner.operations(adapter.spec) if pruner else None, None
+    if within or operations:
+        visual = adapter.placeholders(shorter["input_ids"])
+        later = [each[len(steps) - len(within) :] for each in counts]
+        prompt = prompt_tokens(later, visual, layout, left.kept, chosen, operations)
+        inside = InsideLLM(adapter.model, within, prompt, operations.active if operations else None)
+    return PrunedInputs(shorter, chosen, left.kept, layout, seconds, inside)
+
+
+def _sources(
+    adapter: ModelAdapter, selector: Selector, samples: Sequence[Sample] | None, quotas: Sequence[int]
+) -> dict[Signal, Source]:
+    """What makes the signals that the model alone does not have."""
+    sources: dict[Signal, Source] = {}
+    if Signal.ENCODER_FEATURES in selector.requires:
+        encoder = load_encoder(adapter.model, getattr(selector, "features", ""))
+        sources[Signal.ENCODER_FEATURES] = EncoderFeatures(encoder, adapter.processor)
+    if Signal.RESIZED_FEATURES in selector.requires:
+        sources[Signal.RESIZED_FEATURES] = Resized(adapter.model, tuple(quotas))
+    if Signal.EVIDENCE in selector.requires and samples is not None:
+        sources[Signal.EVIDENCE] = Evidence(tuple(samples))
+    return sources
+
+
+def _checked(adapter: ModelAdapter, pruner: Selector, budget: Budget | None) -> tuple[tuple[Step, ...], Budget]:
+    """The steps of a pruner and its budget."""
+    steps, budget = adapter.check_pruner(pruner), budget or pruner.budget
+    if budget is None:
+        raise BudgetError("budget: a pruner needs one; give keep_tokens, keep_ratio, average_tokens or flops")
+    adapter.check_budget(pruner, adapter.spec, budget)
+    return steps, budget
+
+
+def shortened_prompt(adapter: ModelAdapter, inputs: Mapping[str, Any], kept: Tensor, *, close: bool) -> dict[str, Any]:
+    """Inputs without pixels and without the placeholders of visual tokens that leave.
+
+    Args:
+        adapter: of the model.
+        inputs: whole.
+        kept: (T,) bool, which visual tokens stay.
+        close: whether the gaps in the position ids are closed.
+    """
+    given = inputs.get("position_ids")
+    whole = {**inputs, "position_ids": adapter.positions(inputs) if given is None else given}
+    placeholder, pad = adapter.placeholders(inputs["input_ids"]), adapter.processor.tokenizer.pad_token_id or 0
+    closing = adapter.repacked if close else None
+    return prune_prompt(adapter.model, whole, placeholder, kept, close=closing, pad_token_id=pad)
+
+
+def choose(selector: Selector, encoded: Encoded, signals: Signals, quotas: Sequence[int]) -> tuple[Choice, ...]:
+    """Let a pruner select, units of equal numbers at once.
+
+    Args:
+        selector: the pruner.
+        encoded: the images.
+        signals: what it asks for.
+        quotas: how many tokens of each unit stay; units with 0 are left out.
+    """
+    groups: dict[Any, list[int]] = {}
+    for unit, (tokens, quota) in enumerate(zip(encoded.layout.units, quotas, strict=True)):
+        key = (len(tokens), quota, encoded.layout.grids[unit], unit if selector.adaptive else None)
+        groups.setdefault(key, []).append(unit)
+    return tuple(
+        Choice(tuple(units), selector.select(rows_of(encoded, signals, units), key[1]))
+        for key, units in groups.items()
+        if key[1]
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Left:
+    """What goes on to the LLM.
+
+    Attributes:
+        encoded: the images.
+        kept: (T,) bool, which visual tokens do.
+        features: (T, D), with what the pruner merged into them.
+    """
+
+    encoded: Encoded
+    kept: Tensor
+    features: Tensor
+
+    @classmethod
+    def all(cls, encoded: Encoded) -> Left:
+        """Everything."""
+        return cls(encoded, torch.ones_like(encoded.layout.free), encoded.features)
+
+    @classmethod
+    def of(cls, encoded: Encoded, chosen: Sequence[Choice], dropped: Sequence[int]) -> Left:
+        """What a pruner chose.
+
+        Raises:
+            ModelError: if it appends tokens: the prompt has no placeholders for them.
+        """
+        layout, features = encoded.layout, encoded.features
+        for choice in chosen:
+            selection = choice.selection
+            if selection.merged is None:
+                continue
+            if selection.merged.shape[1] != selection.keep.shape[1]:
+                raise ModelError("tokens can be appended inside the LLM only")
+            tokens = torch.stack([layout.units[unit] for unit in choice.units])
+            places = tokens.gather(1, selection.keep.to(tokens.device)).flatten().to(features.device)
+            features = features.index_put((places,), selection.merged.flatten(0, 1).to(features))
+        return cls(encoded, kept_tokens(layout, chosen, dropped), features)
+
+    def encoder_outputs(self, adapter: ModelAdapter) -> dict[str, Any]:
+        """The argument by which a model takes visual tokens instead of pixels."""
+        outputs = {}
+        for modality, output in self.encoded.outputs.items():
+            tokens = [self.encoded.tokens[item] for item in self.encoded.members[modality]]
+            kept = [self.kept[each] for each in tokens]
+            left = [each[stay].to(self.features.device) for each, stay in zip(tokens, kept, strict=True)]
+            parts = [self.features[each] for each in left]
+            outputs[modality] = adapter.shortened(output, parts, kept)
+        return {"mm_encoder_outputs": outputs}
+
+
+def prompt_tokens(
+    counts: Sequence[Sequence[int]],
+    visual: Tensor,
+    layout: Layout,
+    kept: Tensor,
+    chosen: Sequence[Choice] = (),
+    operations: Operations | None = None,
+) -> PromptTokens:
+    """The prompts that enter the LLM.
+
+    Args:
+        counts: what the stages inside select of each item; a row selects among the tokens of all its items.
+        visual: (B, L) bool, where visual tokens are.
+        layout: of the visual tokens, before any left.
+        kept: (T,) bool, which entered the LLM.
+        chosen: what stayed before the LLM.
+        operations: tell the groups of the visual tokens; None if there are none.
+    """
+    number = torch.full(visual.shape, -1, device=visual.device)
+    number[visual] = layout.numbers[kept].to(visual.device)
+    free = visual.clone()
+    free[visual] = layout.free[kept].to(visual.device)
+    quota = [[0] * len(next(iter(counts), ())) for _ in range(layout.batch)]
+    for row, each in zip(layout.item_rows, counts, strict=False):
+        quota[row] = [total + count for total, count in zip(quota[row], each, strict=True)]
+    units = torch.arange(len(layout.rows), device=layout.rows.device)
+    place = units - torch.searchsorted(layout.rows, layout.rows)  # of a unit in its row
+    ids = torch.zeros(layout.batch, dtype=torch.long, device=layout.rows.device)
+    ids.index_add_(0, layout.rows, layout.ids * (2 * place + 1))
+    group = None
+    if operations is not None:
+        group = torch.zeros_like(number)
+        group[visual] = _groups(operations, layout, chosen)[kept].to(visual.device)
+    return PromptTokens(free, number, quota, ids, group)
+
+
+def _groups(operations: Operations, layout: Layout, chosen: Sequence[Choice]) -> Tensor:
+    """(T,) long: each token's group, by when it was picked, or by its place if all tokens entered the LLM."""
+    group = torch.zeros_like(layout.numbers)
+    picked = {unit: order for choice in chosen for unit, order in zip(choice.units, _order(choice), strict=True)}
+    for unit, tokens in enumerate(layout.units):
+        order = tokens[picked[unit].to(tokens.device)] if unit in picked else tokens
+        sizes = torch.tensor(operations.sizes(len(order)), device=tokens.device)
+        group[order] = torch.arange(len(sizes), device=tokens.device).repeat_interleave(sizes)
+    return group
+
+
+def _order(choice: Choice) -> Tensor:
+    selection = choice.selection
+    return selection.keep if selection.order is None else selection.order

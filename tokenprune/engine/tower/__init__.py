@@ -1,0 +1,1 @@
+"""Inside a vision tower: classifiers of timm whose patches are pruned between blocks."""

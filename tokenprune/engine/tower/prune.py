@@ -1,0 +1,104 @@
+"""Prune the patches of a timm ViT between its blocks, in a ``with`` block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+from tokenprune.adapters.checks import check_offered
+from tokenprune.core.budget import Budget
+from tokenprune.core.errors import ConfigError
+from tokenprune.core.signals import Signal
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.core.stages import PRE_LLM
+from tokenprune.engine.attach.interception import Opening
+from tokenprune.engine.attach.wrapped import unwrapped
+from tokenprune.engine.tower.hooks import VitBlock, VitTrace
+from tokenprune.pruners.base import Pruner, create_pruner
+from tokenprune.towers.timm_sizes import vit_spec
+
+__all__ = ["VitTrace", "prune_vit"]
+
+ENTRIES = ("forward", "forward_features", "forward_intermediates", "get_intermediate_layers")
+
+
+@contextmanager
+def prune_vit(
+    model: Any,
+    pruner: str | Pruner,
+    *,
+    layer: int | Sequence[int],
+    keep_tokens: int | None = None,
+    keep_ratio: float | None = None,
+    average_tokens: float | None = None,
+    flops: float | None = None,
+    **options: Any,
+) -> Iterator[VitTrace]:
+    """Prune the patches of what ``model(x)`` is given in this block.
+
+    A pruner sees the hidden states of the patches at the input of a block of the model, and, if it asks for them, the
+    keys and the CLS attention of the block before. Gradients flow through the patches that stay. Blocks nest, and the
+    innermost applies alone; which calls belong to a block is as in ``prune``. ``model.forward_intermediates`` gives the
+    patches that are left, which are no grid: ask it for ``output_fmt="NLC"``.
+
+    Args:
+        model: a ``VisionTransformer`` (ViT, DeiT, DINOv2, SigLIP, ...) or ``Eva`` (EVA-02, DINOv3, ...) of timm.
+        pruner: a registered name, or a pruner; one that selects before the LLM where there is one.
+        layer: block of the model (0-based) at whose input patches leave; or several, ascending, each of which leaves
+            the same share of what arrives at it.
+        keep_tokens: patches of an image that are left after the last of them; or
+        keep_ratio: which share of all, in (0, 1]; or
+        average_tokens: patches in a block, mean over the blocks; or
+        flops: most FLOPs of the blocks for one image, prefix tokens included.
+        **options: of the pruner, if it is given by name.
+
+    Yields:
+        The trace.
+
+    Raises:
+        TokenPruneError: if model, pruner, layer and budget are not possible together.
+    """
+    if isinstance(pruner, Pruner) and options:
+        raise ConfigError(f"the options {sorted(options)} go with a pruner's name, but the pruner is made already")
+    model = unwrapped(model)
+    spec = vit_spec(model)
+    chosen = pruner if isinstance(pruner, Pruner) else create_pruner(pruner, **options)
+    _check_pruner(model, chosen, spec)
+    layers = _layers(layer, spec.llm.layers, signals=bool(chosen.requires))
+    prefix = 0 if flops is None else model.num_prefix_tokens
+    budget = Budget(keep_tokens, keep_ratio, average_tokens, flops, text_tokens=prefix)
+    block = VitBlock(model, spec, chosen, layers, budget)
+    if not model.dynamic_img_size:
+        block.counts(spec.visual_tokens)
+    opening = Opening(model, block, entries=ENTRIES)
+    try:
+        yield block.trace
+    finally:
+        opening.close()
+
+
+def _check_pruner(model: Any, pruner: Pruner, spec: ModelSpec) -> None:
+    """Refuse pruners that need text, or an LLM."""
+    offers, lacks = {Signal.KEYS}, "text and CLS token"
+    if model.cls_token is not None:
+        offers, lacks = offers | {Signal.CLS_ATTENTION}, "text"
+    check_offered(frozenset(offers), pruner.requires, f"{type(model).__name__}, a classifier without {lacks},")
+    if pruner.stages(spec) != (PRE_LLM,) or pruner.operations(spec) is not None or pruner.budget is not None:
+        name = type(pruner).__name__
+        raise ConfigError(
+            f"{name} says itself where or how much to prune in an LLM; between the blocks of a ViT run pruners that "
+            "select before the LLM, at the layer and with the budget of prune_vit"
+        )
+
+
+def _layers(layer: int | Sequence[int], depth: int, *, signals: bool) -> tuple[int, ...]:
+    layers, first = tuple(layer) if isinstance(layer, Sequence) else (layer,), int(signals)
+    known = bool(layers) and all(type(at) is int and first <= at < depth for at in layers)
+    if not known or any(a >= b for a, b in pairwise(layers)):
+        reason = ", as its signals are of the block before" if signals else ""
+        raise ConfigError(
+            f"layer is {layer!r}; it must be a block from {first} to {depth - 1}{reason}, or several, ascending"
+        )
+    return layers

@@ -1,0 +1,65 @@
+"""What the metrics of a cell need of its answers, and no more: a sweep has hundreds of thousands of them."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Mapping
+from math import fsum
+from statistics import fmean
+from typing import Any
+
+from tokenprune.core.sizes import ModelSpec
+from tokenprune.costs import flops
+from tokenprune.sweeps.build import Cell
+from tokenprune.sweeps.retention import standard_error
+
+
+class Tally:
+    """Answers of one cell. Its metrics do not depend on the order in which they come, to the last bit.
+
+    Attributes:
+        samples: ids of the questions that are answered.
+    """
+
+    def __init__(self) -> None:
+        self.samples: set[str] = set()
+        self._correct: dict[str, array[float]] = {}
+        self._evidence = array("d")
+        self._grids: set[tuple[int, ...]] = set()
+        self._plans: Counter[tuple[tuple[int, ...], int, int]] = Counter()
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Count a line of ``samples.jsonl``; one whose question is answered already must not be given."""
+        self.samples.add(sys.intern(line["sample"]))
+        self._correct.setdefault(line["kind"], array("d")).append(line["correct"])
+        if line["evidence_kept"] is not None:
+            self._evidence.append(line["evidence_kept"])
+        self._grids.add(tuple(line["grid"] or ()))
+        alive = tuple(stage["tokens"] for stage in line["stages"])
+        self._plans[alive, line["visual_tokens"], line["text_tokens"]] += 1
+
+    def metrics(self, cell: Cell, spec: ModelSpec) -> dict[str, Any]:
+        """What follows from the answers and the model's sizes."""
+        by_kind = {kind: fmean(correct) for kind, correct in sorted(self._correct.items())}
+        number, plans = len(self.samples), self._plans.items()
+        accuracy = fsum(value for correct in self._correct.values() for value in correct) / number
+        prefill = flops.llm_prefill_flops
+        weighed = [(cell.plan(spec, alive, total), text, n) for (alive, total, text), n in plans]
+        return {
+            "questions": number,
+            "accuracy": accuracy,
+            "accuracy_standard_error": standard_error(accuracy, number),
+            "accuracy_by_kind": by_kind if list(by_kind) != [""] else {},
+            "visual_tokens": sum(total * n for (_, total, _), n in plans) / number,
+            "kept_tokens": sum((alive[-1] if alive else total) * n for (alive, total, _), n in plans) / number,
+            "average_tokens": fsum(plan.mean_tokens * n for plan, _, n in weighed) / number,
+            "text_tokens": sum(text * n for (_, _, text), n in plans) / number,
+            "evidence_kept": fmean(self._evidence) if self._evidence else None,
+            "grid": list(next(iter(self._grids))) or None if len(self._grids) == 1 else None,
+            "llm_prefill_flops": sum(prefill(spec, plan, text) * n for plan, text, n in weighed) / number,
+            "lm_head_flops": flops.lm_head_flops(spec),
+            "vision_flops": flops.vision_flops(spec),
+            "projector_flops": flops.projector_flops(spec),
+        }

@@ -1,0 +1,149 @@
+"""A batch of questions, answered by one cell after another, and what a cell costs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.cache_argument import cache_of
+from tokenprune.adapters.inputs import Prepared
+from tokenprune.core.errors import DataError
+from tokenprune.core.sample import Sample
+from tokenprune.core.signals import Signal
+from tokenprune.core.stages import PRE_LLM
+from tokenprune.costs.latency import Stages, compare, timed
+from tokenprune.costs.memory import kv_cache_bytes_by_layer
+from tokenprune.engine.prompt.encoded import Encoded
+from tokenprune.engine.prompt.shorten import PrunedInputs
+from tokenprune.engine.trace import stage_traces
+from tokenprune.functional.evidence import evidence_kept, evidence_tokens
+from tokenprune.sweeps.build import Cell
+from tokenprune.tasks.base import Task
+
+TIMING_BATCH = 8  # questions whose prefill is timed: enough to fill two cores, few enough to repeat
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Questions whose images are encoded.
+
+    Attributes:
+        samples: the questions.
+        prepared: the same as a model takes them.
+        encoded: their images; signals of them are made when a pruner first needs them, and kept.
+    """
+
+    samples: Sequence[Sample]
+    prepared: Prepared
+    encoded: Encoded
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Answers questions and measures costs with one loaded model; keeps nothing between calls.
+
+    Attributes:
+        adapter: the model.
+        task: scores the answers.
+        max_new_tokens: longest answer, tokens.
+    """
+
+    adapter: ModelAdapter
+    task: Task
+    max_new_tokens: int
+
+    @torch.no_grad()
+    def ask(self, samples: Sequence[Sample], cells: Iterable[Cell]) -> Asked:
+        """Prepare questions and encode their images, once for all cells that will answer them.
+
+        Args:
+            samples: the questions.
+            cells: tell which signals the vision tower must give.
+        """
+        prepared = self.adapter.prepare(samples)
+        return Asked(samples, prepared, self.adapter.encode(prepared.inputs, self._requires(cells)))
+
+    def _requires(self, cells: Iterable[Cell]) -> frozenset[Signal]:
+        steps = [step for cell in cells if cell.pruner for step in cell.pruner.steps(self.adapter.spec)]
+        return frozenset().union(*(step.selector.requires for step in steps if step.stage == PRE_LLM))
+
+    def answer(self, cell: Cell, asked: Asked) -> list[Line]:
+        """Let a cell answer.
+
+        Returns:
+            One line a question: what was asked, answered and kept. ``stages`` tells for each stage which visual tokens
+            were still alive (``kept``) and how many with those that were appended (``tokens``).
+        """
+        pruned = self._prune(cell, asked)
+        answers = self.adapter.generate(pruned, max_new_tokens=self.max_new_tokens)
+        traces, totals = stage_traces(pruned, len(asked.samples)), pruned.layout.free_tokens()
+        lengths, grids = pruned.inputs["attention_mask"].sum(1).tolist(), pruned.layout.row_grids()
+        entered = pruned.entered
+        lines = []
+        for row, (sample, answer) in enumerate(zip(asked.samples, answers, strict=True)):
+            stages = [{"stage": str(t.stage), "kept": t.keep[row], "tokens": t.counts[row]} for t in traces]
+            kept, grid = traces[-1].keep[row] if traces else list(range(totals[row])), grids[row]
+            evidence = evidence_tokens(sample.boxes, sample.image.size, grid) if grid else []
+            lines.append(
+                {
+                    "sample": sample.id,
+                    "kind": sample.kind,
+                    "question": sample.question,
+                    "truth": sample.answer,
+                    "answer": answer,
+                    "correct": self._score(sample, answer),
+                    "visual_tokens": totals[row],
+                    "text_tokens": lengths[row] - entered[row],
+                    "grid": grid and list(grid),
+                    "evidence_kept": evidence_kept(kept, evidence),
+                    "stages": stages,
+                }
+            )
+        return lines
+
+    def _score(self, sample: Sample, answer: str) -> float:
+        score = self.task.score(sample, answer)
+        if not 0 <= score <= 1:  # not a number is neither
+            raise DataError(f"{type(self.task).__name__} scores {answer!r} with {score}; a score is in [0, 1]")
+        return float(score)
+
+    def measure(self, cell: Cell, batch: Sequence[Sample], repeats: int) -> dict[str, Any]:
+        """Time the prefill of a batch next to the unpruned one, and weigh the cache of one question.
+
+        Args:
+            cell: what prunes.
+            batch: questions; more than ``TIMING_BATCH`` are cut off.
+            repeats: timed pairs; with 0 no time is measured.
+        """
+        one = self.ask(batch[:1], [cell])
+        alone = kv_cache_bytes_by_layer(cache_of(self.adapter.prefill(self._prune(cell, one))))
+        batch = batch[:TIMING_BATCH]
+        measured: dict[str, Any] = {"kv_cache_bytes": sum(alone), "kv_cache_bytes_by_layer": alone}
+        if repeats:
+            unpruned = dataclasses.replace(cell, pruner=None, budget=None)
+            times = compare(lambda: self._stages(unpruned, batch), lambda: self._stages(cell, batch), repeats=repeats)
+            measured["prefill_time_ratio"] = times.ratio
+            measured |= {f"{stage}_seconds": value for stage, value in dataclasses.asdict(times.stages).items()}
+            measured["timing_batch"] = len(batch)
+        return measured
+
+    @torch.no_grad()
+    def _stages(self, cell: Cell, batch: Sequence[Sample]) -> Stages:
+        prepared = self.adapter.prepare(batch)  # not encoded yet, so that all of it is timed
+        pruned = self.adapter.prune_inputs(prepared.inputs, cell.pruner, cell.budget, prepared.questions, samples=batch)
+        _, prefill = timed(lambda: self.adapter.prefill(pruned), self.adapter.device)
+        inside = pruned.inside.seconds["selection"] if pruned.inside else 0.0
+        return Stages(pruned.seconds["vision"], pruned.seconds["selection"] + inside, prefill - inside)
+
+    @torch.no_grad()
+    def _prune(self, cell: Cell, asked: Asked) -> PrunedInputs:
+        inputs, questions = asked.prepared.inputs, asked.prepared.questions
+        return self.adapter.prune_inputs(
+            inputs, cell.pruner, cell.budget, questions, encoded=asked.encoded, samples=asked.samples
+        )

@@ -1,0 +1,54 @@
+"""What pruners are called in tables: by their names, and the options without which they would be others."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tokenprune.core.errors import TokenPruneError
+from tokenprune.core.options import construct
+from tokenprune.pruners.base import PRUNERS
+from tokenprune.pruners.compose import Compose
+from tokenprune.sweeps.config import Part
+
+
+def labels_of(parts: Sequence[Part]) -> list[str]:
+    """Of each part; in full where two that differ would be called the same."""
+    brief = [_label(part) for part in parts]
+    named: dict[str, Part] = {}
+    shared = {label for label, part in zip(brief, parts, strict=True) if named.setdefault(label, part) != part}
+    return [_label(part, full=True) if label in shared else label for label, part in zip(brief, parts, strict=True)]
+
+
+def _label(part: Part, *, full: bool = False) -> str:
+    """The name, and the options without which it would be another pruner; a composition has those of its pruners."""
+    if part.name == "none":
+        return part.name
+    target = PRUNERS.get(part.name)
+    if target is Compose:
+        return "+".join(map(_label, members(part.options)))
+    fields = {f.name for f in dataclasses.fields(target)}
+    needed = {key: value for key, value in part.options.items() if key in fields}
+    made = construct(target, needed, part.name)
+    for key in tuple(needed):
+        rest = {name: value for name, value in needed.items() if name != key}
+        with contextlib.suppress(TokenPruneError):
+            needed = rest if construct(target, rest, part.name) == made else needed
+    shown: Mapping[str, Any] = {k: v for k, v in part.options.items() if k in needed or k not in fields}
+    shown = shown if full else made.shown(shown)
+    return " ".join([part.name, *(f"{key}={_short(value)}" for key, value in shown.items())])
+
+
+def _short(value: Any) -> str:
+    """An option's value; a pruner inside another is called as it would be alone."""
+    if not (isinstance(value, Mapping) and value.get("name") in PRUNERS):
+        return str(value)
+    label = _label(Part.of(value, "pruner"))
+    return f"({label})" if " " in label else label
+
+
+def members(options: Mapping[str, Any]) -> list[Part]:
+    """Of a composition."""
+    return [Part.of(member, "pruner") for member in options["pruners"]]

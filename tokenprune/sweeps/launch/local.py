@@ -1,0 +1,21 @@
+"""In this process, one job after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tokenprune.sweeps.launch.base import LAUNCHERS, Event, Job, Launcher
+from tokenprune.sweeps.launch.worker import Worker
+
+
+@LAUNCHERS.register("local")
+@dataclass(frozen=True, kw_only=True)
+class Local(Launcher):
+    """This process; a model is loaded once, also for several tasks."""
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Event]:
+        """See ``Launcher``."""
+        worker = Worker()
+        for job in jobs:
+            yield from worker.run(job)

@@ -1,0 +1,144 @@
+"""How far a sweep is: its cells, what the folder has of them, and what is left to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenprune.core.sample import Sample
+from tokenprune.engine.prompt.controls import check_samples
+from tokenprune.sweeps.aggregate import Tally
+from tokenprune.sweeps.build import Experiment, build_all
+from tokenprune.sweeps.grid import Sweep
+from tokenprune.sweeps.keys import Keyed, keyed
+from tokenprune.sweeps.launch.base import Batch, Job, Origin, Wanted
+from tokenprune.sweeps.store import RunFolder, RunRecord
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells on one model and task.
+
+    Attributes:
+        experiment: as built.
+        samples: the questions.
+        cells: with their keys.
+    """
+
+    experiment: Experiment
+    samples: tuple[Sample, ...]
+    cells: tuple[Keyed, ...]
+
+
+def prepare(asked: Sweep) -> tuple[list[Group], RunFolder]:
+    """Check a sweep without loading weights: its cells with their keys, and its folder, which need not be there yet.
+
+    Raises:
+        TokenPruneError: if something is wrong with configuration, data or checkpoint.
+    """
+    experiments = build_all(asked.runs, asked.names)
+    config = experiments[0].config
+    questions: dict[str, tuple[Sample, ...]] = {}
+    asked_of: set[tuple[str, str]] = set()  # models and tasks that were checked
+    groups = []
+    for experiment in experiments:
+        task = repr(experiment.config.task)
+        questions[task] = questions.get(task) or tuple(experiment.task.samples())
+        if (experiment.model.path, task) not in asked_of:
+            experiment.model.check_samples(questions[task])
+            asked_of.add((experiment.model.path, task))
+        for cell in experiment.cells:
+            steps = cell.pruner.steps(experiment.model.spec) if cell.pruner else ()
+            check_samples([step.selector for step in steps], questions[task])
+        groups.append(Group(experiment, questions[task], tuple(keyed(experiment, questions[task]))))
+    return groups, RunFolder(Path(config.output) / (asked.name or asked.id(config)))
+
+
+@dataclass
+class State:
+    """A cell and what is known of it.
+
+    Attributes:
+        group: that it is of.
+        keyed: the cell.
+        record: None until it is finished.
+        tally: of its answers, until it is.
+        costs, device: measured; None until they are.
+        error: traceback; None unless it failed.
+        seconds, answered: of this process.
+        notes: for the record.
+    """
+
+    group: Group
+    keyed: Keyed
+    record: RunRecord | None = None
+    tally: Tally = field(default_factory=Tally)
+    costs: dict[str, Any] | None = None
+    device: str = ""
+    error: str | None = None
+    seconds: float = 0.0
+    answered: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is nothing more to wait for."""
+        answered = self.costs is not None and len(self.tally.samples) == len(self.group.samples)
+        return answered or self.error is not None
+
+
+def states(groups: Sequence[Group], folder: RunFolder, retry_failed: bool) -> dict[str, State]:
+    """All cells by key, with what the folder has of them.
+
+    Raises:
+        DataError: if a journal cannot be read.
+    """
+    found = {each.key: State(group, each) for group in groups for each in group.cells}
+    for line in folder.results:
+        if (state := found.get(line["cell"])) and not (retry_failed and line["status"] == "failed"):
+            label = state.keyed.cell.label  # it may have been called otherwise among other cells
+            state.record = dataclasses.replace(RunRecord.from_mapping(line), label=label)
+    for line in folder.samples:
+        state = found.get(line["cell"])
+        if state and line["sample"] not in state.tally.samples:
+            state.tally.add(line)
+    for state in found.values():  # answers may have been lost since
+        if state.record and state.record.status == "ok" and len(state.tally.samples) < len(state.group.samples):
+            state.record = None
+    return found
+
+
+def job_of(group: Group, known: Mapping[str, State]) -> Job | None:
+    """What is missing of a group; None if nothing is.
+
+    Args:
+        group: cells on one model and task.
+        known: all cells by key.
+    """
+    config = group.experiment.config
+    missing = {each.key: known[each.key] for each in group.cells if known[each.key].record is None}
+    if not missing:
+        return None
+    # Prompts of about one length together, always the same ones: what is computed does not depend on what was before.
+    order = sorted(group.samples, key=lambda sample: (sample.image.size, len(sample.question)))
+    blocks = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
+    batches = []
+    for block in blocks:
+        ids = tuple(sample.id for sample in block)
+        cells = tuple(key for key, state in missing.items() if not state.tally.samples.issuperset(ids))
+        batches += [Batch(ids, cells)] if cells else []
+    origin = group.cells[0].origin
+    wanted = {key: state.keyed.cell for key, state in missing.items()}
+    return Job(
+        model=config.model,
+        task=config.task,
+        max_new_tokens=config.max_new_tokens,
+        timing_repeats=config.timing_repeats,
+        cells={key: Wanted(key, cell.label, cell.part, cell.budget) for key, cell in wanted.items()},
+        batches=tuple(batches),
+        measured=tuple(missing),
+        origin=Origin(origin.model, origin.data, {key: state.keyed.origin.code for key, state in missing.items()}),
+    )

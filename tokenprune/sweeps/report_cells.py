@@ -1,0 +1,58 @@
+"""What a tracker is told of finished cells: their records, some answers, and pictures of what was kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from tokenprune.sweeps.launch.base import Line
+from tokenprune.sweeps.overlay import kept_patches
+from tokenprune.sweeps.progress import State
+from tokenprune.sweeps.store import RunFolder, RunRecord
+from tokenprune.sweeps.tracking import Finished, Session
+
+
+def announce(states: Sequence[State], folder: RunFolder, session: Session) -> None:
+    """Tell a session of cells that are finished.
+
+    Args:
+        states: of the cells.
+        folder: where their answers are.
+        session: which also says how many answers of each it wants.
+    """
+    answers: dict[str, list[Line]] = {state.keyed.key: [] for state in states}
+    for line in folder.samples if session.answers else ():
+        told = answers.get(line["cell"])
+        if told is not None and len(told) < session.answers:
+            told.append(line)
+    for state in states:
+        if state.record:
+            images = {sample.id: sample.image for sample in state.group.samples}
+            session.cell(_finished(str(state.keyed.cell), state.record, answers[state.keyed.key], images))
+
+
+def _finished(label: str, record: RunRecord, answers: Sequence[Line], images: Mapping[str, Image]) -> Finished:
+    named = (Path(value) for value in record.pruner.values() if isinstance(value, str))
+    return Finished(
+        id=record.cell,
+        label=label,
+        config={**record.config, "provenance": dataclasses.asdict(record.provenance)},
+        metrics=record.metrics,
+        answers=answers,
+        picture=partial(_picture, images),
+        files=[path for path in named if path.is_file()],  # such as a fitted policy
+        error=record.error,
+    )
+
+
+def _picture(images: Mapping[str, Image], line: Mapping[str, Any]) -> NDArray[np.uint8] | None:
+    if not line["grid"]:
+        return None
+    return kept_patches(images[line["sample"]], [stage["kept"] for stage in line["stages"]], tuple(line["grid"]))

@@ -1,0 +1,228 @@
+"""Runs a sweep: what is not on the disk yet is computed, and each answer is on the disk as soon as it is known.
+
+This process alone writes. What computes, a launcher's business, tells it by events; one that comes twice counts once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import itertools
+import logging
+import traceback
+from collections.abc import Container, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tokenprune.core.errors import TokenPruneError
+from tokenprune.core.sample import Sample
+from tokenprune.sweeps.config import RunConfig
+from tokenprune.sweeps.grid import Sweep
+from tokenprune.sweeps.launch.base import LAUNCHERS, Answered, Event, Failed, Halved, Job, Measured
+from tokenprune.sweeps.make_parts import make_part
+from tokenprune.sweeps.merge_folders import adopt, alone, others
+from tokenprune.sweeps.progress import Group, State, job_of, prepare, states
+from tokenprune.sweeps.report_cells import announce
+from tokenprune.sweeps.retention import retention
+from tokenprune.sweeps.store import RunFolder, RunRecord
+from tokenprune.sweeps.tracking import Session, Tracker, start_tracking
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run or sweep left.
+
+    Attributes:
+        folder: its files.
+        records: one a cell, in the order of the configuration; earlier runs' included. None at all if this process
+            only helped another one, see ``Launcher.assist``.
+        samples: the questions of all tasks.
+        tracker: where records went besides the disk.
+    """
+
+    folder: RunFolder
+    records: tuple[RunRecord, ...]
+    samples: tuple[Sample, ...]
+    tracker: Tracker
+
+    def track(self) -> None:
+        """Tell the tracker of the files in the folder: journal, tables, pictures."""
+        files = [path for path in sorted(self.folder.path.glob("[!.]*.*")) if path.is_file()]
+        start_tracking(self.tracker, self.folder.path.name, self.folder.path).finish(files)
+
+    @property
+    def failed(self) -> list[RunRecord]:
+        """Cells that raised an error."""
+        return [record for record in self.records if record.status == "failed"]
+
+
+def run(config: RunConfig, **options: Any) -> Outcome:
+    """Run all cells of one configuration that are not finished; options and errors are those of ``sweep``."""
+    return sweep(Sweep((config,)), **options)
+
+
+def sweep(
+    asked: Sweep,
+    *,
+    cell: str | None = None,
+    fresh: bool = False,
+    wait: bool = False,
+    retry_failed: bool = False,
+    console: Console | None = None,
+) -> Outcome:
+    """Run all cells of a sweep that are not finished.
+
+    Args:
+        asked: as loaded.
+        cell: key of the only cell to run, in a folder of its own, from which the sweep takes it later; see ``adopt``.
+        fresh: set aside what an earlier run left and compute everything anew.
+        wait: until another run that writes to the folder ends, instead of refusing.
+        retry_failed: compute cells again that failed; otherwise they stay failed until their code changes.
+        console: shows progress; None shows none.
+
+    Raises:
+        TokenPruneError: if something is wrong with configuration, data, results folder or checkpoint; nothing has been
+            computed then. Or if the disk is full. An error inside a cell is recorded instead, and the others go on.
+    """
+    groups, folder = prepare(asked)
+    config, tracker, whole = groups[0].experiment.config, groups[0].experiment.tracker, folder.path.name
+    launcher = make_part(config.launcher, LAUNCHERS, "launcher")[1]
+    launcher.check()
+    tracker.check()
+    if launcher.assist():
+        return Outcome(folder, (), (), tracker)
+    name = asked.id(config)
+    if cell is not None:
+        groups, folder = alone(groups, folder, cell)
+    keys = [each.key for group in groups for each in group.cells]
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with folder.writing(asked.written or config.to_mapping(), fresh=fresh, wait=wait):
+        adopt(folder, keys, others(folder))
+        session = start_tracking(tracker, whole, folder.path)
+        try:
+            with Progress(*columns, TimeRemainingColumn(), console=console or Console(quiet=True)) as progress:
+                driver = _Driver(
+                    name, folder, groups, session, keys if cell is None else [cell], progress, retry_failed
+                )
+                with closing(launcher.run(driver.jobs())) as events:  # type: ignore[type-var]
+                    driver.follow(events)
+        finally:
+            session.finish()
+    tasks = {id(group.samples): group.samples for group in groups}  # models share their tasks' questions
+    return Outcome(folder, tuple(driver.records()), tuple(itertools.chain(*tasks.values())), tracker)
+
+
+class _Driver:
+    """Writes down what the launcher tells."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: RunFolder,
+        groups: Sequence[Group],
+        session: Session,
+        tracked: Container[str],
+        progress: Progress,
+        retry_failed: bool,
+    ) -> None:
+        self.name, self.folder, self.groups, self.session, self.progress = name, folder, groups, session, progress
+        self.tracked, self.states = tracked, states(groups, folder, retry_failed)
+        done = [len(s.group.samples) if s.record else len(s.tally.samples) for s in self.states.values()]
+        total = sum(len(state.group.samples) for state in self.states.values())
+        self.bar = progress.add_task("loading", total=total, completed=sum(done))
+        for group in groups:
+            self._track(group)
+
+    def records(self) -> Iterable[RunRecord]:
+        """Of all cells, in their order."""
+        return (state.record for state in self.states.values() if state.record)
+
+    def jobs(self) -> list[Job]:
+        """What is to be done, for each group that is not finished."""
+        return [job for group in self.groups if (job := job_of(group, self.states))]
+
+    def follow(self, events: Iterable[Event]) -> None:
+        """Take events until there are no more.
+
+        Raises:
+            TokenPruneError: if the disk is full, or cells are left over.
+        """
+        for event in events:
+            state = self.states[event.cell]
+            if state.record is None and state.error is None:  # else a job ran twice, or beside one that failed
+                self._take(state, event)
+                if state.complete:
+                    self._settle(state.group)
+        left = sum(state.record is None for state in self.states.values())
+        if left:
+            raise TokenPruneError(f"{left} cells are not finished; the same command goes on from there")
+
+    def _take(self, state: State, event: Event) -> None:
+        cell = state.keyed.cell
+        match event:
+            case Answered():
+                new = [line for line in event.lines if line["sample"] not in state.tally.samples]
+                self.folder.samples.append(*({"cell": event.cell, **line} for line in new), sync=False)
+                for line in new:
+                    state.tally.add(line)
+                state.seconds += event.seconds * len(new) / len(event.lines)
+                state.answered += len(new)
+                self.progress.update(self.bar, advance=len(new), description=str(cell))
+            case Measured():
+                state.costs, state.device = dict(event.costs), event.device
+            case Failed():
+                state.error = event.error
+                log.error("%s failed: %s", cell, event.error.strip().rpartition("\n")[2])
+            case Halved():
+                state.notes.append(f"memory ran out; batches of {event.batch_size} questions from there on")
+                log.warning("%s: %s", cell, state.notes[-1])
+
+    def _settle(self, group: Group) -> None:
+        """Write the records of complete cells; the others wait for that without pruning, which they are compared to."""
+        unpruned = self.states[group.cells[0].key]
+        for each in group.cells:
+            state = self.states[each.key]
+            if state.record is None and state.complete and (state is unpruned or unpruned.record):
+                state.record = self._record(state, unpruned.record)
+                self.folder.samples.sync()
+                self.folder.results.append(state.record.to_mapping())
+        self._track(group)
+
+    def _record(self, state: State, unpruned: RunRecord | None) -> RunRecord:
+        cell, metrics, error = state.keyed.cell, dict[str, Any](), state.error
+        if error is None:
+            try:
+                metrics = state.tally.metrics(cell, state.group.experiment.model.spec) | (state.costs or {})
+            except Exception:  # a pruner's plan may fail as anything of it
+                error = traceback.format_exc()
+            else:
+                base = unpruned.metrics if unpruned else metrics
+                metrics["retention"] = retention(metrics["accuracy"], base["accuracy"]) if base else None
+        return RunRecord(
+            run=self.name,
+            cell=state.keyed.key,
+            label=cell.label,
+            pruner=cell.part.to_mapping(),
+            budget=state.keyed.asked["budget"],
+            config=state.keyed.asked,
+            provenance=dataclasses.replace(state.keyed.origin, device=state.device),
+            seed=cell.seed,
+            status="failed" if error else "ok",
+            metrics=metrics,
+            seconds=state.seconds,
+            finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            error=error,
+            answered=state.answered,
+            notes=state.notes,
+        )
+
+    def _track(self, group: Group) -> None:
+        """Tell the tracker of a group whose cells are all finished."""
+        if all(self.states[each.key].record for each in group.cells):
+            announce([self.states[e.key] for e in group.cells if e.key in self.tracked], self.folder, self.session)

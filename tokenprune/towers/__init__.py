@@ -1,0 +1,1 @@
+"""Vision encoders: their sizes, layers, tiles, frames and signals."""

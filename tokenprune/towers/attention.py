@@ -1,0 +1,56 @@
+"""Attention inside a vision tower, recomputed from the queries and keys of one layer: fast kernels give no weights.
+
+Where a tower has a CLS token, its attention to the patches says which of them matter. Towers without one have what
+patches receive: the mean over the attention of all patches of the same picture, as VisionZip does for them (Yang et
+al., 2024, https://arxiv.org/abs/2412.04467). The tower itself runs under any kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenprune.core.precision import exact
+from tokenprune.functional.vectors import widen
+
+ROWS = 256  # of attention that are held at once, over all heads: memory is that of so many rows, not of all
+
+
+def mean_attention(key: Tensor, query: Tensor, scale: float) -> Tensor:
+    """(I, N, H): the attention that each key gets, mean over the queries, as the eager implementation has it.
+
+    Args:
+        key: (I, N, H, d), as they meet the queries: after normalisation and rotation.
+        query: (I, Q, H, d), likewise.
+        scale: of the dot products.
+    """
+    key, query = widen(key), widen(query)
+    total = key.new_zeros(key.shape[:3])
+    with exact(key.device):
+        for rows in torch.split(query, max(1, ROWS // len(query)), dim=1):
+            scores = torch.einsum("iqhd,ikhd->iqhk", rows, key) * scale
+            total += scores.softmax(-1).sum(1).mT
+    return total / query.shape[1]
+
+
+def attention_to(keys: Tensor, queries: Tensor, attention: Any) -> Tensor:
+    """The same of keys (I, N, C) and queries (I, Q, C), heads side by side, of the module ``attention``."""
+    heads = (attention.num_heads, attention.head_dim)
+    key, query = (x.view(*x.shape[:2], *heads) for x in (keys, queries))
+    return mean_attention(key, query, attention.scale)
+
+
+def received_in_pictures(key: Tensor, query: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
+    """(P, H): what each patch receives from the patches of its own picture, where pictures are packed side by side.
+
+    Args:
+        key: (P, H, d), after rotation.
+        query: (P, H, d), likewise.
+        lengths: patches of each picture.
+        scale: of the dot products.
+    """
+    pictures = zip(torch.split(key, list(lengths)), torch.split(query, list(lengths)), strict=True)
+    return torch.cat([mean_attention(k[None], q[None], scale)[0] for k, q in pictures])

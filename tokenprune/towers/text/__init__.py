@@ -1,0 +1,1 @@
+"""Contrastive models that a vision tower comes from: their text towers, and the space that both share."""

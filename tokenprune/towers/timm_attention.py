@@ -1,0 +1,75 @@
+"""What the attention modules of timm's ViTs hand to their kernel: keys, and the attention of the CLS token.
+
+Fused kernels give no weights, so the one row that methods read is computed again, from the module's own input.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
+from timm.models.eva import EvaAttention
+from torch import Tensor, nn
+
+from tokenprune.core.precision import exact
+from tokenprune.core.signals import Signal
+from tokenprune.functional.vectors import widen
+
+ATTENTIONS = (Attention, AttentionRope, EvaAttention)
+
+
+@torch.no_grad()
+def attention_signals(
+    attention: Any, hidden: Tensor, rope: Tensor | None, prefix: int, requires: frozenset[Signal]
+) -> dict[str, Tensor]:
+    """Signals of the patches in one layer.
+
+    Args:
+        attention: one of ``ATTENTIONS``.
+        hidden: (B, L, D), what it was given: prefix tokens, CLS first, then patches.
+        rope: rotary embeddings of the patches that it was given, or None.
+        prefix: number of prefix tokens, which are not rotated.
+        requires: KEYS (B, N, C) after normalisation and rotation, and CLS_ATTENTION (B, H, N), a part of a softmax over
+            all L tokens, are given as far as required.
+    """
+    keys = attention.k_norm(_heads(attention, hidden, 1))
+    if rope is not None:
+        rotated = apply_rot_embed_cat(keys[:, :, prefix:], rope, half=getattr(attention, "rotate_half", False))
+        keys = torch.cat([keys[:, :, :prefix], rotated.to(keys)], 2)
+    found: dict[str, Tensor] = {}
+    if Signal.KEYS in requires:
+        found[Signal.KEYS] = keys[:, :, prefix:].transpose(1, 2).flatten(2)
+    if Signal.CLS_ATTENTION in requires:
+        query = widen(attention.q_norm(_heads(attention, hidden[:, :1], 0)))
+        keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], 1)  # grouped heads share theirs
+        with exact(query.device):
+            scores = query @ widen(keys).mT * attention.scale
+        found[Signal.CLS_ATTENTION] = scores.softmax(-1)[:, :, 0, prefix:]
+    return found
+
+
+def head_dim(attention: Any) -> int:
+    """Numbers in one head; not all versions of timm have the attribute."""
+    width: int = attention.proj.in_features
+    return width // int(attention.num_heads)
+
+
+def _heads(attention: Any, x: Tensor, part: int) -> Tensor:
+    """(B, H, L, d) queries (part 0) or keys (part 1) before normalisation."""
+    return _project(attention, x, part).view(*x.shape[:2], -1, head_dim(attention)).transpose(1, 2)
+
+
+def _project(attention: Any, x: Tensor, part: int) -> Tensor:
+    """(B, L, H * d)."""
+    joint = attention.qkv
+    if joint is None:
+        projected: Tensor = (attention.q_proj, attention.k_proj)[part](x)
+        return projected
+    size = attention.num_heads * head_dim(attention)
+    own = slice(part * size, (part + 1) * size)
+    bias = getattr(attention, ("q_bias", "k_bias")[part], None)  # EVA's, beside a projection without one
+    if type(joint) is nn.Linear:
+        return nn.functional.linear(x, joint.weight[own], bias if joint.bias is None else joint.bias[own])
+    whole: Tensor = joint(x)  # an adapter or a quantised layer: only it knows its weights
+    return whole[..., own] if bias is None else whole[..., own] + bias
