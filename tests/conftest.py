@@ -1,7 +1,8 @@
 """Fixtures that several parts use."""
 
 import pytest
-from tiny import shared_llava
+
+from tokenprune.testing.families.llava import shared_llava
 
 
 @pytest.fixture

@@ -29,11 +29,16 @@ MAY = {
     "study": "core functional pruners adapters engine tasks sweeps policies",
     "study_report": "core pruners report study",
     "cli": "core pruners sweeps report bench policies study study_report version",
+    "testing": "core functional conditioning pruners towers adapters engine embedded tasks costs sweeps report",
     "version": "",
     "__main__": "cli",
     "__init__": "core pruners adapters engine embedded version",
 }
-THIRD_PARTY = {"wandb": {"sweeps"}, "transformers": {"towers", "adapters", "engine", "embedded"}}
+THIRD_PARTY = {
+    "wandb": {"sweeps"},
+    "transformers": {"towers", "adapters", "engine", "embedded", "testing"},
+    "pytest": {"testing"},
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -2,10 +2,10 @@
 
 import timm
 import torch
-from tiny import randomise
 
 from tokenprune.core.signals import Signal
 from tokenprune.pruners.base import ScorePruner
+from tokenprune.testing.families.parts import randomise
 
 SIZES = {"img_size": 24, "patch_size": 4, "num_classes": 10, "embed_dim": 32, "depth": 4, "num_heads": 4}  # 36 patches
 SCALED = {"num_classes": 10, "init_values": 0.7}  # of layer scales, which begin near zero

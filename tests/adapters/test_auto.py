@@ -2,9 +2,6 @@
 
 import pytest
 import torch
-from checks import check_identity, check_masking
-from families import families
-from tiny import Project, ask, picture, tiny_processor
 from tiny_aya_vision import AyaVision
 from tiny_vipllava import vipllava
 
@@ -12,6 +9,11 @@ import tokenprune as tp
 from tokenprune.adapters.auto import AutoAdapter
 from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.errors import ModelError
+from tokenprune.testing.checks import check_identity, check_masking
+from tokenprune.testing.families import families
+from tokenprune.testing.families.llava import ask, tiny_processor
+from tokenprune.testing.pictures import picture
+from tokenprune.testing.pruners import Project
 
 TILED = ("idefics3", "internvl", "llava_next", "llava_onevision", "mistral3", "smolvlm")  # or of any size
 REFUSED = {

@@ -5,12 +5,6 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from checks import STEPS, check_identity, check_masking, check_operations, generated, picture
-from families import families
-from masked_layers import masked_layers_logits
-from tiny import QUESTIONS, Project
-from tiny_inside import Within
-from tiny_plans import depthwise, random_plan
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import cache_of
@@ -19,6 +13,11 @@ from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.engine.trace import stage_traces
+from tokenprune.testing.checks import STEPS, check_identity, check_masking, check_operations, generated
+from tokenprune.testing.families import families
+from tokenprune.testing.masked_layers import masked_layers_logits
+from tokenprune.testing.pictures import QUESTIONS, picture
+from tokenprune.testing.pruners import Project, Within, depthwise, random_plan
 
 FAMILIES = families()
 SCOPES = [(name, scope) for name, family in FAMILIES.items() for scope in family.scopes]

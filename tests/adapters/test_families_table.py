@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from families import families
-
 from tokenprune.adapters.registry import ADAPTERS
 from tokenprune.core.signals import PAIRED
 from tokenprune.core.stages import PRE_LLM
 from tokenprune.pruners.base import PRUNERS, create_pruner
+from tokenprune.testing.families import families
 from tokenprune.towers.text.base import TUNED
 
 DOCS = Path(__file__).parents[2] / "docs/families.md"

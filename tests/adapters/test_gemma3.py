@@ -1,11 +1,5 @@
 import pytest
 import torch
-from checks import check_identity, check_masking, check_operations, picture
-from tiny import Project
-from tiny_gemma3 import FAMILIES, TOKENS, tiny_gemma3
-from tiny_inside import Within
-from tiny_plans import depthwise
-from tiny_siglip import shared_tower
 from transformers import Gemma3Config, StaticCache
 
 import tokenprune as tp
@@ -16,6 +10,11 @@ from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import Signal
 from tokenprune.costs.flops import projector_flops, vision_flops
+from tokenprune.testing.checks import check_identity, check_masking, check_operations
+from tokenprune.testing.families.gemma3 import FAMILIES, TOKENS, tiny_gemma3
+from tokenprune.testing.pictures import picture
+from tokenprune.testing.pruners import Project, Within, depthwise
+from tokenprune.testing.towers import shared_tower
 
 ROWS = (1, 0, 2)
 WINDOW = 13  # of the prompts with two images even those that are pruned are longer

@@ -1,8 +1,5 @@
 import pytest
 import torch
-from checks import ROWS, check_beams, check_masking, check_second_turn, picture
-from tiny import Project
-from tiny_internvl import FAMILIES, MARKS, tiny_internvl, tiny_processor
 from transformers import InternVLConfig, InternVLVisionConfig, Qwen2Config
 
 import tokenprune as tp
@@ -12,6 +9,10 @@ from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
 from tokenprune.costs.model_card import load_card
+from tokenprune.testing.checks import ROWS, check_beams, check_masking, check_second_turn
+from tokenprune.testing.families.internvl import FAMILIES, MARKS, tiny_internvl, tiny_processor
+from tokenprune.testing.pictures import picture
+from tokenprune.testing.pruners import Project
 
 FAMILY = FAMILIES["internvl"]
 VISION = frozenset({Signal.CLS_ATTENTION, Signal.KEYS, Signal.VISION_HIDDEN})

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from tiny import Project, ask, shared_llava, tiny_llava, tiny_processor, tiny_vision_config
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SiglipVisionConfig
 
 import tokenprune as tp
@@ -10,6 +9,8 @@ from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
+from tokenprune.testing.families.llava import ask, shared_llava, tiny_llava, tiny_processor, tiny_vision_config
+from tokenprune.testing.pruners import Project
 
 VISION = frozenset({Signal.CLS_ATTENTION, Signal.KEYS, Signal.VISION_HIDDEN})
 
@@ -155,7 +156,7 @@ def test_a_siglip_tower():
 
 
 def test_prepare(llava):
-    from tiny import picture
+    from tokenprune.testing.pictures import picture
 
     model, processor = llava
     adapter = adapter_for(model, processor)

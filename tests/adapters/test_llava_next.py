@@ -1,10 +1,6 @@
 import pytest
 import torch
-from checks import ROWS, STEPS, check_beams, check_identity, check_masking, check_second_turn, picture
 from PIL import Image
-from tiny import Project
-from tiny_inside import Within
-from tiny_llava_next import FAMILIES, tiny_llava_next, tiny_processor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig
 
 import tokenprune as tp
@@ -14,6 +10,10 @@ from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
 from tokenprune.costs.model_card import load_card
+from tokenprune.testing.checks import ROWS, STEPS, check_beams, check_identity, check_masking, check_second_turn
+from tokenprune.testing.families.llava_next import FAMILIES, tiny_llava_next, tiny_processor
+from tokenprune.testing.pictures import picture
+from tokenprune.testing.pruners import Project, Within
 
 VISION = frozenset({Signal.CLS_ATTENTION, Signal.KEYS, Signal.VISION_HIDDEN})
 FAMILY = FAMILIES["llava_next"]

@@ -1,9 +1,5 @@
 import pytest
 import torch
-from checks import FRAMES, ROWS, check_beams, check_identity, check_masking, check_second_turn, picture
-from tiny import Project
-from tiny_llava_onevision import FAMILIES
-from tiny_siglip import shared_tower
 from transformers import LlavaOnevisionConfig, Qwen2Config
 
 import tokenprune as tp
@@ -13,6 +9,11 @@ from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import Signal
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
 from tokenprune.costs.flops import vision_flops
+from tokenprune.testing.checks import ROWS, check_beams, check_identity, check_masking, check_second_turn
+from tokenprune.testing.families.llava_onevision import FAMILIES
+from tokenprune.testing.pictures import FRAMES, picture
+from tokenprune.testing.pruners import Project
+from tokenprune.testing.towers import shared_tower
 
 FAMILY, MIXED = FAMILIES["llava_onevision"], FAMILIES["llava_onevision_video"]
 VISION = frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.KEYS, Signal.VISION_HIDDEN})

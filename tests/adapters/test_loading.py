@@ -1,6 +1,5 @@
 import pytest
 import torch
-from tiny import Project, Relevance, ask, save_llava, shared_llava, tiny_clip
 from transformers import AutoModelForImageTextToText, AutoProcessor, GPT2Config
 
 import tokenprune as tp
@@ -9,6 +8,10 @@ from tokenprune.adapters.llava import LlavaAdapter
 from tokenprune.adapters.loading import load_adapter
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ConfigError, ModelError
+from tokenprune.testing.checkpoints import save_llava
+from tokenprune.testing.families.llava import ask, shared_llava
+from tokenprune.testing.pruners import Project, Relevance
+from tokenprune.testing.towers import tiny_clip
 from tokenprune.towers.clip import CLS_TOKENS
 
 

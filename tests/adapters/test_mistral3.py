@@ -1,10 +1,5 @@
 import pytest
 import torch
-from checks import check_beams, check_identity, check_masking, check_second_turn
-from tiny import Project
-from tiny_inside import Within
-from tiny_mistral3 import FAMILIES, tiny_mistral3, tiny_processor
-from tiny_plans import Planned, depthwise
 from transformers import CLIPVisionConfig, Mistral3Config
 
 import tokenprune as tp
@@ -13,6 +8,9 @@ from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import Signal
 from tokenprune.costs.flops import projector_flops, vision_flops
+from tokenprune.testing.checks import check_beams, check_identity, check_masking, check_second_turn
+from tokenprune.testing.families.mistral3 import FAMILIES, tiny_mistral3, tiny_processor
+from tokenprune.testing.pruners import Planned, Project, Within, depthwise
 
 ROWS = (1, 0, 2)
 FAMILY = FAMILIES["mistral3"]

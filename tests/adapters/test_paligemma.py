@@ -1,11 +1,5 @@
 import pytest
 import torch
-from checks import check_identity, check_masking, check_operations, generated, picture
-from tiny import Project
-from tiny_inside import Within
-from tiny_paligemma import FAMILIES, TOKENS, tiny_paligemma, tiny_processor
-from tiny_plans import depthwise
-from tiny_siglip import shared_tower
 from transformers import PaliGemmaConfig
 
 import tokenprune as tp
@@ -18,6 +12,11 @@ from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
 from tokenprune.costs.flops import projector_flops, vision_flops
 from tokenprune.policies.divergence import Batch, Objective
+from tokenprune.testing.checks import check_identity, check_masking, check_operations, generated
+from tokenprune.testing.families.paligemma import FAMILIES, TOKENS, tiny_paligemma, tiny_processor
+from tokenprune.testing.pictures import picture
+from tokenprune.testing.pruners import Project, Within, depthwise
+from tokenprune.testing.towers import shared_tower
 
 ROWS = (1, 0, 2)
 WINDOW = 13  # of the prompts with two images even those that are pruned are longer

@@ -5,13 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from checks import check_identity, check_masking, generated
-from families import families
-from masked_layers import masked_layers_logits
 from PIL import Image
-from tiny import Project
-from tiny_inside import Within
-from tiny_qwen_vl import FRAMES, MERGE, PATCH, pixels, tiny_processor, tiny_qwen
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2_5_VLConfig, Qwen2VLConfig
 
@@ -26,6 +20,11 @@ from tokenprune.core.signals import Signal
 from tokenprune.core.sizes import TransformerSpec
 from tokenprune.costs.flops import projector_flops, vision_flops
 from tokenprune.costs.model_card import load_card
+from tokenprune.testing.checks import check_identity, check_masking, generated
+from tokenprune.testing.families import families
+from tokenprune.testing.families.qwen_vl import FRAMES, MERGE, PATCH, pixels, tiny_processor, tiny_qwen
+from tokenprune.testing.masked_layers import masked_layers_logits
+from tokenprune.testing.pruners import Project, Within
 
 FAMILIES = families("qwen_vl") | families("qwen3_vl")
 TOWER = frozenset({Signal.KEYS, Signal.VISION_HIDDEN})

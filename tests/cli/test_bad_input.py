@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import save_llava
 from typer.testing import CliRunner
 
 from tokenprune.cli.main import app
 from tokenprune.sweeps import evaluate
 from tokenprune.tasks import images
+from tokenprune.testing.checkpoints import save_llava
 
 QUICKSTART = str(Path(__file__).parents[2] / "configs/quickstart.yaml")
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny import ask, shared_llava
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokenprune.adapters.registry import adapter_for
@@ -16,6 +15,7 @@ from tokenprune.costs.flops import llm_prefill_flops, lm_head_flops
 from tokenprune.costs.model_card import load_card
 from tokenprune.costs.selector import selection_flops
 from tokenprune.pruners.base import PRUNERS, ScorePruner, create_pruner
+from tokenprune.testing.families.llava import ask, shared_llava
 from tokenprune.towers.timm_features import EncoderSize
 
 TOKENS = 25

@@ -2,11 +2,6 @@
 
 import pytest
 import torch
-from checks import GENERATION, STEPS
-from families import families
-from masked_layers import masked_layers_logits
-from tiny import tiny_clip
-from tiny_siglip import save_siglip
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE
@@ -17,6 +12,10 @@ from tokenprune.core.errors import ModelError
 from tokenprune.core.stages import PRE_LLM
 from tokenprune.engine.trace import stage_traces
 from tokenprune.pruners.base import PRUNERS, create_pruner
+from tokenprune.testing.checks import GENERATION, STEPS
+from tokenprune.testing.families import families
+from tokenprune.testing.masked_layers import masked_layers_logits
+from tokenprune.testing.towers import save_siglip, tiny_clip
 
 OPTIONS = {"sparsevlm": {"recycle": False}}  # what is merged cannot be masked; the golden case has it end to end
 FAMILIES = families()

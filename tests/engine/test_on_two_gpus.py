@@ -6,10 +6,7 @@ import itertools
 
 import pytest
 import torch
-from families import families
 from simcuda import Simulated
-from tiny import picture
-from tiny_plans import depthwise
 from two_gpus import dispatched, halved, on_cpu, on_gpus, spread
 
 import tokenprune as tp
@@ -21,6 +18,9 @@ from tokenprune.engine.decoder.prefill import Prefill
 from tokenprune.engine.decoder.replay import Replay
 from tokenprune.engine.prompt.pruned import prompt_tokens
 from tokenprune.pruners.base import create_pruner
+from tokenprune.testing.families import families
+from tokenprune.testing.pictures import picture
+from tokenprune.testing.pruners import depthwise
 
 FAMILIES = {"llava": "llava", "padded llava": "llava", "qwen2.5-vl": "qwen2_5_vl"}
 DETAILS = {"max_new_tokens": 3, "return_dict_in_generate": True, "output_logits": True, "do_sample": False}

@@ -5,11 +5,6 @@ import copy
 import pytest
 import timm
 import torch
-from checks import GENERATION
-from families import families
-from masked_layers import masked_layers_logits
-from surroundings import AUTOCAST, HARMLESS
-from tiny import ask, randomise, save_llava, shared_llava
 from tiny_timm import images, tiny_vit
 
 import tokenprune as tp
@@ -21,6 +16,13 @@ from tokenprune.engine.decoder.alive import Alive
 from tokenprune.engine.decoder.inside_signals import StageView, stage_signals
 from tokenprune.engine.decoder.tap import Attended
 from tokenprune.pruners.base import create_pruner
+from tokenprune.testing.checkpoints import save_llava
+from tokenprune.testing.checks import GENERATION
+from tokenprune.testing.families import families
+from tokenprune.testing.families.llava import ask, shared_llava
+from tokenprune.testing.families.parts import randomise
+from tokenprune.testing.masked_layers import masked_layers_logits
+from tokenprune.testing.surroundings import AUTOCAST, HARMLESS
 from tokenprune.towers.attention import mean_attention
 from tokenprune.towers.text.base import load_text_tower
 from tokenprune.towers.timm_features import load_encoder

@@ -4,8 +4,6 @@ import functools
 
 import pytest
 import torch
-from masked_operations import masked_operations_logits
-from tiny import Project, shared_llava, tiny_llava, tiny_processor
 
 import tokenprune as tp
 from tokenprune.adapters.registry import adapter_for
@@ -15,6 +13,9 @@ from tokenprune.policies.divergence import Batch, Objective, early_signals, meas
 from tokenprune.pruners.dop import DOP
 from tokenprune.pruners.dop.depths import Depths
 from tokenprune.tasks.scenes import Scenes
+from tokenprune.testing.families.llava import shared_llava, tiny_llava, tiny_processor
+from tokenprune.testing.masked_operations import masked_operations_logits
+from tokenprune.testing.pruners import Project
 
 LAYERS, TOTAL = 4, 25
 BASE = Project(positions="original")

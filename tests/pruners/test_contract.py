@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tokens import D, N, make
 
 from tokenprune import Signal, VisualTokens, create_pruner
 from tokenprune.core.errors import BudgetError, SelectionError
 from tokenprune.pruners.base import PRUNERS
+from tokenprune.testing.tokens import D, N, make
 
 GRID_ONLY = {"pooling", "resize"}  # refuse rows that are no grid
 pytestmark = pytest.mark.parametrize("name", PRUNERS.names())

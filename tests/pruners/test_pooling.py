@@ -1,12 +1,12 @@
 import pytest
 import torch
-from families import families
 from torch.nn.functional import adaptive_avg_pool2d
 
 from tokenprune import VisualTokens, create_pruner
 from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import SelectionError
+from tokenprune.testing.families import families
 
 X = torch.randn(2, 144, 5, generator=torch.Generator().manual_seed(0))
 

@@ -1,7 +1,6 @@
 import pytest
 import torch
 from PIL import Image
-from tiny import ask, shared_llava
 from torch.nn.functional import interpolate
 
 from tokenprune import VisualTokens, create_pruner
@@ -13,6 +12,7 @@ from tokenprune.core.sample import Sample
 from tokenprune.embedded.model import load_embedded
 from tokenprune.engine.prompt.resized import Resized
 from tokenprune.tasks.scenes import Scenes
+from tokenprune.testing.families.llava import ask, shared_llava
 
 
 def test_the_tokens_are_those_of_the_tower_on_a_smaller_picture():

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from surroundings import AUTOCAST, HARMLESS
-from tokens import make
 
 from tokenprune import VisualTokens, create_pruner
 from tokenprune.functional.dpp import greedy_map
@@ -11,6 +9,8 @@ from tokenprune.functional.farthest import max_min
 from tokenprune.functional.kernels import KERNELS, KernelMatrix
 from tokenprune.functional.loops import LOOPS
 from tokenprune.pruners.base import PRUNERS
+from tokenprune.testing.surroundings import AUTOCAST, HARMLESS
+from tokenprune.testing.tokens import make
 
 CASES = [
     *((name, {}) for name in PRUNERS.names()),

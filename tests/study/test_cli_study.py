@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from tiny import save_llava
 from typer.testing import CliRunner
 
 from tokenprune.cli.main import app
+from tokenprune.testing.checkpoints import save_llava
 
 STUDY = Path(__file__).parents[2] / "experiments/dop_additivity/study.yaml"
 SMALL = (

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import save_llava
 
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.core.budget import Budget
@@ -24,6 +23,7 @@ from tokenprune.study.run import shapes, study
 from tokenprune.sweeps.build import build_base
 from tokenprune.sweeps.config import ModelConfig, Part
 from tokenprune.tasks.scenes import Scenes
+from tokenprune.testing.checkpoints import save_llava
 
 QUESTIONS = {"validation": Scenes(split="validation", num_samples=5), "test": Scenes(split="test", num_samples=5)}
 CONFIG = StudyConfig(

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import yaml
-from tiny import save_llava
 
 from tokenprune.adapters import loading as load
 from tokenprune.adapters.llava import LlavaAdapter
@@ -25,6 +24,7 @@ from tokenprune.sweeps.config import Part, parse_config
 from tokenprune.sweeps.store import run_id
 from tokenprune.sweeps.tracking import NoTracker
 from tokenprune.tasks.scenes import Scenes
+from tokenprune.testing.checkpoints import save_llava
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ import time
 
 import pytest
 from programs import sweep_file, work
-from tiny import save_llava
 
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ConfigError, DataError, TokenPruneError
 from tokenprune.sweeps import runner
 from tokenprune.sweeps.grid import load_sweep, parse_sweep
 from tokenprune.sweeps.store import RunFolder
+from tokenprune.testing.checkpoints import save_llava
 
 BASE = {"pruner": "uniform", "budget": {"keep_tokens": 10}, "task": {"name": "scenes", "num_samples": 7}}
 VARIED = {"pruner": ["uniform", {"name": "cdpruner", "conditioning": "none"}], "budget.keep_tokens": [10, 5]}

@@ -4,8 +4,6 @@ import copy
 
 import pytest
 import torch
-from families import families
-from tiny import tiny_llava, tiny_processor, tiny_vision_config
 from torch.nn.functional import interpolate
 
 import tokenprune as tp
@@ -13,6 +11,8 @@ from tokenprune.adapters.registry import ADAPTERS, adapter_for
 from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import Signal
 from tokenprune.pruners.base import ScorePruner
+from tokenprune.testing.families import families
+from tokenprune.testing.families.llava import tiny_llava, tiny_processor, tiny_vision_config
 from tokenprune.towers.attention import ROWS, mean_attention, received_in_pictures
 
 RECEIVED = frozenset({Signal.RECEIVED_ATTENTION})

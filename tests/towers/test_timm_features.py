@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from families import families
 from PIL import Image
-from tiny import IMAGE_SIZE, ask, randomise, shared_llava, tiny_processor
 from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,6 +14,10 @@ from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
 from tokenprune.pruners.base import ScorePruner
+from tokenprune.testing.families import families
+from tokenprune.testing.families.llava import ask, shared_llava, tiny_processor
+from tokenprune.testing.families.parts import randomise
+from tokenprune.testing.pictures import IMAGE_SIZE
 from tokenprune.towers.timm_features import TimmEncoder, denormalised, encoder_size, load_encoder
 
 NAME = "timm:vit_tiny_patch16_224"

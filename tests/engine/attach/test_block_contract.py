@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from block_cases import CASES, PLACES, Subject
-from families import families
 
 import tokenprune as tp
 from tokenprune.engine.decoder.decoder_checks import HOOKS_RUN_ONCE
+from tokenprune.testing.families import families
 
 DOCS = Path(__file__).parents[3] / "docs/concepts.md"
 FAMILIES = families()

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from tiny import ask, tiny_llava, tiny_processor
-from tiny_inside import Within
 from torch import nn
 from transformers import DynamicCache
 
@@ -12,6 +10,8 @@ from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
+from tokenprune.testing.families.llava import ask, tiny_llava, tiny_processor
+from tokenprune.testing.pruners import Within
 
 
 def test_a_cache_that_holds_something_else_is_refused(llava):

@@ -4,10 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from families import dense
-from masked_layers import layer_loop, llava_embeds
-from tiny import ask, shared_llava
-from tiny_inside import Within
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import tokenprune as tp
@@ -15,6 +11,10 @@ from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import LLM_SIGNALS, Signal
+from tokenprune.testing.families.base import dense
+from tokenprune.testing.families.llava import ask, shared_llava
+from tokenprune.testing.masked_layers import layer_loop, llava_embeds
+from tokenprune.testing.pruners import Within
 
 IMAGES, KEEP = (1, 2, 0), 10
 

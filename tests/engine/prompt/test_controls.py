@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from families import families
 from PIL import Image
-from tiny import ask, shared_llava
 
 import tokenprune as tp
 from tokenprune.adapters.registry import adapter_for
@@ -16,6 +14,8 @@ from tokenprune.engine.prompt.controls import Evidence, check_samples
 from tokenprune.functional.evidence import evidence_tokens
 from tokenprune.pruners.base import create_pruner
 from tokenprune.tasks.scenes import Scenes
+from tokenprune.testing.families import families
+from tokenprune.testing.families.llava import ask, shared_llava
 
 K = Budget(keep_tokens=16)
 OTHER, ORACLE = {"relevance_question": "other"}, {"conditioning": "oracle"}

@@ -3,8 +3,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from families import families
-from tiny import ask, picture, tiny_clip, tiny_processor
 from tiny_aya_vision import AyaVision
 from tokenizers import AddedToken
 
@@ -14,6 +12,10 @@ from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
 from tokenprune.engine.prompt.chat_format import ChatFormat, marks_of, template_format, template_text, write_chat
 from tokenprune.engine.prompt.question import check_words, formats_of, last_question, write_prompt
+from tokenprune.testing.families import families
+from tokenprune.testing.families.llava import ask, tiny_processor
+from tokenprune.testing.pictures import picture
+from tokenprune.testing.towers import tiny_clip
 from tokenprune.towers.text.clip import ClipTower
 
 

@@ -1,9 +1,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from families import families
-from tiny import shared_llava, tiny_clip, tiny_vision_config
-from tiny_siglip import save_siglip
 from transformers import CLIPVisionConfig, LlavaConfig, SiglipVisionConfig
 
 import tokenprune as tp
@@ -14,6 +11,9 @@ from tokenprune.core.stages import PRE_LLM
 from tokenprune.core.steps import Step
 from tokenprune.sweeps.build import build
 from tokenprune.sweeps.config import parse_config
+from tokenprune.testing.families import families
+from tokenprune.testing.families.llava import shared_llava, tiny_vision_config
+from tokenprune.testing.towers import save_siglip, tiny_clip
 from tokenprune.towers.text.base import KNOWN, TUNED, TextTower, find_source, load_text_tower
 
 

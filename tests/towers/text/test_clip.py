@@ -1,12 +1,14 @@
 import pytest
 import torch
-from tiny import Project, Relevance, ask, shared_llava, tiny_clip
 from transformers import CLIPModel, CLIPTextModelWithProjection
 
 import tokenprune as tp
 from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import Signal
+from tokenprune.testing.families.llava import ask, shared_llava
+from tokenprune.testing.pruners import Project, Relevance
+from tokenprune.testing.towers import tiny_clip
 from tokenprune.towers.text.clip import ClipTower, load
 
 BOTH = frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.CLIP_TEXT_EMBEDS})

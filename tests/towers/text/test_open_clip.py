@@ -7,14 +7,16 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from surroundings import HARMLESS
-from tiny import IMAGE_SIZE, PATCH_SIZE, ask, randomise, shared_llava
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer
 
 import tokenprune as tp
 from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import Signal
+from tokenprune.testing.families.llava import PATCH_SIZE, ask, shared_llava
+from tokenprune.testing.families.parts import randomise
+from tokenprune.testing.pictures import IMAGE_SIZE
+from tokenprune.testing.surroundings import HARMLESS
 from tokenprune.towers.text import clip as clip_tower
 from tokenprune.towers.text import open_clip as open_clip_tower
 from tokenprune.towers.text.base import load_text_tower

@@ -1,9 +1,12 @@
 """A tiny Mistral 3 of random weights and its processor: a visual token for each square of 16 pixels."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from checks import Tiles, finish, text_config
+
+from tokenprune.testing.families.base import Inputs
+from tokenprune.testing.families.parts import finish, text_config
+from tokenprune.testing.families.tiles import Tiles
 
 PIXELS, PATCH = 96, 8
 MARKS = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
@@ -14,7 +17,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_tokenizer():
+def tiny_tokenizer() -> Any:
+    """The tokenizer of the embedded model with the marks of this family."""
     from tokenprune.embedded.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer(max_length=4096)
@@ -22,7 +26,8 @@ def tiny_tokenizer():
     return tokenizer
 
 
-def tiny_processor():
+def tiny_processor() -> Any:
+    """A new processor of this family for tiny pictures."""
     from transformers import PixtralImageProcessor, PixtralProcessor
 
     images = PixtralImageProcessor(size={"longest_edge": PIXELS}, patch_size=PATCH)
@@ -30,7 +35,8 @@ def tiny_processor():
     return PixtralProcessor(images, tiny_tokenizer(), **how)
 
 
-def tiny_mistral3(attention="sdpa", decoder="mistral", layer=-1, **text):
+def tiny_mistral3(attention: str = "sdpa", decoder: str = "mistral", layer: int = -1, **text: Any) -> Any:
+    """A new model of this family with random weights."""
     from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 
     tokenizer = tiny_tokenizer()
@@ -47,17 +53,19 @@ def tiny_mistral3(attention="sdpa", decoder="mistral", layer=-1, **text):
 
 
 class Mistral3(Tiles):
-    scopes = ("image",)
+    """Mistral 3, whose images end with a mark."""
+
+    scopes: tuple[str, ...] = ("image",)
     token = "[IMG]"
     nominal: ClassVar = {"sizes": [(PIXELS, PIXELS)]}
 
-    def make(self, attention):
+    def make(self, attention: str) -> tuple[Any, Any]:
         return tiny_mistral3(attention), tiny_processor()
 
-    def fixed(self, model, inputs):
+    def fixed(self, model: Any, inputs: Inputs) -> list[list[int]]:
         return [[] for _ in inputs["input_ids"]]
 
-    def items(self, model, inputs):
+    def items(self, model: Any, inputs: Inputs) -> list[list[int]]:
         """An image ends with its mark."""
         end = tiny_tokenizer().convert_tokens_to_ids("[IMG_END]")
         counted = []

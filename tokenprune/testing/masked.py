@@ -4,11 +4,16 @@ Each row goes alone, without padding and without a cache, from its own input emb
 dropped tokens from all others.
 """
 
+from typing import Any
+
 import torch
+from torch import Tensor
+
+from tokenprune.testing.families.base import Inputs
 
 
 @torch.no_grad()
-def masked_logits(model, inputs, keep, positions, answers):
+def masked_logits(model: Any, inputs: Inputs, keep: Any, positions: Any, answers: Tensor) -> Tensor:
     """Logits of the positions at which each answer token is predicted.
 
     Args:
@@ -26,7 +31,7 @@ def masked_logits(model, inputs, keep, positions, answers):
 
 
 @torch.no_grad()
-def masked_rows(model, inputs, keep, positions, answers):
+def masked_rows(model: Any, inputs: Inputs, keep: Any, positions: Any, answers: Tensor) -> list[Any]:
     """For each row: logits of all tokens, which of them were not dropped, and which columns of the inputs are real."""
     visual = list(model.base_model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output)
     kept = [torch.isin(torch.arange(len(v)), k) for v, k in zip(visual, keep, strict=True)]
@@ -37,7 +42,7 @@ def masked_rows(model, inputs, keep, positions, answers):
     return rows
 
 
-def _row(model, ids, visual, kept, positions):
+def _row(model: Any, ids: Tensor, visual: list[Tensor], kept: Any, positions: Any) -> tuple[Tensor, Tensor]:
     place = ids == model.config.image_token_id
     embeds, seen = model.get_input_embeddings()(ids), torch.ones(len(ids), dtype=torch.bool)
     if place.any():

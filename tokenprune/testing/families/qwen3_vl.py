@@ -1,20 +1,26 @@
 """A tiny Qwen3-VL of random weights: features of three vision layers are added behind the first three layers."""
 
+from typing import Any
+
 import torch
-from families import flat
-from tiny_qwen_vl import QwenVL
+from torch import Tensor
+
+from tokenprune.testing.families.base import Inputs, flat
+from tokenprune.testing.families.qwen_vl import QwenVL
 
 
 class Qwen3VL(QwenVL):
-    def grids(self, inputs, modality):
+    """Qwen3-VL, which adds features of its tower behind the first layers."""
+
+    def grids(self, inputs: Inputs, modality: str) -> list[Any]:
         """A video has a run of placeholders for each frame, with the time as text before it."""
         return [(1, h, w) for frames, h, w in super().grids(inputs, modality) for _ in range(frames)]
 
-    def paces(self, model, inputs):
+    def paces(self, model: Any, inputs: Inputs) -> list[Any]:
         return [1] * 99
 
     @torch.no_grad()
-    def added(self, model, inputs):
+    def added(self, model: Any, inputs: Inputs) -> list[Tensor]:
         levels = len(model.config.vision_config.deepstack_visual_indexes)
         shape = (*inputs["input_ids"].shape, model.config.text_config.hidden_size)
         added = torch.zeros(levels, *shape)

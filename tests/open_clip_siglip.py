@@ -1,68 +1,12 @@
-"""A tiny SigLIP of random weights whose text tower pairs with the tiny families' towers, and the same for open_clip."""
+"""The tiny SigLIP as a folder of open_clip's."""
 
-import functools
 import json
 
 import torch
 from safetensors.torch import save_file
-from tiny import randomise
-from tiny_gemma3 import PATCH, PIXELS
 
-CONTEXT, WIDTH, LAYERS = 12, 32, 2
-
-
-def tiny_tokenizer():
-    """The end of a text is also its padding, as in SigLIP's; there is no beginning."""
-    from tokenizers.processors import TemplateProcessing
-
-    from tokenprune.embedded.tokenizer import VOCABULARY, build_tokenizer
-
-    tokenizer = build_tokenizer(append_eos=True)
-    ends = [("</s>", VOCABULARY["</s>"])]
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=ends)
-    tokenizer.pad_token = "</s>"
-    return tokenizer
-
-
-def tiny_siglip(kind="siglip"):
-    """(model, tokenizer); ``siglip2``: the kind for images of any size."""
-    from transformers import AutoConfig, AutoModel
-
-    from tokenprune.embedded.tokenizer import VOCABULARY
-
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 4, "hidden_act": "gelu"}
-    vision = {"num_hidden_layers": LAYERS, "image_size": PIXELS, "patch_size": PATCH}
-    vision |= {"num_patches": (PIXELS // PATCH) ** 2} if kind == "siglip2" else {}
-    text = {"num_hidden_layers": LAYERS, "max_position_embeddings": CONTEXT, "projection_size": WIDTH}
-    text |= {"vocab_size": len(VOCABULARY), "bos_token_id": None, "eos_token_id": VOCABULARY["</s>"]}
-    config = AutoConfig.for_model(kind, vision_config={**sizes, **vision}, text_config={**sizes, **text})
-    torch.manual_seed(2)
-    model = uneven(AutoModel.from_config(config))
-    return model, tiny_tokenizer()
-
-
-def uneven(model):
-    """Random weights, those of norms and biases among them, which would begin as ones and zeros."""
-    randomise(model, seed=2)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() == 1:
-                weight += 0.1 * torch.randn(weight.shape)
-    return model
-
-
-@functools.cache
-def shared_tower():
-    """Its paired tower: leave it as it is."""
-    from tokenprune.towers.text.siglip import SiglipTower
-
-    return SiglipTower(*tiny_siglip())
-
-
-def save_siglip(folder, kind="siglip"):
-    for part in tiny_siglip(kind):
-        part.save_pretrained(folder)
-    return str(folder)
+from tokenprune.testing.families.gemma3 import PATCH, PIXELS
+from tokenprune.testing.towers import CONTEXT, LAYERS, WIDTH, tiny_siglip
 
 
 def save_open_clip(folder):

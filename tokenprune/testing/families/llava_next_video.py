@@ -1,14 +1,17 @@
 """A tiny LLaVA-NeXT-Video of random weights and its processor: 16 visual tokens a tile, 4 a frame of a video."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from checks import CANVASES, Mixed, Tiles, finish, text_config
-from tiny import IMAGE_SIZE, tiny_vision_config
+from tokenprune.testing.families.llava import tiny_vision_config
+from tokenprune.testing.families.parts import finish, text_config
+from tokenprune.testing.families.tiles import CANVASES, Mixed, Tiles
+from tokenprune.testing.pictures import IMAGE_SIZE
 
 PATCH = 10  # pixels; squares of two by two are a visual token of a video
 
 
-def tiny_tokenizer():
+def tiny_tokenizer() -> Any:
+    """The tokenizer of the embedded model with the marks of this family."""
     from tokenprune.embedded.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer(max_length=4096)
@@ -16,7 +19,8 @@ def tiny_tokenizer():
     return tokenizer
 
 
-def tiny_processor():
+def tiny_processor() -> Any:
+    """A new processor of this family for tiny pictures."""
     from transformers import LlavaNextImageProcessor, LlavaNextVideoProcessor, LlavaNextVideoVideoProcessor
 
     from tokenprune.embedded.tokenizer import CHAT_TEMPLATE
@@ -33,7 +37,8 @@ def tiny_processor():
     )
 
 
-def tiny_llava_next_video(attention="sdpa", **changes):
+def tiny_llava_next_video(attention: str = "sdpa", **changes: Any) -> Any:
+    """A new model of this family with random weights."""
     from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
 
     tokenizer = tiny_tokenizer()
@@ -50,9 +55,11 @@ def tiny_llava_next_video(attention="sdpa", **changes):
 
 
 class Images(Tiles):
+    """Prompts with images alone."""
+
     nominal: ClassVar = {"sizes": [(80, 80)]}
 
-    def make(self, attention):
+    def make(self, attention: str) -> tuple[Any, Any]:
         return tiny_llava_next_video(attention), tiny_processor()
 
 

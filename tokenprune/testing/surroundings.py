@@ -1,12 +1,14 @@
 """What callers do around a block: each is a context manager that a test enters."""
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 
 
 @contextlib.contextmanager
-def default_dtype(dtype):
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """A block with another default dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -16,7 +18,8 @@ def default_dtype(dtype):
 
 
 @contextlib.contextmanager
-def default_device(device):
+def default_device(device: str) -> Iterator[None]:
+    """A block with another default device."""
     torch.set_default_device(device)
     try:
         yield

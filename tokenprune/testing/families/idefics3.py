@@ -1,7 +1,12 @@
 """A tiny Idefics3 and a tiny SmolVLM of random weights, and their processors: 9 visual tokens a tile of 36 patches."""
 
+from typing import Any
+
 import torch
-from checks import Tiles, finish, text_config
+
+from tokenprune.testing.families.base import Inputs
+from tokenprune.testing.families.parts import finish, text_config
+from tokenprune.testing.families.tiles import Tiles
 
 PIXELS, PATCH, FACTOR = 48, 8, 2
 NAMES = {"idefics3": "Idefics3", "smolvlm": "SmolVLM"}  # prefixes of the classes' names
@@ -13,7 +18,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_tokenizer(kind):
+def tiny_tokenizer(kind: str) -> Any:
     """SmolVLM has a token for each marker; Idefics3 spells them."""
     from tokenizers import AddedToken
 
@@ -29,7 +34,7 @@ def tiny_tokenizer(kind):
     return tokenizer
 
 
-def tiny_processor(kind="smolvlm"):
+def tiny_processor(kind: str = "smolvlm") -> Any:
     """SmolVLM's takes videos, too."""
     import transformers
 
@@ -42,7 +47,8 @@ def tiny_processor(kind="smolvlm"):
     return processor(*parts, image_seq_len=tokens, chat_template=CHAT_TEMPLATE)
 
 
-def tiny_idefics3(kind="smolvlm", attention="sdpa", decoder="llama"):
+def tiny_idefics3(kind: str = "smolvlm", attention: str = "sdpa", decoder: str = "llama") -> Any:
+    """A new model of this family with random weights."""
     import transformers
 
     name = NAMES[kind]
@@ -59,29 +65,38 @@ def tiny_idefics3(kind="smolvlm", attention="sdpa", decoder="llama"):
 
 
 class Idefics3(Tiles):
+    """Idefics3 or SmolVLM, each of whose images is a run of tiles.
+
+    Args:
+        kind: of ``NAMES``.
+        marker: the last token before the whole image.
+    """
+
     tower = "siglip"
     nominal = {"sizes": [(PIXELS, PIXELS)], "longest": 4 * PIXELS}  # noqa: RUF012 - as in Family
 
-    def __init__(self, kind, marker):
+    def __init__(self, kind: str, marker: str) -> None:
         self.kind, self.marker = kind, marker  # the last token before the whole image
 
-    def make(self, attention):
+    def make(self, attention: str) -> tuple[Any, Any]:
         return tiny_idefics3(self.kind, attention), tiny_processor(self.kind)
 
-    def ask(self, processor, *images_per_row, longest=2 * PIXELS, only=None, **options):
+    def ask(
+        self, processor: Any, *images_per_row: int, longest: int = 2 * PIXELS, only: int | None = None, **options: Any
+    ) -> Inputs:
         """Images in 4 + 1, 2 + 1, 2 + 1 and 4 + 1 tiles; the processor wants to know whose they are."""
 
-        def nested(images, **how):
+        def nested(images: Any, **how: Any) -> Any:
             rows, left = images_per_row if only is None else images_per_row[only : only + 1], iter(images)
             images = [[next(left) for _ in range(number)] for number in rows]
             return processor(images=images, size={"longest_edge": longest}, **how)
 
         return super().ask(nested, *images_per_row, only=only, **options)
 
-    def fixed(self, model, inputs):
+    def fixed(self, model: Any, inputs: Inputs) -> list[list[int]]:
         return [[] for _ in inputs["input_ids"]]
 
-    def items(self, model, inputs):
+    def items(self, model: Any, inputs: Inputs) -> list[list[int]]:
         """An image ends with the run of placeholders that follows its marker."""
         marker, number, counted = tiny_tokenizer(self.kind).convert_tokens_to_ids(self.marker), 9, []
         for ids in inputs["input_ids"]:

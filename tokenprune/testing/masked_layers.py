@@ -4,14 +4,20 @@ Each row goes alone, without padding and without a cache, through a loop over th
 stay in the sequence; from a stage on, no other token sees those that the stage dropped.
 """
 
+from typing import Any
+
 import torch
-from families import Family
+from torch import Tensor
+
+from tokenprune.testing.families.base import Family, Inputs
 
 LLAVA = Family()
 
 
 @torch.no_grad()
-def masked_layers_logits(model, inputs, stages, positions, answers, family=LLAVA):
+def masked_layers_logits(
+    model: Any, inputs: Inputs, stages: Any, positions: Any, answers: Tensor, family: Family = LLAVA
+) -> Tensor:
     """Logits of the positions at which each answer token is predicted.
 
     Args:
@@ -51,11 +57,22 @@ def masked_layers_logits(model, inputs, stages, positions, answers, family=LLAVA
     return torch.stack(result)
 
 
-def llava_embeds(model):
+def llava_embeds(model: Any) -> Any:
+    """Inputs to a LLaVA's input embeddings (B, L, D)."""
     return lambda inputs: LLAVA.embeds(model, inputs)
 
 
-def layer_loop(model, x, visual, number, drops, positions, allowed=None, added=(), closed=LLAVA.closed):
+def layer_loop(
+    model: Any,
+    x: Tensor,
+    visual: Tensor,
+    number: Tensor,
+    drops: Any,
+    positions: Any,
+    allowed: Tensor | None = None,
+    added: Any = (),
+    closed: Any = LLAVA.closed,
+) -> Tensor:
     """Logits (L, vocabulary) of one row; ``drops`` are (layer, numbers of the visual tokens that stay)."""
     whole = torch.ones(len(x), len(x), dtype=torch.bool).tril() if allowed is None else allowed
     decoder, alive = model.get_decoder(), torch.ones(len(x), dtype=torch.bool)
@@ -79,7 +96,7 @@ def layer_loop(model, x, visual, number, drops, positions, allowed=None, added=(
     return logits_of(model, hidden[0])
 
 
-def windowed(decoder, index, allowed, place):
+def windowed(decoder: Any, index: int, allowed: Tensor, place: Tensor) -> Tensor:
     """(L, L) bool, what the tokens of a layer see, ``place`` being their numbers."""
     kinds, window = getattr(decoder.config, "layer_types", None), getattr(decoder.config, "sliding_window", None)
     if window and (kinds is None or kinds[index] == "sliding_attention"):
@@ -90,13 +107,13 @@ def windowed(decoder, index, allowed, place):
     return allowed
 
 
-def rotated(decoder, index, hidden, number):
+def rotated(decoder: Any, index: int, hidden: Tensor, number: Tensor) -> Any:
     """The position embeddings of a layer."""
     kinds = decoder.config.layer_types[index : index + 1] if hasattr(decoder.rotary_emb, "layer_types") else ()
     return decoder.rotary_emb(hidden, number, *kinds)
 
 
-def logits_of(model, hidden):
+def logits_of(model: Any, hidden: Tensor) -> Tensor:
     """(L, vocabulary)."""
     logits = model.lm_head(model.get_decoder().norm(hidden))
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)

@@ -1,8 +1,9 @@
 """A tiny InternVL3 of random weights and its processor: 25 visual tokens a tile, each of four patches."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from checks import Tiles, finish, text_config
+from tokenprune.testing.families.parts import finish, text_config
+from tokenprune.testing.families.tiles import Tiles
 
 PIXELS, PATCH = 40, 4
 MARKS = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
@@ -14,7 +15,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_tokenizer():
+def tiny_tokenizer() -> Any:
+    """The tokenizer of the embedded model with the marks of this family."""
     from tokenprune.embedded.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer(max_length=4096)
@@ -25,7 +27,8 @@ def tiny_tokenizer():
     return tokenizer
 
 
-def tiny_processor():
+def tiny_processor() -> Any:
+    """A new processor of this family for tiny pictures."""
     from transformers import GotOcr2ImageProcessor, InternVLProcessor, InternVLVideoProcessor
 
     size = {"height": PIXELS, "width": PIXELS}
@@ -38,7 +41,8 @@ def tiny_processor():
     )
 
 
-def tiny_internvl(attention="sdpa", decoder="qwen2", vision=None, **changes):
+def tiny_internvl(attention: str = "sdpa", decoder: str = "qwen2", vision: Any = None, **changes: Any) -> Any:
+    """A new model of this family with random weights."""
     from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig
 
     tokenizer = tiny_tokenizer()
@@ -64,11 +68,13 @@ def tiny_internvl(attention="sdpa", decoder="qwen2", vision=None, **changes):
 
 
 class InternVL(Tiles):
+    """InternVL3."""
+
     token = "<IMG_CONTEXT>"
     sizes = ((70, 70), (40, 80), (80, 24), (40, 40))  # 4 + 1, 2 + 1, 3 + 1 tiles and 1
     nominal: ClassVar = {"sizes": [(120, 160)]}
 
-    def make(self, attention):
+    def make(self, attention: str) -> tuple[Any, Any]:
         return tiny_internvl(attention), tiny_processor()
 
 

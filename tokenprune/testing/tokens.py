@@ -1,15 +1,19 @@
 """Random visual tokens with every signal that there is."""
 
 import torch
+from torch import Tensor
 
-from tokenprune import Signal, VisualTokens
+from tokenprune.core.signals import Signal
+from tokenprune.core.tokens import VisualTokens
 
 N, D, C = 36, 16, 8
 GRIDS = {N: (6, 6), 1: (1, 1)}
 
 
-def signals(batch, n, generator, constant=False):
-    def draw(*shape):
+def signals(batch: int, n: int, generator: torch.Generator, constant: bool = False) -> dict[str, Tensor]:
+    """All signals of rows of n visual tokens; constant ones say nothing."""
+
+    def draw(*shape: int) -> Tensor:
         return torch.ones(shape) if constant else torch.randn(shape, generator=generator)
 
     return {
@@ -34,7 +38,15 @@ def signals(batch, n, generator, constant=False):
     }
 
 
-def make(batch=3, n=N, features=None, constant=False, dtype=torch.float32, valid=None):
+def make(
+    batch: int = 3,
+    n: int = N,
+    features: Tensor | None = None,
+    constant: bool = False,
+    dtype: torch.dtype = torch.float32,
+    valid: Tensor | None = None,
+) -> VisualTokens:
+    """Visual tokens of random features with all signals, the same on each call."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(batch, n, D, generator=generator) if features is None else features
     grid = GRIDS.get(n) if valid is None else None  # rows of different lengths have none

@@ -1,12 +1,15 @@
 """A tiny LLaVA-NeXT of random weights and its processor: 25 visual tokens a tile."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from checks import CANVASES, Tiles, finish, text_config
-from tiny import IMAGE_SIZE, PATCH_SIZE, tiny_vision_config
+from tokenprune.testing.families.llava import PATCH_SIZE, tiny_vision_config
+from tokenprune.testing.families.parts import finish, text_config
+from tokenprune.testing.families.tiles import CANVASES, Tiles
+from tokenprune.testing.pictures import IMAGE_SIZE
 
 
-def tiny_processor():
+def tiny_processor() -> Any:
+    """A new processor of this family for tiny pictures."""
     from transformers import LlavaNextImageProcessor, LlavaNextProcessor
 
     from tokenprune.embedded.tokenizer import CHAT_TEMPLATE, build_tokenizer
@@ -23,7 +26,8 @@ def tiny_processor():
     )
 
 
-def tiny_llava_next(attention="sdpa", decoder="llama", **changes):
+def tiny_llava_next(attention: str = "sdpa", decoder: str = "llama", **changes: Any) -> Any:
+    """A new model of this family with random weights."""
     from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
     from tokenprune.embedded.tokenizer import VOCABULARY
@@ -39,9 +43,11 @@ def tiny_llava_next(attention="sdpa", decoder="llama", **changes):
 
 
 class LlavaNext(Tiles):
+    """LLaVA-NeXT."""
+
     nominal: ClassVar = {"sizes": [(80, 80)]}
 
-    def make(self, attention):
+    def make(self, attention: str) -> tuple[Any, Any]:
         return tiny_llava_next(attention), tiny_processor()
 
 

@@ -1,10 +1,16 @@
 """Tiny Qwen2-VL and Qwen2.5-VL of random weights, their processors, and how they number a prompt's positions."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
-from families import Family
 from PIL import Image
-from tiny import QUESTIONS, randomise
+from torch import Tensor
+
+from tokenprune.testing.families.base import Family, Inputs
+from tokenprune.testing.families.parts import randomise
+from tokenprune.testing.pictures import QUESTIONS
 
 PATCH, MERGE = 4, 2  # pixels; patches of a visual token in height and width
 SIZES = ((40, 40), (24, 48), (56, 32))  # height and width of each picture in turn, pixels
@@ -19,7 +25,8 @@ TEMPLATE = (
 )
 
 
-def tiny_tokenizer():
+def tiny_tokenizer() -> Any:
+    """The tokenizer of the embedded model with the marks of this family."""
     from transformers import PreTrainedTokenizerFast
 
     from tokenprune.embedded.tokenizer import build_tokenizer
@@ -30,7 +37,8 @@ def tiny_tokenizer():
     return tokenizer
 
 
-def tiny_processor(kind):
+def tiny_processor(kind: str) -> Any:
+    """A new processor of this family for tiny pictures."""
     import transformers
     from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
 
@@ -45,7 +53,7 @@ def tiny_processor(kind):
     )
 
 
-def tiny_qwen(kind, attention, vision, **text):
+def tiny_qwen(kind: str, attention: str, vision: Any, **text: Any) -> Any:
     """A model of ``kind`` that says words alone."""
     import transformers
 
@@ -76,7 +84,8 @@ def tiny_qwen(kind, attention, vision, **text):
     return model
 
 
-def pixels(seed, *shape):
+def pixels(seed: int, *shape: int) -> Any:
+    """Random pixels, shape + (3,), uint8."""
     return np.random.default_rng(seed).integers(0, 255, (*shape, 3), dtype=np.uint8)
 
 
@@ -94,13 +103,23 @@ class QwenVL(Family):
     nominal = {"sizes": ((288, 288),)}  # noqa: RUF012
     refused = dict.fromkeys(("pyramiddrop", "sparsevlm"), "gaps cannot be closed inside the LLM")
 
-    def __init__(self, kind, vision, **text):
+    def __init__(self, kind: str, vision: Any, **text: Any) -> None:
         self.kind, self.vision, self.text = kind, vision, text
 
-    def make(self, attention):
+    def make(self, attention: str) -> tuple[Any, Any]:
         return tiny_qwen(self.kind, attention, self.vision, **self.text), tiny_processor(self.kind)
 
-    def ask(self, processor, *images_per_row, seed=0, side="left", only=None, sizes=SIZES, videos=(), fps=2.0):
+    def ask(
+        self,
+        processor: Any,
+        *images_per_row: int,
+        seed: int = 0,
+        side: str = "left",
+        only: int | None = None,
+        sizes: Any = SIZES,
+        videos: Any = (),
+        fps: float = 2.0,
+    ) -> Inputs:
         """Images first, then ``videos`` of each row, with ``fps`` pictures a second."""
         videos = videos or [0] * len(images_per_row)
         texts = [
@@ -113,7 +132,7 @@ class QwenVL(Family):
         if only is not None:
             texts = texts[only : only + 1]
             pictures, clips = of_row(pictures, images_per_row, only), of_row(clips, videos, only)
-        given = {"images": [Image.fromarray(picture) for picture in pictures]} if pictures else {}
+        given: dict[str, Any] = {"images": [Image.fromarray(picture) for picture in pictures]} if pictures else {}
         if clips:
             metadata = [
                 {"fps": fps, "total_num_frames": len(clip), "frames_indices": list(range(len(clip)))} for clip in clips
@@ -122,7 +141,7 @@ class QwenVL(Family):
         batch = dict(processor(text=texts, padding=True, padding_side=side, return_tensors="pt", **given))
         return {name: value for name, value in batch.items() if name != "video_metadata"}
 
-    def row_positions(self, model, inputs):
+    def row_positions(self, model: Any, inputs: Inputs) -> Callable[[int, int], Tensor]:
         tokens = {model.config.image_token_id: "image", model.config.video_token_id: "video"}
         grids = {name: self.grids(inputs, name) for name in ("image", "video")}
         paces = self.paces(model, inputs)
@@ -147,26 +166,26 @@ class QwenVL(Family):
                 following += 1
             rows.append((axes, following))
 
-        def positions(row, length):
+        def positions(row: int, length: int) -> Tensor:
             axes, following = rows[row]
             more = [(following + step,) * 3 for step in range(length - len(axes))]
             return torch.tensor(axes + more).T[:, None]
 
         return positions
 
-    def grids(self, inputs, modality):
+    def grids(self, inputs: Inputs, modality: str) -> list[Any]:
         """(frames, height, width) of each run of placeholders, visual tokens."""
         grids = inputs.get(f"{modality}_grid_thw")
         return [] if grids is None else [(t, h // MERGE, w // MERGE) for t, h, w in grids.tolist()]
 
-    def paces(self, model, inputs):
+    def paces(self, model: Any, inputs: Inputs) -> list[Any]:
         """How far apart a video's frames are in time, positions."""
         seconds = inputs.get("second_per_grid_ts")
         if self.kind == "Qwen2VL" or seconds is None:
             return [1] * FRAMES
         return [model.config.vision_config.tokens_per_second * float(each) for each in seconds]
 
-    def closed(self, number, visual, before, alive):
+    def closed(self, number: Tensor, visual: Tensor, before: Tensor, alive: Tensor) -> Tensor:
         """As if each image or frame had the rows and columns alone of which a token is left."""
         closed, length, index, shift = number.clone(), number.shape[-1], 0, 0
         while index < length:
@@ -190,7 +209,8 @@ class QwenVL(Family):
         return closed
 
 
-def of_row(things, numbers, row):
+def of_row(things: Any, numbers: Any, row: int) -> Any:
+    """What of a flat list is of one row of a batch."""
     before = sum(numbers[:row])
     return things[before : before + numbers[row]]
 

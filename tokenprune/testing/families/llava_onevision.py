@@ -3,15 +3,18 @@
 Of more than two tiles' tokens it makes fewer, so that the largest pictures are resized, and others are not.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from checks import CANVASES, Mixed, Tiles, finish, text_config
-from tiny import IMAGE_SIZE, PATCH_SIZE
+from tokenprune.testing.families.llava import PATCH_SIZE
+from tokenprune.testing.families.parts import finish, text_config
+from tokenprune.testing.families.tiles import CANVASES, Mixed, Tiles
+from tokenprune.testing.pictures import IMAGE_SIZE
 
 MOST = "anyres_max_2"
 
 
-def tiny_tokenizer():
+def tiny_tokenizer() -> Any:
+    """The tokenizer of the embedded model with the marks of this family."""
     from tokenprune.embedded.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer(max_length=4096)
@@ -19,7 +22,8 @@ def tiny_tokenizer():
     return tokenizer
 
 
-def tiny_processor():
+def tiny_processor() -> Any:
+    """A new processor of this family for tiny pictures."""
     from transformers import (
         LlavaOnevisionImageProcessor,
         LlavaOnevisionProcessor,
@@ -40,7 +44,8 @@ def tiny_processor():
     )
 
 
-def tiny_llava_onevision(attention="sdpa", decoder="qwen2", **changes):
+def tiny_llava_onevision(attention: str = "sdpa", decoder: str = "qwen2", **changes: Any) -> Any:
+    """A new model of this family with random weights."""
     from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, SiglipVisionConfig
 
     vision = SiglipVisionConfig(
@@ -67,10 +72,12 @@ def tiny_llava_onevision(attention="sdpa", decoder="qwen2", **changes):
 
 
 class Images(Tiles):
+    """Prompts with images alone."""
+
     tower = "siglip"
     nominal: ClassVar = {"sizes": [(40, 80)]}
 
-    def make(self, attention):
+    def make(self, attention: str) -> tuple[Any, Any]:
         return tiny_llava_onevision(attention), tiny_processor()
 
 

@@ -4,12 +4,19 @@ Each row goes alone, without padding and without a cache. A token that gives no 
 there; what the layer computes for a token that does not receive, or does not pass the MLP, is thrown away.
 """
 
+from typing import Any
+
 import torch
-from masked_layers import LLAVA, logits_of, rotated, windowed
+from torch import Tensor
+
+from tokenprune.testing.families.base import Family, Inputs
+from tokenprune.testing.masked_layers import LLAVA, logits_of, rotated, windowed
 
 
 @torch.no_grad()
-def masked_operations_logits(model, inputs, active, groups, answers, family=LLAVA):
+def masked_operations_logits(
+    model: Any, inputs: Inputs, active: Tensor, groups: list[list[int]], answers: Tensor, family: Family = LLAVA
+) -> Tensor:
     """Logits of the positions at which each answer token is predicted.
 
     Args:
@@ -38,7 +45,10 @@ def masked_operations_logits(model, inputs, active, groups, answers, family=LLAV
     return torch.stack(result)
 
 
-def loop(model, x, number, active, group, allowed, added=()):
+def loop(
+    model: Any, x: Tensor, number: Tensor, active: Tensor, group: Tensor, allowed: Tensor, added: Any = ()
+) -> Tensor:
+    """Logits (L, vocabulary) of one row, whose tokens all are there from the first layer to the last."""
     decoder, hidden = model.get_decoder(), x[None]
     text = torch.ones(*active.shape[:2], 1, dtype=torch.bool)
     active = torch.cat([active, text], 2)
