@@ -31,7 +31,7 @@ test: $(STAMP)
 # What meets transformers, on the oldest version that pyproject.toml allows: laid over the environment, for these tests only.
 OLD := .oldest
 oldest: $(OLD)/.installed
-	PYTHONPATH=$(OLD) $(PYTEST) tests/adapters/test_contract.py tests/adapters/test_arguments.py tests/engine/test_matrix.py \
+	PYTHONPATH=$(OLD) $(PYTEST) tests/adapters/test_contract.py tests/adapters/test_arguments.py tests/pruners/test_contract.py \
 		tests/engine/attach/test_block_contract.py
 
 $(OLD)/.installed: $(STAMP)

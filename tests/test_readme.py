@@ -94,6 +94,6 @@ def test_a_pruner_from_outside_is_in_the_cli_and_in_the_contract_tests(outside):
     assert "https://example.org/my-paper" in listing
     assert "positions" in command(outside, "-c", cli, "show", "large_norm")
     result = command(
-        outside, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/pruners/test_contract.py", "-k", "large_norm"
+        outside, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/pruners/test_contract.py", "-k", "LargeNorm"
     )
     assert int(re.search(r"(\d+) passed", result)[1]) >= 15

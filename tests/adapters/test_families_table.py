@@ -22,12 +22,15 @@ def cell(adapter, name, pruner):
 
     Test_text_tower has those that must be given one.
     """
-    before = [step.selector.requires for step in pruner.steps(spec_of(adapter)) if step.stage == PRE_LLM]
+    steps = pruner.steps(spec_of(adapter))
+    before = [step.selector.requires for step in steps if step.stage == PRE_LLM]
     unasked = any(requires & PAIRED for requires in before) and TUNED & {*ADAPTERS.get(adapter).model_types}
     missing = sorted({signal for requires in before for signal in requires - ADAPTERS.get(adapter).offers})
-    reasons = {family.refused[name] for family in families(adapter).values() if name in family.refused}
-    if missing or reasons:
-        return f"no: {', '.join(missing)}" if missing else f"refused: {', '.join(reasons)}"
+    inside = {step.selector.positions for step in steps if step.stage != PRE_LLM}
+    if missing:
+        return f"no: {', '.join(missing)}"
+    if not all(inside <= {*family.inside} for family in families(adapter).values()):
+        return "refused: gaps cannot be closed inside the LLM"
     return "yes, given `text_tower`" if unasked else "yes"
 
 

@@ -1,6 +1,9 @@
 """Tiny text towers of random weights that pair with the tiny families' vision towers: CLIP's and SigLIP's."""
 
+import atexit
 import functools
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +99,13 @@ def save_siglip(folder: Path, kind: str = "siglip") -> str:
     for part in tiny_siglip(kind):
         part.save_pretrained(folder)
     return str(folder)
+
+
+@functools.cache
+def saved_towers() -> dict[str, str]:
+    """Folders of the text towers, by the ``tower`` of the families that they pair with."""
+    root = Path(tempfile.mkdtemp(prefix="tokenprune-towers-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    for part in tiny_clip():
+        part.save_pretrained(root / "clip")
+    return {"clip": str(root / "clip"), "siglip": save_siglip(root / "siglip")}

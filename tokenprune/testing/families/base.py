@@ -23,7 +23,6 @@ class Family:
         sizes: height and width of each picture in turn, pixels.
         scopes: of its adapter, as far as ``ask`` makes inputs for them; the first is the default.
         chat: whether its processor has a chat template.
-        refused: pruners that it refuses though their signals are on offer, and a regular expression of the reason.
         tower: kind of its vision tower, by which the tests choose a text tower; all are as wide.
         nominal: options of ``ask`` for an image that has as many tokens as the ``ModelSpec`` says.
     """
@@ -35,8 +34,7 @@ class Family:
     scopes: tuple[str, ...] = ("image",)
     chat = True
     tower = "clip"
-    refused: ClassVar[dict[str, str]] = {}
-    nominal: ClassVar[dict[str, object]] = {}
+    nominal: ClassVar[dict[str, Any]] = {}
 
     def make(self, attention: str) -> tuple[Any, Any]:
         """A new (model, processor): random weights, no end token, and it never says an image token."""

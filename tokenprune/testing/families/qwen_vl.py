@@ -101,7 +101,6 @@ class QwenVL(Family):
     inside = ("original",)
     scopes = ("frame",)
     nominal = {"sizes": ((288, 288),)}  # noqa: RUF012
-    refused = dict.fromkeys(("pyramiddrop", "sparsevlm"), "gaps cannot be closed inside the LLM")
 
     def __init__(self, kind: str, vision: Any, **text: Any) -> None:
         self.kind, self.vision, self.text = kind, vision, text
