@@ -14,10 +14,12 @@ from tiny_plans import depthwise, random_plan
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import cache_of
-from tokenprune.adapters.registry import ADAPTERS, adapter_for
+from tokenprune.adapters.registry import ADAPTERS
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
+from tokenprune.engine.loading import adapter_for
+from tokenprune.engine.session import Session
 from tokenprune.engine.trace import stage_traces
 
 FAMILIES = families()
@@ -114,14 +116,14 @@ def test_the_stateless_way_is_the_same(name, attention, positions):
     adapter, pruner, inputs = adapter_for(model, processor), Project(positions=positions), family.ask(processor, 1, 2)
     with tp.prune(model, processor, pruner, keep_tokens=7) as trace:
         tokens, logits = generated(model, inputs)
-    pruned = adapter.prune_inputs(inputs, pruner, Budget(keep_tokens=7))
-    assert stage_traces(pruned, 2)[0].keep == trace.stages[0].keep
+    pruned = Session(adapter).prune_inputs(inputs, pruner, Budget(keep_tokens=7))
+    assert stage_traces(pruned, (), 2)[0].keep == trace.stages[0].keep
     assert pruned.layout.item_rows == (0, 1, 1)
     assert torch.equal(generated(model, pruned.inputs)[1], logits)
-    prefill = adapter.prefill(pruned.inputs)
+    prefill = Session(adapter).prefill(pruned.inputs).output
     assert torch.equal(prefill.logits[:, 0], logits[:, 0])
     assert cache_of(prefill).get_seq_length() == pruned.inputs["input_ids"].shape[1]
-    assert adapter.generate(pruned.inputs, max_new_tokens=STEPS) == [
+    assert Session(adapter).generate(pruned.inputs, max_new_tokens=STEPS).output == [
         text.strip() for text in processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     ]
 
@@ -139,7 +141,7 @@ def test_a_sample_alone_is_the_sample_in_a_batch(name, scope, attention):
     assert single.tolist() == tokens[1:].tolist()
     torch.testing.assert_close(single_logits, logits[1:], atol=5e-5, rtol=0)
     adapter = adapter_for(model, processor, scope=scope)
-    layouts = [adapter.encode(inputs).layout for inputs in (batch, alone)]
+    layouts = [Session(adapter).encode(inputs).layout for inputs in (batch, alone)]
     ids = [layout.ids.tolist() for layout in layouts]
     assert ids[1] == layouts[0].ids[layouts[0].rows == 1].tolist()
     assert len(set(ids[0])) == len(ids[0]) >= 3
@@ -152,13 +154,13 @@ def test_samples_are_prepared(family):
     samples = [Sample(text, picture(1, *size), text, "yes") for text, size in sizes.items()]
     for scope in type(adapter_for(model, processor)).scopes:
         adapter = adapter_for(model, processor, scope=scope)
-        prepared = adapter.prepare(samples)
-        assert adapter.questions(prepared.inputs) == prepared.questions == list(sizes)
+        prepared = Session(adapter).prepare(samples)
+        assert Session(adapter).questions(prepared.inputs) == prepared.questions == list(sizes)
         assert prepared.inputs["attention_mask"][:, -1].tolist() == [1, 1]
         assert prepared.inputs["attention_mask"].min() == 0  # of different lengths, padded on the left
-        pruned = adapter.prune_inputs(prepared.inputs, Project(), Budget(keep_tokens=7))
+        pruned = Session(adapter).prune_inputs(prepared.inputs, Project(), Budget(keep_tokens=7))
         assert pruned.entered == [7, 7]
-        assert len(adapter.generate(pruned, max_new_tokens=2)) == 2
+        assert len(Session(adapter).generate(pruned, max_new_tokens=2).output) == 2
 
 
 def test_a_processor_of_another_model_is_refused(family):
@@ -173,11 +175,13 @@ def test_a_processor_of_another_model_is_refused(family):
 def test_encoding_once_is_enough(family, attention):
     model, processor = family.build(attention)
     adapter, inputs = adapter_for(model, processor), family.ask(processor, 1, 2)
-    encoded = adapter.encode(inputs)
-    reused = adapter.prune_inputs(inputs, Project(), Budget(keep_tokens=5), encoded=encoded)
-    direct = adapter.prune_inputs(inputs, Project(), Budget(keep_tokens=5))
+    encoded = Session(adapter).encode(inputs)
+    reused = Session(adapter).prune_inputs(inputs, Project(), Budget(keep_tokens=5), encoded=encoded)
+    direct = Session(adapter).prune_inputs(inputs, Project(), Budget(keep_tokens=5))
     assert reused.seconds["vision"] == 0 < direct.seconds["vision"]
-    assert torch.equal(adapter.prefill(reused.inputs).logits, adapter.prefill(direct.inputs).logits)
+    assert torch.equal(
+        Session(adapter).prefill(reused.inputs).output.logits, Session(adapter).prefill(direct.inputs).output.logits
+    )
 
 
 def test_nothing_is_left_on_the_model(family):
@@ -193,7 +197,7 @@ def test_nothing_is_left_on_the_model(family):
 
     before = state()
     adapter = adapter_for(model, processor)
-    adapter.prefill(adapter.prune_inputs(inputs, Project(), Budget(keep_tokens=5)))
+    Session(adapter).prefill(Session(adapter).prune_inputs(inputs, Project(), Budget(keep_tokens=5)))
     with torch.no_grad(), tp.prune(model, processor, Project(), keep_tokens=5):
         model(**family.ask(processor, 1))
         model.generate(**inputs, max_new_tokens=2)
@@ -215,9 +219,9 @@ def test_the_spec_counts_what_runs(family):
     for module in model.modules():
         if type(module).__name__.endswith(layers):
             handles.append(module.register_forward_hook(lambda m, args, out: ran.append(type(m).__name__)))
-    encoded = adapter.encode(inputs)
+    encoded = Session(adapter).encode(inputs)
     assert len(ran) == adapter.spec.vision.layers
-    adapter.prefill(adapter.prune_inputs(inputs, None).inputs)
+    Session(adapter).prefill(Session(adapter).prune_inputs(inputs, None).inputs)
     assert len(ran) == 2 * adapter.spec.vision.layers + adapter.spec.llm.layers
     for handle in handles:
         handle.remove()

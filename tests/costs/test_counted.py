@@ -18,12 +18,12 @@ from tiny_qwen_vl import MERGE, PATCH
 from transformers import SiglipVisionConfig
 
 import tokenprune as tp
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.plan import OperationPlan
 from tokenprune.costs.flops import llm_decode_flops, llm_prefill_flops, lm_head_flops, projector_flops, vision_flops
 from tokenprune.costs.memory import kv_cache_bytes_by_layer, planned_kv_bytes_by_layer
 from tokenprune.costs.selector import selection_flops
+from tokenprune.engine.loading import adapter_for
 
 FAMILIES = families()
 KEEP, NEW = 7, 3  # visual tokens of an image; answer tokens, the first of which is the prefill's

@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny import shared_llava, tiny_llava, tiny_processor
 
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.errors import ModelError
 from tokenprune.costs import layer_timing
 from tokenprune.costs.layer_timing import time_layers
+from tokenprune.engine.loading import adapter_for
 
 TEXT, TOTAL = 12, 25
 

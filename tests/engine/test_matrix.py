@@ -10,11 +10,12 @@ from tiny_siglip import save_siglip
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.conditioning.base import CONDITIONINGS
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
 from tokenprune.core.stages import PRE_LLM
+from tokenprune.engine.loading import adapter_for
+from tokenprune.engine.session import Session
 from tokenprune.engine.trace import stage_traces
 from tokenprune.pruners.base import PRUNERS, create_pruner
 
@@ -90,9 +91,9 @@ def test_a_sample_alone_keeps_what_it_keeps_in_a_batch(family, towers, name):
         return
     keeps = []
     for inputs in (family.ask(processor, 1, 2), family.ask(processor, 1, 2, only=1)):
-        pruned = adapter.prune_inputs(inputs, pruner, Budget(keep_tokens=8))
-        adapter.prefill(pruned)
-        keeps.append([stage.keep[-1] for stage in stage_traces(pruned, len(inputs["input_ids"]))])
+        pruned = Session(adapter).prune_inputs(inputs, pruner, Budget(keep_tokens=8))
+        ran = Session(adapter).prefill(pruned)
+        keeps.append([stage.keep[-1] for stage in stage_traces(pruned, ran.stages, len(inputs["input_ids"]))])
     assert keeps[0] == keeps[1]
     assert len(keeps[0]) == len(pruner.steps(adapter.spec))
 

@@ -40,7 +40,7 @@ KNOWN: dict[tuple[str, int, int, int, int], tuple[str, str]] = {
 }
 # Families that trained their SigLIP further: its own text tower fits it only nearly, so that none is taken unasked.
 TUNED = frozenset({"gemma3", "idefics3", "llava_onevision", "paligemma", "smolvlm"})
-MODULES = {"clip": "clip_tower", "siglip": "siglip_tower", "siglip2": "siglip_tower"}  # by type of Hugging Face's model
+MODULES = {"clip": "clip", "siglip": "siglip", "siglip2": "siglip"}  # by type of Hugging Face's model
 
 
 class TextTower(ABC):
@@ -173,11 +173,11 @@ def load_text_tower(model: Any, given: str | None, kind: str | None) -> TextTowe
 
 def _load(source: str, device: torch.device) -> TextTower:
     if source.startswith(OPEN_CLIP):
-        module, name = "open_clip_tower", source.removeprefix(OPEN_CLIP)
+        module, name = "open_clip", source.removeprefix(OPEN_CLIP)
     else:
         module, name = MODULES[_model_type(source)], source
     with modules_as_usual():
-        tower: TextTower = import_module(f"tokenprune.adapters.{module}").load(name, device)
+        tower: TextTower = import_module(f"tokenprune.towers.text.{module}").load(name, device)
     return tower
 
 

@@ -20,7 +20,7 @@ TOKENS_PER_BYTE = 16  # more than any tokenizer makes of a text, however it norm
 class OpenClipTower(TextTower):
     """Text tower and head of the vision tower of an open_clip model; its vision layers are not kept.
 
-    A CLIP tower's head is ``ln_post`` and ``proj``, applied to each patch. For a SigLIP's see ``siglip_tower``.
+    A CLIP tower's head is ``ln_post`` and ``proj``, applied to each patch. For a SigLIP's see ``siglip``.
     """
 
     kind = "open_clip"
