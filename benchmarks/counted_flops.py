@@ -30,13 +30,14 @@ from transformers import AutoModelForImageTextToText
 
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.cache_argument import CACHE, cache_of
-from tokenprune.adapters.loading import config_of
 from tokenprune.adapters.registry import adapter_class
 from tokenprune.core.budget import Budget
 from tokenprune.core.plan import OperationPlan
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.costs.flops import llm_decode_flops, llm_prefill_flops, lm_head_flops, projector_flops, vision_flops
 from tokenprune.costs.model_card import ModelCard, card_names, load_card
+from tokenprune.engine.loading import config_of
+from tokenprune.engine.session import Session
 from tokenprune.pruners.base import Pruner, create_pruner
 
 FILE = Path(__file__).parent / "results/counted_flops.json"
@@ -103,7 +104,7 @@ def pruned(model: Any, inputs: dict[str, Tensor]) -> dict[str, int]:
     pruner, budget = pruner_of(adapter.spec)
     model.base_model.get_image_features = random_features
     with counted(model) as parts:
-        adapter.prefill(adapter.prune_inputs(inputs, pruner, budget, questions=[""]))
+        Session(adapter).prefill(Session(adapter).prune_inputs(inputs, pruner, budget, questions=[""]))
     return ran(parts, 1)
 
 

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from tokenprune.core.plan import Operations
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.engine.decoder.prefill import PromptTokens
+from tokenprune.engine.decoder.inside_plan import PromptTokens
 from tokenprune.engine.decoder.replay import Replay
 from tokenprune.policies.fit import grid
 from tokenprune.policies.fit_config import FitConfig
@@ -46,7 +46,7 @@ def main() -> None:
     visual = torch.zeros(1, run.embeds.shape[1], dtype=torch.bool)
     visual[:, BEFORE : BEFORE + IMAGE] = True
     number, group = (visual.long().cumsum(1) - 1).masked_fill(~visual, -1), torch.zeros_like(visual, dtype=torch.long)
-    prompt = PromptTokens(visual, number, [()], torch.zeros(1, dtype=torch.long), group)
+    prompt = PromptTokens(visual, number, [()], lambda: torch.zeros(1, dtype=torch.long), group)
     seconds(run.native)  # warm-up
     whole, replay = seconds(lambda: Replay(model, {"inputs_embeds": run.embeds}, prompt, 1))
     spent: dict[str, list[float]] = {}

@@ -39,7 +39,7 @@ from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import PRE_LLM
 from tokenprune.costs.flops import llm_prefill_flops
 from tokenprune.engine.decoder.hooks import InsideLLM
-from tokenprune.engine.decoder.prefill import PromptTokens
+from tokenprune.engine.decoder.inside_plan import InsidePlan, PromptTokens
 from tokenprune.towers.sizes import decoder_spec
 
 IMAGE, BEFORE, AFTER = 576, 5, 35  # visual tokens, text tokens before and after them
@@ -126,9 +126,12 @@ class Run:
         self.flops = costs[0] / costs[1]
         number = (visual.long().cumsum(1) - 1).masked_fill(~visual, -1)
         steps = [step for step in pruner.steps(spec) if step.stage != PRE_LLM]
-        prompt = PromptTokens(visual, number, [counts], torch.zeros(1, dtype=torch.long), torch.zeros_like(number))
+        prompt = PromptTokens(
+            visual, number, [counts], lambda: torch.zeros(1, dtype=torch.long), torch.zeros_like(number)
+        )
         operations = pruner.operations(spec)
-        self.inside = InsideLLM(self.model, steps, prompt, operations.active if operations else None)
+        active = operations.active if operations else None
+        self.inside = InsideLLM(self.model, InsidePlan(tuple(steps), prompt, active))
 
     def native(self) -> DynamicCache:
         """The model's own forward; returns its cache."""

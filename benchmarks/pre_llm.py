@@ -26,7 +26,8 @@ from rich.table import Table
 
 from tokenprune import Budget, create_pruner
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.untrained import untrained
+from tokenprune.engine.session import Session
+from tokenprune.engine.untrained import untrained
 
 TEXT = 40
 PRUNERS = {
@@ -43,14 +44,16 @@ def point(adapter: ModelAdapter, pruner: Any, keep: int, turns: int) -> dict[str
     inputs = {
         name: x.to(model.dtype) if x.is_floating_point() else x for name, x in adapter.nominal_inputs(TEXT).items()
     }
-    encoded = adapter.encode(inputs, pruner.requires)
+    encoded = Session(adapter).encode(inputs, pruner.requires)
     embeds = 0.02 * torch.randn(1, keep + TEXT, model.config.text_config.hidden_size, dtype=model.dtype)
     samples: list[dict[str, float]] = []
 
     def ours() -> float:
         encoded.made.clear()  # signals of an earlier turn
-        pruned = adapter.prune_inputs(inputs, pruner, Budget(keep_tokens=keep), ["What is this?"], encoded=encoded)
-        adapter.prefill(pruned)
+        pruned = Session(adapter).prune_inputs(
+            inputs, pruner, Budget(keep_tokens=keep), ["What is this?"], encoded=encoded
+        )
+        Session(adapter).prefill(pruned)
         return pruned.seconds["selection"]
 
     for _ in range(turns + 1):
@@ -76,7 +79,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = config_of_llava(arguments.width, arguments.layers, arguments.heads)
-    adapter = untrained("benchmark", config, dtype=arguments.dtype).load()
+    adapter = untrained("benchmark", config, dtype=arguments.dtype).load().adapter
     points = [(name, keep) for name in PRUNERS for keep in (IMAGE, 192, 64)]
     results = [
         {"pruner": name, "keep": keep, **point(adapter, PRUNERS[name], keep, arguments.turns)}

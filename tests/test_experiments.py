@@ -24,12 +24,12 @@ def lines_of(path):
 
 
 @pytest.fixture(scope="module")
-def adapter():
+def session():
     return build_checkpoint(ModelConfig()).load()
 
 
 @pytest.mark.parametrize("path", ROWS, ids=lambda path: path.parent.name)
-def test_a_row_is_found_again(path, adapter):
+def test_a_row_is_found_again(path, session):
     lines = lines_of(path)
     (record,) = [each for each in lines_of(path.with_name("results.jsonl")) if each["cell"] == lines[0]["cell"]]
     assert record["status"] == "ok"
@@ -38,7 +38,7 @@ def test_a_row_is_found_again(path, adapter):
     samples = task.samples()
     part, pruner = make_pruner(Part.of(record["pruner"], "pruner"), 0)
     cell = Cell(record["label"], part, pruner, Budget(**record["budget"]))
-    evaluator = Evaluator(adapter, task, record["config"]["max_new_tokens"])
+    evaluator = Evaluator(session, task, record["config"]["max_new_tokens"])
     again = evaluator.answer(cell, evaluator.ask(samples, [cell]))
     assert [new["sample"] for new in again] == [line["sample"] for line in lines]
     told = [[(each["answer"], each["correct"]) for each in side] for side in (lines, again)]

@@ -35,7 +35,7 @@ def test_the_walk_through_works(tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S)
     assert len([line for line in code.splitlines() if line.strip()]) <= 40  # with its imports
     script = tmp_path / "walk.py"
-    script.write_text(f"from tokenprune.adapters.registry import adapter_for\n{code}\n{CHECK}")
+    script.write_text(f"from tokenprune.engine.loading import adapter_for\n{code}\n{CHECK}")
     path = [str(DOCS.parent.parent / "tests"), str(DOCS.parent.parent)]
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path[:0] = {path}; exec(open({str(script)!r}).read())"],

@@ -7,8 +7,10 @@ from tiny_vipllava import vipllava
 
 import tokenprune as tp
 from tokenprune.adapters.auto import AutoAdapter
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.errors import ModelError
+from tokenprune.engine.auto_check import auto_adapter
+from tokenprune.engine.loading import adapter_for
+from tokenprune.engine.session import Session
 from tokenprune.testing.checks import check_identity, check_masking
 from tokenprune.testing.families import families
 from tokenprune.testing.families.llava import ask, tiny_processor
@@ -108,7 +110,7 @@ def test_a_model_without_the_conventions_is_refused():
 @pytest.fixture
 def nobody(monkeypatch):
     """No adapter knows any model."""
-    monkeypatch.setattr("tokenprune.adapters.registry._served", dict)
+    monkeypatch.setattr("tokenprune.engine.loading.served", dict)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PaliGemma's processor, of numpy
@@ -144,9 +146,9 @@ def test_a_budget_is_of_an_image_as_with_an_adapter(name, rows):
     if name == "llava":
         texts, images = ["<image>" * number + " where ?" for number in rows], [picture(n) for n in range(sum(rows))]
         inputs = dict(processor(images=images, text=texts, padding=True, padding_side="left", return_tensors="pt"))
-    known, auto = adapter_for(model, processor, scope="image"), AutoAdapter(model, processor)
+    known, auto = adapter_for(model, processor, scope="image"), auto_adapter(model, processor)
     pruner, budget = tp.create_pruner("divprune"), tp.Budget(keep_tokens=7)
-    ours, theirs = (adapter.prune_inputs(inputs, pruner, budget).kept for adapter in (auto, known))
+    ours, theirs = (Session(adapter).prune_inputs(inputs, pruner, budget).kept for adapter in (auto, known))
     assert ours.sum() == 7 * sum(rows)
     assert torch.equal(ours, theirs)
     assert auto.spec.visual_tokens == {"internvl": 10 * 25, "llava": 25}[name]
@@ -159,7 +161,9 @@ def test_tiles_with_text_between_them_are_one_image_a_prompt(rows):
     model, processor = family.build("sdpa")
     adapter, inputs = adapter_for(model, processor), family.ask(processor, *rows)
     assert (type(adapter), adapter.tiles, adapter.spec.visual_tokens) == (AutoAdapter, "apart", 5 * 9)
-    assert adapter.encode(inputs).layout.sizes == tuple(adapter.placeholders(inputs["input_ids"]).sum(1).tolist())
+    assert Session(adapter).encode(inputs).layout.sizes == tuple(
+        adapter.placeholders(inputs["input_ids"]).sum(1).tolist()
+    )
     check_identity(model, processor, inputs, tp.create_pruner("uniform"))
     trace = check_masking(family, model, processor, inputs, Project(), keep_tokens=8)
     assert [kept for _, kept in trace.counts] == [8] * len(rows)

@@ -6,10 +6,11 @@ import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.gemma3 import Gemma3Adapter
 from tokenprune.adapters.inputs import CHUNKS_WORK
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import Signal
 from tokenprune.costs.flops import projector_flops, vision_flops
+from tokenprune.engine.loading import adapter_for, session_for
+from tokenprune.engine.session import Session
 from tokenprune.testing.checks import check_identity, check_masking, check_operations
 from tokenprune.testing.families.gemma3 import FAMILIES, TOKENS, tiny_gemma3
 from tokenprune.testing.pictures import picture
@@ -126,7 +127,7 @@ def test_beam_search(built):
 @torch.no_grad()
 def test_signals_follow_their_patches(built):
     model, inputs = built[0], FAMILY.ask(built[1], 1, 2)
-    tokens = adapter_for(*built).visual_tokens(inputs, VISION, tower=shared_tower())
+    tokens = session_for(*built).visual_tokens(inputs, VISION, tower=shared_tower())
     tower = model.base_model.vision_tower
     assert tokens.grid == (3, 3)
     for row, pixels in enumerate(inputs["pixel_values"]):
@@ -196,9 +197,9 @@ def test_images_of_a_later_turn_are_refused_where_transformers_masks_them_wrongl
 def test_inputs_that_do_not_fit(built):
     adapter, inputs = adapter_for(*built), FAMILY.ask(built[1], 2, 1)
     with pytest.raises(ModelError, match=r"must be \(images, 3, 48, 48\), got \(3, 3, 40, 48\)"):
-        adapter.encode({**inputs, "pixel_values": inputs["pixel_values"][..., :40, :]})
+        Session(adapter).encode({**inputs, "pixel_values": inputs["pixel_values"][..., :40, :]})
     with pytest.raises(ModelError, match="token_type_ids must be 1 for the images' placeholders"):
-        adapter.encode({**inputs, "token_type_ids": torch.zeros_like(inputs["token_type_ids"])})
+        Session(adapter).encode({**inputs, "token_type_ids": torch.zeros_like(inputs["token_type_ids"])})
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ from transformers import SmolVLMConfig
 
 import tokenprune as tp
 from tokenprune.adapters.idefics3 import Idefics3Adapter
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import Signal
 from tokenprune.costs.flops import projector_flops, vision_flops
+from tokenprune.engine.loading import adapter_for, session_for
+from tokenprune.engine.session import Session
 from tokenprune.testing.checks import check_beams, check_identity, check_masking, check_second_turn
 from tokenprune.testing.families.idefics3 import FAMILIES, PIXELS, tiny_idefics3, tiny_processor
 from tokenprune.testing.pruners import Project, Within
@@ -52,7 +53,7 @@ def test_beam_search(family, built):
 
 def test_budgets_are_of_images_and_divided_over_tiles(family, built):
     inputs = family.ask(built[1], 2, 1)  # 5, 3 and 3 tiles
-    layout = adapter_for(*built).encode(inputs).layout
+    layout = session_for(*built).encode(inputs).layout
     assert layout.items == (0,) * 5 + (1,) * 3 + (2,) * 3
     assert layout.sizes == (45, 27, 27)
     assert layout.grids == ((3, 3),) * 11
@@ -62,7 +63,7 @@ def test_budgets_are_of_images_and_divided_over_tiles(family, built):
     kept = torch.tensor(trace.stages[0].keep[0])
     per_tile = [int(torch.isin(layout.numbers[unit], kept).sum()) for unit in layout.units[:8]]
     assert per_tile == [3] * 5 + [5] * 3
-    joint = adapter_for(*built, scope="image").encode(inputs).layout
+    joint = session_for(*built, scope="image").encode(inputs).layout
     assert [len(unit) for unit in joint.units] == [45, 27, 27]
     assert joint.grids == (None,) * 3
 
@@ -71,7 +72,7 @@ def test_an_image_that_is_not_cut(family, built):
     inputs = family.ask(built[1], 2, 1, longest=PIXELS)
     assert inputs["pixel_values"].shape[1] == 2
     for scope in SCOPES:
-        layout = adapter_for(*built, scope=scope).encode(inputs).layout
+        layout = session_for(*built, scope=scope).encode(inputs).layout
         assert (layout.sizes, layout.grids) == ((9, 9, 9), ((3, 3),) * 3)
     check_masking(family, *built, inputs, Project(), keep_tokens=4)
 
@@ -81,7 +82,7 @@ def test_signals_follow_their_patches(family):
     """The tower sees one tile after the other; four patches make a token, in the tile's raster order."""
     model, processor = tiny_idefics3(family.kind), tiny_processor(family.kind)
     inputs, tower = family.ask(processor, 2, 1), model.base_model.vision_model
-    tokens = adapter_for(model, processor).visual_tokens(inputs, VISION, tower=shared_tower())
+    tokens = session_for(model, processor).visual_tokens(inputs, VISION, tower=shared_tower())
     tiles = [*inputs["pixel_values"][0], *inputs["pixel_values"][1, :3]]
     for row, pixels in enumerate(tiles):
         seen = tower(pixels[None], output_hidden_states=True)
@@ -107,11 +108,11 @@ def test_a_second_turn(family, built):
 def test_inputs_that_do_not_fit(family, built):
     adapter, inputs = adapter_for(*built), family.ask(built[1], 2, 1)
     with pytest.raises(ModelError, match=r"must be \(rows, tiles, 3, 48, 48\), got \(2, 8, 3, 40, 48\)"):
-        adapter.encode({**inputs, "pixel_values": inputs["pixel_values"][..., :40, :]})
+        Session(adapter).encode({**inputs, "pixel_values": inputs["pixel_values"][..., :40, :]})
     fewer = {**inputs, "pixel_values": inputs["pixel_values"].clone()}
     fewer["pixel_values"][1, 2] = 0
     with pytest.raises(ModelError, match=r"99 image placeholders, but the 10 given tiles have 9 visual tokens each"):
-        adapter.encode(fewer)
+        Session(adapter).encode(fewer)
 
 
 def test_an_image_needs_its_marker(built):
@@ -120,7 +121,7 @@ def test_an_image_needs_its_marker(built):
     marker = tiny_processor().tokenizer.convert_tokens_to_ids("<global-img>")
     inputs["input_ids"][inputs["input_ids"] == marker] = 1
     with pytest.raises(ModelError, match="the last of an image after <global-img>"):
-        adapter_for(*FAMILIES["smolvlm"].build("sdpa")).encode(inputs)
+        session_for(*FAMILIES["smolvlm"].build("sdpa")).encode(inputs)
 
 
 @pytest.mark.parametrize("pruner", [Project(), Within(layers=(1, 3))], ids=["before", "inside"])

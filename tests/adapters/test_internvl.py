@@ -4,11 +4,12 @@ from transformers import InternVLConfig, InternVLVisionConfig, Qwen2Config
 
 import tokenprune as tp
 from tokenprune.adapters.internvl import InternVLAdapter
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
 from tokenprune.costs.model_card import load_card
+from tokenprune.engine.loading import adapter_for, session_for
+from tokenprune.engine.session import Session
 from tokenprune.testing.checks import ROWS, check_beams, check_masking, check_second_turn
 from tokenprune.testing.families.internvl import FAMILIES, MARKS, tiny_internvl, tiny_processor
 from tokenprune.testing.pictures import picture
@@ -55,7 +56,7 @@ def test_beam_search(built, rows):
 
 def test_an_image_is_a_run_of_placeholders(model, processor):
     inputs = FAMILY.ask(processor, 2, 1)  # 5, 3 and 4 tiles
-    layout = adapter_for(model, processor).encode(inputs).layout
+    layout = session_for(model, processor).encode(inputs).layout
     assert layout.items == (0,) * 5 + (1,) * 3 + (2,) * 4
     assert layout.item_rows == (0, 0, 1)
     assert layout.sizes == (125, 75, 100)
@@ -66,7 +67,7 @@ def test_an_image_is_a_run_of_placeholders(model, processor):
     assert trace.counts == [(200, 40), (100, 20)]
     kept = torch.tensor(trace.stages[0].keep[1])
     assert [int(torch.isin(layout.numbers[unit], kept).sum()) for unit in layout.units[8:]] == [5] * 4
-    joint = adapter_for(model, processor, scope="image").encode(FAMILY.ask(processor, 2, 1, sizes=[(70, 70), (40, 40)]))
+    joint = session_for(model, processor, scope="image").encode(FAMILY.ask(processor, 2, 1, sizes=[(70, 70), (40, 40)]))
     assert [len(unit) for unit in joint.layout.units] == [125, 25, 125]
     assert joint.layout.grids == (None, (5, 5), None)
 
@@ -77,7 +78,7 @@ def test_an_image_is_a_run_of_placeholders(model, processor):
 def test_signals_are_means_of_patches(layer, norm):
     model, processor = tiny_internvl(vision={"use_qk_norm": norm}, vision_feature_layer=layer), tiny_processor()
     inputs = FAMILY.ask(processor, 1)
-    tokens = adapter_for(model, processor).visual_tokens(inputs, VISION)
+    tokens = session_for(model, processor).visual_tokens(inputs, VISION)
     tower = model.base_model.vision_tower
     # Which patches a visual token holds is what the model's pixel shuffle says.
     number = torch.arange(100.0).view(1, 10, 10, 1).repeat(1, 1, 1, 32)
@@ -102,7 +103,7 @@ def test_a_processor_without_a_template(model):
     samples = [
         Sample(str(seed), picture(seed, *size), "where ?", "top") for seed, size in enumerate([(70, 70), (80, 24)])
     ]
-    prepared = adapter_for(model, bare).prepare(samples)
+    prepared = session_for(model, bare).prepare(samples)
     assert (prepared.inputs["input_ids"] == model.config.image_token_id).sum(1).tolist() == [125, 100]
 
 
@@ -121,14 +122,14 @@ def test_frames_of_a_video_are_images(model, processor):
 def test_inputs_that_do_not_fit(model, processor):
     adapter, inputs = adapter_for(model, processor), FAMILY.ask(processor, 2)
     with pytest.raises(ModelError, match=r"must be \(tiles of all images, 3, 40, 40\), got \(1, 8, 3, 40, 40\)"):
-        adapter.encode({**inputs, "pixel_values": inputs["pixel_values"][None]})
+        Session(adapter).encode({**inputs, "pixel_values": inputs["pixel_values"][None]})
     with pytest.raises(ModelError, match=r"number \[125, 75\], but there are 7 tiles of 25"):
-        adapter.encode({**inputs, "pixel_values": inputs["pixel_values"][1:]})
+        Session(adapter).encode({**inputs, "pixel_values": inputs["pixel_values"][1:]})
     less = inputs["input_ids"].clone()
     first = (less[0] == model.config.image_token_id).nonzero()[0]
     less[0, first] = 1
     with pytest.raises(ModelError, match=r"number \[124, 75\], but there are 8 tiles of 25"):
-        adapter.encode({**inputs, "input_ids": less})
+        Session(adapter).encode({**inputs, "input_ids": less})
     assert MARKS["context_image_token"] == processor.image_token
 
 
@@ -140,4 +141,4 @@ def test_no_text_tower_pairs_with_its_vision_tower(model, processor):
 def test_the_patch_embeddings_have_no_attention():
     model, processor = tiny_internvl(vision_feature_layer=0), tiny_processor()
     with pytest.raises(ModelError, match="no attention layer before it"):
-        adapter_for(model, processor).visual_tokens(FAMILY.ask(processor, 1), frozenset({Signal.KEYS}))
+        session_for(model, processor).visual_tokens(FAMILY.ask(processor, 1), frozenset({Signal.KEYS}))

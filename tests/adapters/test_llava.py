@@ -4,11 +4,12 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SiglipVisio
 
 import tokenprune as tp
 from tokenprune.adapters.llava import LlavaAdapter
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
+from tokenprune.engine.loading import adapter_for, session_for
+from tokenprune.engine.session import Session
 from tokenprune.testing.families.llava import ask, shared_llava, tiny_llava, tiny_processor, tiny_vision_config
 from tokenprune.testing.pruners import Project
 
@@ -56,7 +57,7 @@ def test_vision_signals_are_those_of_the_tower(layer, strategy):
     processor.vision_feature_select_strategy = strategy
     inputs = ask(processor, 1, 2)
     adapter = adapter_for(model, processor)
-    tokens = adapter.visual_tokens(inputs, VISION)
+    tokens = Session(adapter).visual_tokens(inputs, VISION)
     tower = model.base_model.vision_tower
     tower.set_attn_implementation("eager")
     seen = tower(inputs["pixel_values"], output_hidden_states=True, output_attentions=True)
@@ -73,13 +74,13 @@ def test_vision_signals_are_those_of_the_tower(layer, strategy):
 def test_each_signal_alone_and_nothing_else(llava):
     adapter, inputs = adapter_for(*llava), ask(llava[1], 1)
     for signal in (*VISION, Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK):
-        assert adapter.visual_tokens(inputs, frozenset({signal})).signals.keys() == {signal}
-    assert adapter.visual_tokens(inputs, frozenset()).signals == {}
+        assert Session(adapter).visual_tokens(inputs, frozenset({signal})).signals.keys() == {signal}
+    assert Session(adapter).visual_tokens(inputs, frozenset()).signals == {}
 
 
 def test_asking_for_all_hidden_states_changes_nothing(llava):
     adapter, inputs = adapter_for(*llava), ask(llava[1], 1, 2)
-    plain, full = (adapter.visual_tokens(inputs, requires).features for requires in (frozenset(), VISION))
+    plain, full = (Session(adapter).visual_tokens(inputs, requires).features for requires in (frozenset(), VISION))
     assert torch.equal(plain, full)
 
 
@@ -87,7 +88,7 @@ def test_asking_for_all_hidden_states_changes_nothing(llava):
 def test_prompt_embeddings(llava):
     model, processor = llava
     requires = frozenset({Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK})
-    tokens = adapter_for(model, processor).visual_tokens(ask(processor, 1, 2), requires)
+    tokens = session_for(model, processor).visual_tokens(ask(processor, 1, 2), requires)
     embeds, mask = tokens.signals["prompt_embeds"], tokens.signals["prompt_mask"]
     assert mask.dtype == torch.bool
     assert mask.sum(1).tolist() == [6, 7, 7]
@@ -99,13 +100,13 @@ def test_prompt_embeddings(llava):
 def test_an_empty_question_has_no_embedding(llava):
     adapter, inputs = adapter_for(*llava), ask(llava[1], 1)
     with pytest.raises(ModelError, match="a question is empty"):
-        adapter.visual_tokens(inputs, frozenset({Signal.PROMPT_EMBEDS}), [""])
+        Session(adapter).visual_tokens(inputs, frozenset({Signal.PROMPT_EMBEDS}), [""])
 
 
 def test_signals_that_are_not_on_offer(llava):
     adapter, inputs = adapter_for(*llava), ask(llava[1], 1)
     with pytest.raises(ModelError, match="cannot give the signals text_attention; it offers clip_image_embeds"):
-        adapter.visual_tokens(inputs, frozenset({Signal.TEXT_ATTENTION}))
+        Session(adapter).visual_tokens(inputs, frozenset({Signal.TEXT_ATTENTION}))
 
 
 def test_several_feature_layers():
@@ -117,13 +118,13 @@ def test_several_feature_layers():
         model.generate(**inputs, max_new_tokens=1)
     assert trace.counts == [(25, 8)]
     with pytest.raises(ModelError, match=r"several layers, \[-2, -3\], so vision_hidden could be any"):
-        adapter.visual_tokens(inputs, frozenset({Signal.VISION_HIDDEN}))
+        Session(adapter).visual_tokens(inputs, frozenset({Signal.VISION_HIDDEN}))
 
 
 def test_the_patch_embeddings_have_no_attention():
     model, processor = tiny_llava(vision_feature_layer=0), tiny_processor()
     with pytest.raises(ModelError, match="no attention layer before it"):
-        adapter_for(model, processor).visual_tokens(ask(processor, 1), VISION)
+        session_for(model, processor).visual_tokens(ask(processor, 1), VISION)
 
 
 def test_a_siglip_tower():
@@ -145,14 +146,14 @@ def test_a_siglip_tower():
         model.generate(**inputs, max_new_tokens=1)
     assert trace.counts == [(25, 8)]
     wanted = frozenset({Signal.KEYS, Signal.VISION_HIDDEN, Signal.RECEIVED_ATTENTION})
-    signals = adapter.visual_tokens(inputs, wanted).signals
+    signals = Session(adapter).visual_tokens(inputs, wanted).signals
     assert signals["keys"].shape == signals["vision_hidden"].shape == (1, 25, 32)
     with torch.no_grad():
         model.base_model.vision_tower.set_attn_implementation("eager")
         seen = model.base_model.vision_tower(inputs["pixel_values"], output_attentions=True)
     torch.testing.assert_close(signals["received_attention"], seen.attentions[-2].mean(2))
     with pytest.raises(ModelError, match=r"has no CLS token .*; received_attention stands in for cls_attention"):
-        adapter.visual_tokens(inputs, frozenset({Signal.CLS_ATTENTION}))
+        Session(adapter).visual_tokens(inputs, frozenset({Signal.CLS_ATTENTION}))
 
 
 def test_prepare(llava):
@@ -161,15 +162,15 @@ def test_prepare(llava):
     model, processor = llava
     adapter = adapter_for(model, processor)
     samples = [Sample(str(i), picture(i), text, "yes") for i, text in enumerate(["is there a star ?", "where ?"])]
-    prepared = adapter.prepare(samples)
+    prepared = Session(adapter).prepare(samples)
     assert prepared.questions == ["is there a star ?", "where ?"]
     assert prepared.inputs["pixel_values"].shape == (2, 3, 40, 40)
     assert prepared.inputs["attention_mask"][1, 0] == 0  # on the left
-    assert adapter.questions(prepared.inputs) == prepared.questions
-    assert len(adapter.generate(prepared.inputs, max_new_tokens=2)) == 2
+    assert Session(adapter).questions(prepared.inputs) == prepared.questions
+    assert len(Session(adapter).generate(prepared.inputs, max_new_tokens=2).output) == 2
     bare = tiny_processor()
     bare.chat_template = None
-    again = adapter_for(model, bare).prepare(samples)
+    again = session_for(model, bare).prepare(samples)
     assert torch.equal(again.inputs["input_ids"], prepared.inputs["input_ids"])
 
 
@@ -196,19 +197,19 @@ def test_pruned_inputs_need_the_cache(llava):
     from tokenprune.core.errors import BudgetError
 
     adapter, inputs = adapter_for(*llava), ask(llava[1], 1)
-    pruned = adapter.prune_inputs(inputs, Project(), Budget(keep_tokens=5))
+    pruned = Session(adapter).prune_inputs(inputs, Project(), Budget(keep_tokens=5))
     with pytest.raises(ModelError, match="use_cache=False"):
-        adapter.generate(pruned.inputs, use_cache=False)
+        Session(adapter).generate(pruned.inputs, use_cache=False)
     with pytest.raises(BudgetError, match="needs one"):
-        adapter.prune_inputs(inputs, Project())
+        Session(adapter).prune_inputs(inputs, Project())
     with pytest.raises(BudgetError, match="exceeds the 25"):
-        adapter.prune_inputs(inputs, Project(), Budget(keep_tokens=99))
+        Session(adapter).prune_inputs(inputs, Project(), Budget(keep_tokens=99))
 
 
 def test_beam_search_leaves_pruned_inputs_as_they_are(llava):
     from tokenprune.core.budget import Budget
 
     adapter, inputs = adapter_for(*llava), ask(llava[1], 1, 2)
-    pruned = adapter.prune_inputs(inputs, Project(), Budget(keep_tokens=5))
-    beams = [adapter.generate(pruned.inputs, num_beams=3, max_new_tokens=4) for _ in range(2)]
+    pruned = Session(adapter).prune_inputs(inputs, Project(), Budget(keep_tokens=5))
+    beams = [Session(adapter).generate(pruned.inputs, num_beams=3, max_new_tokens=4).output for _ in range(2)]
     assert beams[0] == beams[1]

@@ -5,11 +5,12 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig
 
 import tokenprune as tp
 from tokenprune.adapters.llava_next import LlavaNextAdapter
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
 from tokenprune.costs.model_card import load_card
+from tokenprune.engine.loading import adapter_for, session_for
+from tokenprune.engine.session import Session
 from tokenprune.testing.checks import ROWS, STEPS, check_beams, check_identity, check_masking, check_second_turn
 from tokenprune.testing.families.llava_next import FAMILIES, tiny_llava_next, tiny_processor
 from tokenprune.testing.pictures import picture
@@ -60,16 +61,16 @@ def test_budgets_are_of_images_and_divided_over_tiles(model, processor):
         model.generate(**inputs, max_new_tokens=1)
     assert trace.counts == [(200, 40), (55, 20)]
     adapter = adapter_for(model, processor)
-    layout = adapter.encode(inputs).layout
+    layout = Session(adapter).encode(inputs).layout
     assert layout.grids == ((5, 5),) * 5 + ((5, 5),) * 3 + ((5, 5), (5, 3), (5, 3))
     assert [len(unit) for unit in layout.units] == [25] * 9 + [15, 15]
     assert int((~layout.free).sum()) == 10 + 5 + 10  # a newline for each line of patches
     kept = torch.tensor(trace.stages[0].keep[0])
     per_tile = [int(torch.isin(layout.numbers[unit], kept).sum()) for unit in layout.units[:8]]
     assert per_tile == [4] * 5 + [7, 6, 7]
-    flat = adapter_for(model, processor).encode(FAMILY.ask(processor, 1, sizes=[(24, 80)])).layout
+    flat = session_for(model, processor).encode(FAMILY.ask(processor, 1, sizes=[(24, 80)])).layout
     assert flat.grids == ((5, 5), (3, 5), (3, 5))
-    joint = adapter_for(model, processor, scope="image").encode(inputs).layout
+    joint = session_for(model, processor, scope="image").encode(inputs).layout
     assert [len(unit) for unit in joint.units] == [125, 75, 55]
     assert joint.grids == (None,) * 3
 
@@ -80,7 +81,7 @@ def test_signals_follow_their_patches(layer):
     """Each visual token is the projection of one patch of one tile; its signals must be of that patch."""
     model, processor = tiny_llava_next(vision_feature_layer=layer), tiny_processor()
     inputs, adapter = FAMILY.ask(processor, 2, 1), adapter_for(model, processor, scope="image")
-    tokens = adapter.visual_tokens(inputs, VISION)
+    tokens = Session(adapter).visual_tokens(inputs, VISION)
     tower = model.base_model.vision_tower
     tower.set_attn_implementation("eager")
     for row, tiles in enumerate((5, 3, 3)):
@@ -104,7 +105,7 @@ def test_a_tile_is_a_row(model, processor):
     """Rows of the scope ``tile`` hold the patches of one tile in raster order."""
     inputs = FAMILY.ask(processor, 1)
     with torch.no_grad():
-        tokens = adapter_for(model, processor).visual_tokens(inputs, frozenset({Signal.VISION_HIDDEN}))
+        tokens = session_for(model, processor).visual_tokens(inputs, frozenset({Signal.VISION_HIDDEN}))
         seen = model.base_model.vision_tower(inputs["pixel_values"][0], output_hidden_states=True)
     assert tokens.grid == (5, 5)
     torch.testing.assert_close(tokens.signals["vision_hidden"], seen.hidden_states[-2][:, 1:])
@@ -139,7 +140,7 @@ def test_newlines_leave_if_the_scope_says_so(attention, pruner):
 @torch.no_grad()
 def test_signals_of_newlines_are_zero(model, processor):
     inputs = FAMILY.ask(processor, 1)
-    tokens = adapter_for(model, processor, scope="all").visual_tokens(inputs, VISION)
+    tokens = session_for(model, processor, scope="all").visual_tokens(inputs, VISION)
     newline = (tokens.features == model.base_model.image_newline).all(-1)
     assert newline.sum() == 10
     assert not tokens.signals["vision_hidden"][newline].any()
@@ -155,7 +156,7 @@ def prepared(model, processor):
         Sample(str(i), picture(i, *size), "is there a star ?", "yes")
         for i, size in enumerate([(80, 80), (80, 24), (30, 90)])
     ]
-    return adapter_for(model, processor, scope="papers").prepare(samples)
+    return session_for(model, processor, scope="papers").prepare(samples)
 
 
 def test_papers_pad_images_to_the_canvas(processor, prepared):
@@ -185,12 +186,12 @@ def test_papers_see_five_tiles_without_newlines(model, processor, prepared):
         [stitched(model, pixels) for pixels in inputs["pixel_values"]]
     )
     wanted = model.generate(inputs_embeds=x, attention_mask=inputs["attention_mask"], max_new_tokens=STEPS)
-    whole = adapter.prune_inputs(inputs, None)
+    whole = Session(adapter).prune_inputs(inputs, None)
     out = model.generate(**whole.inputs, max_new_tokens=STEPS)
     assert out[:, inputs["input_ids"].shape[1] :].tolist() == wanted.tolist()
-    tokens = adapter.visual_tokens(inputs, VISION)
+    tokens = Session(adapter).visual_tokens(inputs, VISION)
     assert (len(tokens.features), tokens.num_tokens, tokens.grid) == (15, 25, (5, 5))
-    tile = adapter_for(model, processor).visual_tokens(FAMILY.ask(processor, 1), VISION)  # the first image is the same
+    tile = session_for(model, processor).visual_tokens(FAMILY.ask(processor, 1), VISION)  # the first image is the same
     for signal in VISION:
         torch.testing.assert_close(tokens.signals[signal][:5], tile.signals[signal])
 
@@ -232,9 +233,9 @@ def test_papers_select_in_each_tile(model, processor, prepared):
 def test_papers_need_inputs_of_their_own(model, processor, prepared):
     adapter = adapter_for(model, processor, scope="papers")
     with pytest.raises(ModelError, match="takes images of 80 x 80 pixels in 5 tiles, and prompts without newline"):
-        adapter.encode(FAMILY.ask(processor, 1))
-    with pytest.raises(ModelError, match=r"make them with adapter\.prepare"):
-        adapter.encode({**prepared.inputs, "image_sizes": torch.tensor([[80, 24]] * 3)})
+        Session(adapter).encode(FAMILY.ask(processor, 1))
+    with pytest.raises(ModelError, match=r"make them with Session\.prepare"):
+        Session(adapter).encode({**prepared.inputs, "image_sizes": torch.tensor([[80, 24]] * 3)})
 
 
 # What cannot be
@@ -243,10 +244,10 @@ def test_papers_need_inputs_of_their_own(model, processor, prepared):
 def test_inputs_that_do_not_fit(model, processor):
     adapter, inputs = adapter_for(model, processor), FAMILY.ask(processor, 1)
     with pytest.raises(ModelError, match=r"must be \(images, tiles, 3, 40, 40\).*got \(5, 3, 40, 40\)"):
-        adapter.encode({**inputs, "pixel_values": inputs["pixel_values"][0]})
+        Session(adapter).encode({**inputs, "pixel_values": inputs["pixel_values"][0]})
     with pytest.raises(ModelError, match="no image_sizes"):
-        adapter.encode({name: value for name, value in inputs.items() if name != "image_sizes"})
+        Session(adapter).encode({name: value for name, value in inputs.items() if name != "image_sizes"})
     with pytest.raises(ModelError, match=r"placeholders \(row by row\), but the 1 given images"):
-        adapter.encode({**inputs, "image_sizes": torch.tensor([[40, 80]])})
+        Session(adapter).encode({**inputs, "image_sizes": torch.tensor([[40, 80]])})
     with pytest.raises(ModelError, match="scope 'tiles' is not one of LlavaNextAdapter; did you mean"):
         adapter_for(model, processor, scope="tiles")

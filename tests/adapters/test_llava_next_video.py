@@ -4,10 +4,11 @@ from transformers import LlamaConfig, LlavaNextVideoConfig
 
 import tokenprune as tp
 from tokenprune.adapters.llava_next_video import LlavaNextVideoAdapter
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import Signal
 from tokenprune.costs.model_card import load_card
+from tokenprune.engine.loading import adapter_for, session_for
+from tokenprune.engine.session import Session
 from tokenprune.testing.checks import ROWS, check_beams, check_identity, check_masking, check_second_turn
 from tokenprune.testing.families.llava_next_video import FAMILIES, tiny_llava_next_video, tiny_processor
 from tokenprune.testing.pictures import FRAMES
@@ -30,11 +31,11 @@ def test_the_spec_of_the_7b_model_is_that_of_llava_next():
 
 def test_units(built):
     inputs = FAMILY.ask(built[1], 2, 1)  # an image of five tiles, a video, and an image of three tiles
-    layout = adapter_for(*built).encode(inputs).layout
+    layout = session_for(*built).encode(inputs).layout
     assert layout.items == (0,) * 5 + (1,) * FRAMES + (2,) * 3
     assert layout.grids[5 : 5 + FRAMES] == ((2, 2),) * FRAMES
     assert layout.free_tokens() == [5 * 16 + 4 * FRAMES, sum(map(len, layout.units[-3:]))]
-    joint = adapter_for(*built, scope="image").encode(inputs).layout
+    joint = session_for(*built, scope="image").encode(inputs).layout
     assert [len(unit) for unit in joint.units][:2] == [80, 4 * FRAMES]
     with tp.prune(*built, Project(), keep_tokens=10) as trace:
         built[0].generate(**inputs, max_new_tokens=1)
@@ -47,7 +48,7 @@ def test_units(built):
 def test_signals_of_videos_are_means_of_patches(mode):
     model, processor = tiny_llava_next_video(spatial_pool_mode=mode), tiny_processor()
     inputs = FAMILY.ask(processor, 2)
-    tokens = adapter_for(model, processor).visual_tokens(inputs, VISION)
+    tokens = session_for(model, processor).visual_tokens(inputs, VISION)
     tower = model.base_model.vision_tower
     tower.set_attn_implementation("eager")
     seen = tower(inputs["pixel_values_videos"][0], output_hidden_states=True, output_attentions=True)
@@ -88,6 +89,6 @@ def test_a_budget_is_of_each_frame_if_the_scope_says_so(built):
 def test_videos_that_do_not_fit(built):
     adapter, inputs = adapter_for(*built), FAMILY.ask(built[1], 2)
     with pytest.raises(ModelError, match=r"must be \(videos, frames, 3, 40, 40\), got \(3, 3, 40, 40\)"):
-        adapter.encode({**inputs, "pixel_values_videos": inputs["pixel_values_videos"][0]})
+        Session(adapter).encode({**inputs, "pixel_values_videos": inputs["pixel_values_videos"][0]})
     with pytest.raises(ModelError, match="no image_sizes"):
-        adapter.encode({name: value for name, value in inputs.items() if name != "image_sizes"})
+        Session(adapter).encode({name: value for name, value in inputs.items() if name != "image_sizes"})

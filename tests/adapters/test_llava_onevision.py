@@ -4,11 +4,12 @@ from transformers import LlavaOnevisionConfig, Qwen2Config
 
 import tokenprune as tp
 from tokenprune.adapters.llava_onevision import LlavaOnevisionAdapter
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import Signal
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
 from tokenprune.costs.flops import vision_flops
+from tokenprune.engine.loading import adapter_for, session_for
+from tokenprune.engine.session import Session
 from tokenprune.testing.checks import ROWS, check_beams, check_identity, check_masking, check_second_turn
 from tokenprune.testing.families.llava_onevision import FAMILIES
 from tokenprune.testing.pictures import FRAMES, picture
@@ -72,13 +73,13 @@ def test_units(model, processor):
     inputs = MIXED.ask(
         processor, 2, 1
     )  # an image of five tiles, resized to 7 x 7, a video, and an image of three tiles
-    layout = adapter_for(model, processor).encode(inputs).layout
+    layout = session_for(model, processor).encode(inputs).layout
     resized = ((5, 5), (4, 4), (4, 3), (3, 4), (3, 3))
     assert layout.grids == (*resized, *((3, 3),) * FRAMES, (5, 5), (5, 3), (5, 3))
     assert layout.items == (0,) * 5 + (1,) * FRAMES + (2,) * 3
     assert layout.sizes == (25 + 7 * 8, 9 * FRAMES + 1, 25 + 10 * 4)
     assert layout.free_tokens() == [25 + 49 + 9 * FRAMES, 55]
-    joint = adapter_for(model, processor, scope="image").encode(inputs).layout
+    joint = session_for(model, processor, scope="image").encode(inputs).layout
     assert [len(unit) for unit in joint.units] == [74, 27, 55]
     with tp.prune(model, processor, Project(), keep_tokens=15) as trace:
         model.generate(**inputs, max_new_tokens=1)
@@ -94,17 +95,17 @@ def test_of_several_images_of_a_prompt_the_tower_sees_the_whole_alone(model, pro
     assert inputs["batch_num_images"].tolist() == [2, 1]
     trace = check_masking(FAMILY, model, processor, inputs, Project(), keep_tokens=15)
     assert trace.counts == [(50, 30), (55, 15)]
-    layout = adapter_for(model, processor).encode(inputs).layout
+    layout = session_for(model, processor).encode(inputs).layout
     assert layout.grids == ((5, 5),) * 3 + ((5, 3),) * 2
     alone = dict(processor(images=images[1:], text=texts[1:], return_tensors="pt"))
-    assert adapter_for(model, processor).encode(alone).layout.ids.tolist() == layout.ids[2:].tolist()
+    assert session_for(model, processor).encode(alone).layout.ids.tolist() == layout.ids[2:].tolist()
 
 
 @torch.no_grad()
 def test_signals_of_images(model, processor):
     """The whole image's are of its patches; the tiles' are put together and resized as a picture would be."""
     inputs = FAMILY.ask(processor, 1)
-    tokens = adapter_for(model, processor, scope="image").visual_tokens(inputs, VISION, tower=shared_tower())
+    tokens = session_for(model, processor, scope="image").visual_tokens(inputs, VISION, tower=shared_tower())
     tower = model.base_model.vision_tower
     seen = tower(inputs["pixel_values"][0], output_hidden_states=True)
     block = tower.encoder.layers[-1]
@@ -121,7 +122,7 @@ def test_signals_of_images(model, processor):
 @torch.no_grad()
 def test_signals_of_videos(model, processor):
     inputs = MIXED.ask(processor, 2)
-    tokens = adapter_for(model, processor).visual_tokens(inputs, VISION, tower=shared_tower())
+    tokens = session_for(model, processor).visual_tokens(inputs, VISION, tower=shared_tower())
     hidden = model.base_model.vision_tower(inputs["pixel_values_videos"][0], output_hidden_states=True).hidden_states
     embeds = shared_tower().project(hidden[-1])
     for name, x in {"vision_hidden": hidden[-1], "clip_image_embeds": embeds}.items():
@@ -147,11 +148,11 @@ def test_a_budget_is_of_each_frame_if_the_scope_says_so(model, processor):
 def test_inputs_that_do_not_fit(model, processor):
     adapter, inputs = adapter_for(model, processor), MIXED.ask(processor, 2)
     with pytest.raises(ModelError, match=r"must be \(images, tiles, 3, 40, 40\)"):
-        adapter.encode({**inputs, "pixel_values": inputs["pixel_values"][0]})
+        Session(adapter).encode({**inputs, "pixel_values": inputs["pixel_values"][0]})
     with pytest.raises(ModelError, match=r"must be \(videos, frames, 3, 40, 40\), got \(3, 3, 40, 40\)"):
-        adapter.encode({**inputs, "pixel_values_videos": inputs["pixel_values_videos"][0]})
+        Session(adapter).encode({**inputs, "pixel_values_videos": inputs["pixel_values_videos"][0]})
     with pytest.raises(ModelError, match=r"placeholders \(row by row\), but the 1 given images"):
-        adapter.encode({**inputs, "pixel_values_videos": inputs["pixel_values_videos"][:, :2]})
+        Session(adapter).encode({**inputs, "pixel_values_videos": inputs["pixel_values_videos"][:, :2]})
     with pytest.raises(ModelError, match="no placeholder for it"), tp.prune(model, processor, Project(), keep_tokens=5):
         model.generate(input_ids=inputs["input_ids"][:, -4:], pixel_values_videos=inputs["pixel_values_videos"])
 
@@ -159,4 +160,4 @@ def test_inputs_that_do_not_fit(model, processor):
 def test_its_tower_has_no_cls_token(model, processor):
     adapter = adapter_for(model, processor)
     with pytest.raises(ModelError, match="LlavaOnevisionAdapter cannot give the signals cls_attention"):
-        adapter.visual_tokens(FAMILY.ask(processor, 1), frozenset({Signal.CLS_ATTENTION}))
+        Session(adapter).visual_tokens(FAMILY.ask(processor, 1), frozenset({Signal.CLS_ATTENTION}))

@@ -4,10 +4,11 @@ from transformers import CLIPVisionConfig, Mistral3Config
 
 import tokenprune as tp
 from tokenprune.adapters.mistral3 import Mistral3Adapter
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import Signal
 from tokenprune.costs.flops import projector_flops, vision_flops
+from tokenprune.engine.loading import adapter_for, session_for
+from tokenprune.engine.session import Session
 from tokenprune.testing.checks import check_beams, check_identity, check_masking, check_second_turn
 from tokenprune.testing.families.mistral3 import FAMILIES, tiny_mistral3, tiny_processor
 from tokenprune.testing.pruners import Planned, Project, Within, depthwise
@@ -42,7 +43,7 @@ def test_beam_search(built):
 
 
 def test_images_have_their_own_grids(built):
-    layout = adapter_for(*built).encode(FAMILY.ask(built[1], 2, 2)).layout
+    layout = session_for(*built).encode(FAMILY.ask(built[1], 2, 2)).layout
     assert layout.sizes == (25, 15, 10, 9)
     assert layout.grids == ((5, 5), (3, 5), (5, 2), (3, 3))
 
@@ -59,7 +60,7 @@ def test_signals_follow_their_patches(layer):
     """The tower sees each image by itself; four patches make a token, in the image's raster order."""
     model, processor = tiny_mistral3(layer=layer), tiny_processor()
     inputs, tower = FAMILY.ask(processor, 2, 1), model.base_model.vision_tower
-    tokens = adapter_for(model, processor).visual_tokens(inputs, VISION)
+    tokens = session_for(model, processor).visual_tokens(inputs, VISION)
     for row, (height, width) in enumerate(inputs["image_sizes"].tolist()):
         pixels = inputs["pixel_values"][row : row + 1, :, :height, :width]
         seen = tower(pixels, image_sizes=[(height, width)], output_hidden_states=True)
@@ -106,10 +107,10 @@ def test_ministral_inside_the_llm_is_refused(ministral, pruner):
 def test_inputs_that_do_not_fit(built):
     adapter, inputs = adapter_for(*built), FAMILY.ask(built[1], 2, 1)
     with pytest.raises(ModelError, match=r"got \(3, 80, 80\) and 3 image_sizes"):
-        adapter.encode({**inputs, "pixel_values": inputs["pixel_values"][0]})
+        Session(adapter).encode({**inputs, "pixel_values": inputs["pixel_values"][0]})
     with pytest.raises(ModelError, match=r"got \(3, 3, 80, 80\) and no image_sizes"):
-        adapter.encode({name: value for name, value in inputs.items() if name != "image_sizes"})
+        Session(adapter).encode({name: value for name, value in inputs.items() if name != "image_sizes"})
     wrong = {**inputs, "image_sizes": inputs["image_sizes"].clone()}
     wrong["image_sizes"][0, 0] = 64
     with pytest.raises(ModelError, match="but the 3 given images have"):
-        adapter.encode(wrong)
+        Session(adapter).encode(wrong)

@@ -5,12 +5,13 @@ from transformers import PaliGemmaConfig
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.paligemma import PaliGemmaAdapter
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
 from tokenprune.costs.flops import projector_flops, vision_flops
+from tokenprune.engine.loading import adapter_for, session_for
+from tokenprune.engine.session import Session
 from tokenprune.policies.divergence import Batch, Objective
 from tokenprune.testing.checks import check_identity, check_masking, check_operations, generated
 from tokenprune.testing.families.paligemma import FAMILIES, TOKENS, tiny_paligemma, tiny_processor
@@ -79,7 +80,9 @@ def test_positions_count_from_one(built):
     with torch.no_grad(), tp.prune(*built, Project(positions="repacked"), keep_tokens=4):
         built[0](**inputs)
         built[0].generate(**inputs, max_new_tokens=1)
-    adapter.prefill(adapter.prune_inputs(inputs, Project(positions="repacked"), Budget(keep_tokens=4)))
+    Session(adapter).prefill(
+        Session(adapter).prune_inputs(inputs, Project(positions="repacked"), Budget(keep_tokens=4))
+    )
     handle.remove()
     length = inputs["input_ids"].shape[1] - TOKENS + 4
     assert [positions.tolist() for positions in seen] == [[list(range(1, length + 1))]] * 3
@@ -125,7 +128,7 @@ def test_beam_search(built):
 @torch.no_grad()
 def test_signals_follow_their_patches(built):
     model, inputs = built[0], FAMILY.ask(built[1], 1, 2)
-    tokens = adapter_for(*built).visual_tokens(inputs, VISION, tower=shared_tower())
+    tokens = session_for(*built).visual_tokens(inputs, VISION, tower=shared_tower())
     tower = model.base_model.vision_tower
     assert tokens.grid == (3, 3)
     for row, pixels in enumerate(inputs["pixel_values"]):
@@ -174,8 +177,8 @@ def test_answers_that_are_given_do_not_look_ahead(built):
     """What policies are measured by: the unpruned model's own answers, seen as it saw them when it gave them."""
     samples = [Sample(str(i), picture(i), text, "yes") for i, text in enumerate(["is there a star ?", "where ?"])]
     adapter = adapter_for(*built)
-    batch = Batch(adapter, samples, Objective(teacher_forced=True, max_new_tokens=6), frozenset())
-    said, logits = generated(built[0], adapter.prepare(samples).inputs)
+    batch = Batch(Session(adapter), samples, Objective(teacher_forced=True, max_new_tokens=6), frozenset())
+    said, logits = generated(built[0], Session(adapter).prepare(samples).inputs)
     assert batch.answers.tolist() == said[:, :5].tolist()
     torch.testing.assert_close(batch.replay.logits, logits[:, :6], atol=5e-5, rtol=0)
     assert batch.pruned(Project(), Budget(keep_ratio=1.0)).max() < 1e-5
@@ -185,8 +188,8 @@ def test_answers_that_are_given_do_not_look_ahead(built):
 def test_inputs_that_do_not_fit(built):
     adapter, inputs = adapter_for(*built), FAMILY.ask(built[1], 2, 1)
     with pytest.raises(ModelError, match=r"must be \(images, 3, 48, 48\), got \(3, 3, 40, 48\)"):
-        adapter.encode({**inputs, "pixel_values": inputs["pixel_values"][..., :40, :]})
+        Session(adapter).encode({**inputs, "pixel_values": inputs["pixel_values"][..., :40, :]})
     with pytest.raises(ModelError, match="token_type_ids must be there and be 0 for the prefix"):
-        adapter.encode({**inputs, "token_type_ids": torch.ones_like(inputs["token_type_ids"])})
+        Session(adapter).encode({**inputs, "token_type_ids": torch.ones_like(inputs["token_type_ids"])})
     with pytest.raises(ModelError, match="token_type_ids must be there and be 0 for the prefix"):
-        adapter.encode({name: value for name, value in inputs.items() if name != "token_type_ids"})
+        Session(adapter).encode({name: value for name, value in inputs.items() if name != "token_type_ids"})

@@ -8,16 +8,18 @@ from transformers import Qwen3VLConfig
 
 import tokenprune as tp
 from tokenprune.adapters.qwen3_vl import Qwen3VLAdapter
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
 from tokenprune.core.plan import Operations
 from tokenprune.core.selection import TokenSelection
 from tokenprune.core.sizes import TransformerSpec
 from tokenprune.core.stages import PRE_LLM, Stage
+from tokenprune.engine.decoder.hooks import InsideLLM
 from tokenprune.engine.decoder.replay import Replay
+from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.prompt.pruned import prompt_tokens
 from tokenprune.engine.prompt.shorten import fresh
+from tokenprune.engine.session import Session
 from tokenprune.testing.checks import check_masking, generated
 from tokenprune.testing.families.qwen3_vl import FAMILIES, VISION
 from tokenprune.testing.families.qwen_vl import tiny_qwen
@@ -74,8 +76,8 @@ def test_each_kept_token_keeps_its_features():
     model, processor = FAMILY.build("sdpa")
     inputs = FAMILY.ask(processor, 1, 2)
     adapter = adapter_for(model, processor)
-    whole = adapter.encode(inputs)
-    pruned = adapter.prune_inputs(inputs, Project(), Budget(keep_tokens=7), encoded=whole)
+    whole = Session(adapter).encode(inputs)
+    pruned = Session(adapter).prune_inputs(inputs, Project(), Budget(keep_tokens=7), encoded=whole)
     output = pruned.inputs["mm_encoder_outputs"]["image"]
     for before, after in zip(whole.outputs["image"].deepstack_features, output.deepstack_features, strict=True):
         assert [len(part) for part in after] == [7, 7, 7]
@@ -135,14 +137,14 @@ def test_replayed_layers_get_their_additions(built, plan):
     """Layers that run again give what the whole model gives under the same plan."""
     model, processor = built
     adapter, inputs = adapter_for(model, processor), FAMILY.ask(processor, 1, 2)
-    images = adapter.encode(inputs)
-    whole = adapter.prune_inputs(inputs, None, encoded=images).inputs
+    images = Session(adapter).encode(inputs)
+    whole = Session(adapter).prune_inputs(inputs, None, encoded=images).inputs
     visual, free = adapter.placeholders(whole["input_ids"]), images.layout.free
     everything = Operations(torch.ones(LAYERS, 3, 1, dtype=torch.bool))
     prompt = prompt_tokens((), visual, images.layout, torch.ones_like(free), operations=everything)
     replay = Replay(model, fresh(whole), prompt, 1)
-    pruned = adapter.prune_inputs(inputs, Planned(given=plan), Budget(keep_ratio=1.0), encoded=images)
-    with pruned.inside:
+    pruned = Session(adapter).prune_inputs(inputs, Planned(given=plan), Budget(keep_ratio=1.0), encoded=images)
+    with InsideLLM(model, pruned.inside):
         wanted = model(**fresh(pruned.inputs), use_cache=False, logits_to_keep=1).logits
     torch.testing.assert_close(replay.under(plan), wanted, atol=1e-5, rtol=0)
     assert not torch.allclose(wanted, replay.logits, atol=1e-3)  # the plan does something

@@ -13,13 +13,15 @@ import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.mrope import close_gaps
 from tokenprune.adapters.qwen_vl import QwenVLAdapter
-from tokenprune.adapters.registry import adapter_class, adapter_for
+from tokenprune.adapters.registry import adapter_class
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
 from tokenprune.core.sizes import TransformerSpec
 from tokenprune.costs.flops import projector_flops, vision_flops
 from tokenprune.costs.model_card import load_card
+from tokenprune.engine.loading import adapter_for, session_for
+from tokenprune.engine.session import Session
 from tokenprune.testing.checks import check_identity, check_masking, generated
 from tokenprune.testing.families import families
 from tokenprune.testing.families.qwen_vl import FRAMES, MERGE, PATCH, pixels, tiny_processor, tiny_qwen
@@ -176,7 +178,7 @@ def test_dropping_from_videos_inside_is_masking(family, built):
 def test_rows_of_a_video(family, plain):
     model, processor = plain
     inputs = family.ask(processor, 1, 0, videos=(1, 1))
-    frames, video = (adapter_for(model, processor, scope=scope).encode(inputs).layout for scope in ("frame", "video"))
+    frames, video = (session_for(model, processor, scope=scope).encode(inputs).layout for scope in ("frame", "video"))
     assert frames.item_rows == video.item_rows == (0, 0, 1)
     assert frames.items == (0, 1, 1, 1, 2, 2)  # six pictures of a video are three frames, four are two
     assert frames.grids == ((5, 5), *[(5, 5)] * 3, *[(3, 6)] * 2)
@@ -229,7 +231,7 @@ def test_a_video_alone_is_the_video_in_a_batch(family, plain):
     assert trace.stages[0].keep == [together]
     assert single.tolist() == tokens[1:].tolist()
     torch.testing.assert_close(single_logits, logits[1:], atol=5e-5, rtol=0)
-    layouts = [adapter_for(model, processor).encode(inputs).layout for inputs in (batch, alone)]
+    layouts = [session_for(model, processor).encode(inputs).layout for inputs in (batch, alone)]
     assert layouts[1].ids.tolist() == layouts[0].ids[layouts[0].rows == 1].tolist()
 
 
@@ -252,7 +254,7 @@ def test_signals_are_those_of_the_last_layer(family, plain, videos):
         tower.blocks[-1].attn.qkv.register_forward_hook(lambda m, args, out: seen.append(out)),
         tower.blocks[-1].register_forward_hook(lambda m, args, out: seen.append(out)),
     ]
-    encoded = adapter_for(model, processor).encode(inputs, TOWER)
+    encoded = session_for(model, processor).encode(inputs, TOWER)
     for hook in hooks:
         hook.remove()
     adapter, number = adapter_for(model, processor), 0
@@ -266,7 +268,7 @@ def test_signals_are_those_of_the_last_layer(family, plain, videos):
             torch.testing.assert_close(signals[name], wanted)
         merged = model.base_model.visual.merger(output.last_hidden_state)[order]
         torch.testing.assert_close(merged, torch.cat(list(output.pooler_output)))
-    assert adapter.visual_tokens(inputs, TOWER).signals.keys() == TOWER
+    assert Session(adapter).visual_tokens(inputs, TOWER).signals.keys() == TOWER
 
 
 @torch.no_grad()
@@ -295,7 +297,7 @@ def test_received_attention_is_the_mean_of_the_tower_s_own_softmax(name, full, m
     models["eager"](**inputs)
     requires, pictures = frozenset({Signal.RECEIVED_ATTENTION}), iter([*seen])
     adapter = adapter_for(model, processor)
-    encoded = adapter.encode(inputs, requires)
+    encoded = Session(adapter).encode(inputs, requires)
     for modality, output in encoded.outputs.items():
         grids = inputs[f"{modality}_grid_thw"].tolist()
         patches = torch.cat([next(pictures) for count, _, _ in grids for _ in range(count)])
@@ -304,7 +306,7 @@ def test_received_attention_is_the_mean_of_the_tower_s_own_softmax(name, full, m
         assert found.keys() == requires
         torch.testing.assert_close(found[Signal.RECEIVED_ATTENTION], wanted, atol=1e-6, rtol=1e-4)
     assert next(pictures, None) is None
-    assert adapter.visual_tokens(inputs, requires).signals["received_attention"].shape[1] == 4
+    assert Session(adapter).visual_tokens(inputs, requires).signals["received_attention"].shape[1] == 4
 
 
 def test_a_tower_of_windows_alone_has_no_received_attention():
@@ -312,7 +314,7 @@ def test_a_tower_of_windows_alone_has_no_received_attention():
     processor = tiny_processor("Qwen2_5_VL")
     inputs = FAMILIES["qwen2_5_vl"].ask(processor, 1)
     with pytest.raises(ModelError, match="attend within windows, so received_attention is not known"):
-        adapter_for(model, processor).visual_tokens(inputs, frozenset({Signal.RECEIVED_ATTENTION}))
+        session_for(model, processor).visual_tokens(inputs, frozenset({Signal.RECEIVED_ATTENTION}))
 
 
 def tower_order(model, grids):
@@ -430,7 +432,7 @@ def test_a_processor_without_a_template(family, plain):
     samples = [Sample("0", Image.fromarray(pixels(0, 40, 40)), "is there a star ?", "yes")]
     bare = tiny_processor(family.kind)
     bare.chat_template = None
-    prepared, again = (adapter_for(model, each).prepare(samples) for each in (processor, bare))
+    prepared, again = (session_for(model, each).prepare(samples) for each in (processor, bare))
     assert torch.equal(again.inputs["input_ids"], prepared.inputs["input_ids"])
 
 

@@ -9,8 +9,6 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from tokenprune.adapters.loading import config_of
-from tokenprune.adapters.untrained import untrained
 from tokenprune.bench.config import load_bench_config
 from tokenprune.bench.measure import Row, bench
 from tokenprune.bench.show import remarks, show, table
@@ -22,6 +20,8 @@ from tokenprune.core.registry import Entry
 from tokenprune.costs.flops import llm_prefill_flops
 from tokenprune.costs.memory import peak_bytes
 from tokenprune.costs.model_card import load_card
+from tokenprune.engine.loading import config_of
+from tokenprune.engine.untrained import untrained
 from tokenprune.pruners.base import PRUNERS, ScorePruner
 
 LAYERS = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 4}
@@ -141,8 +141,8 @@ def test_a_card_that_is_cut(name):
     ],
 )
 def test_mistakes_before_anything_is_loaded(load, monkeypatch, override, error, words):
-    monkeypatch.setattr("tokenprune.adapters.loading.Checkpoint.load", lambda self: pytest.fail("loaded"))
-    monkeypatch.setattr("tokenprune.adapters.untrained.Untrained.load", lambda self: pytest.fail("loaded"))
+    monkeypatch.setattr("tokenprune.engine.loading.Checkpoint.load", lambda self: pytest.fail("loaded"))
+    monkeypatch.setattr("tokenprune.engine.untrained.Untrained.load", lambda self: pytest.fail("loaded"))
     with pytest.raises(error, match=words):
         measured(load(override))
 

@@ -142,7 +142,7 @@ def test_mistakes_of_a_fit(options, tmp_path, monkeypatch, override, words):
     def refuse(*args, **kwargs):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("tokenprune.adapters.loading.AutoModelForImageTextToText.from_pretrained", refuse)
+    monkeypatch.setattr("tokenprune.engine.loading.AutoModelForImageTextToText.from_pretrained", refuse)
     result = call("fit-policy", FIT, *options, "budget.average_tokens=[12,6]", f"output={tmp_path}/fits", override)
     refused(result, words)
     assert not (tmp_path / "fits").exists()

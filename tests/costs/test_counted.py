@@ -11,12 +11,12 @@ from counted_parts import counted
 from transformers import SiglipVisionConfig
 
 import tokenprune as tp
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.plan import OperationPlan
 from tokenprune.costs.flops import llm_decode_flops, llm_prefill_flops, lm_head_flops, projector_flops, vision_flops
 from tokenprune.costs.memory import kv_cache_bytes_by_layer, planned_kv_bytes_by_layer
 from tokenprune.costs.selector import selection_flops
+from tokenprune.engine.loading import adapter_for
 from tokenprune.testing.families import families
 from tokenprune.testing.families.gemma3 import Gemma3, tiny_gemma3
 from tokenprune.testing.families.llava import Llava, tiny_llava, tiny_processor, tiny_vision_config

@@ -6,8 +6,8 @@ from pathlib import Path
 import counted_flops
 import pytest
 
-from tokenprune.adapters.loading import config_of
 from tokenprune.costs.model_card import card_names, load_card
+from tokenprune.engine.loading import config_of
 
 ROOT = Path(__file__).parents[2]
 ROWS = {row["card"]: row for row in json.loads(counted_flops.FILE.read_text())["rows"]}

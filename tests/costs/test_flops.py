@@ -7,13 +7,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlavaForConditionalGener
 from transformers.models.clip.modeling_clip import CLIPVisionConfig, CLIPVisionModel
 
 from tokenprune.adapters.llava import LlavaAdapter
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.plan import OperationPlan
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
 from tokenprune.core.stages import PRE_LLM, Stage
 from tokenprune.costs.flops import llm_prefill_flops, lm_head_flops, projector_flops, vision_flops
 from tokenprune.embedded.model import llava_config
+from tokenprune.engine.loading import adapter_for
+from tokenprune.engine.session import Session
 from tokenprune.pruners.base import create_pruner
 from tokenprune.testing.families.llava import ask, shared_llava
 
@@ -54,9 +55,9 @@ def test_a_pruned_llava_equals_the_counter(keep):
     """From the model's config to the last matrix product: the adapter's sizes, the pruner's plan, the real prefill."""
     adapter = adapter_for(*shared_llava("eager"))
     pruner = create_pruner("uniform")
-    inputs = adapter.prune_inputs(ask(adapter.processor, 1), pruner, Budget(keep_tokens=keep)).inputs
+    inputs = Session(adapter).prune_inputs(ask(adapter.processor, 1), pruner, Budget(keep_tokens=keep)).inputs
     with FlopCounterMode(display=False) as counter:
-        adapter.prefill(inputs)
+        Session(adapter).prefill(inputs)
     plan = pruner.plan(adapter.spec, [keep], 25)
     text = inputs["input_ids"].shape[1] - keep
     expected = llm_prefill_flops(adapter.spec, plan, text) + lm_head_flops(adapter.spec)

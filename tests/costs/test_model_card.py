@@ -19,7 +19,6 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVi
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from tokenprune.adapters.cache_argument import CACHE, cache_of
-from tokenprune.adapters.loading import config_of, find_checkpoint
 from tokenprune.adapters.registry import ADAPTERS, adapter_class
 from tokenprune.core.errors import ConfigError
 from tokenprune.core.plan import OperationPlan
@@ -28,6 +27,7 @@ from tokenprune.core.stages import PRE_LLM
 from tokenprune.costs.counter import counter
 from tokenprune.costs.flops import llm_decode_flops, llm_prefill_flops, lm_head_flops, projector_flops, vision_flops
 from tokenprune.costs.model_card import card_names, load_card
+from tokenprune.engine.loading import config_of, find_checkpoint
 from tokenprune.towers.sizes import decoder_spec, vision_spec
 
 ONE_OF_EACH = [

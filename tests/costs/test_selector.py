@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.conditioning.base import CONDITIONINGS
 from tokenprune.core.budget import Budget
 from tokenprune.core.signals import Signal
@@ -14,6 +13,8 @@ from tokenprune.core.steps import Step
 from tokenprune.costs.flops import llm_prefill_flops, lm_head_flops
 from tokenprune.costs.model_card import load_card
 from tokenprune.costs.selector import selection_flops
+from tokenprune.engine.loading import adapter_for
+from tokenprune.engine.session import Session
 from tokenprune.pruners.base import PRUNERS, ScorePruner, create_pruner
 from tokenprune.testing.families.llava import ask, shared_llava
 from tokenprune.towers.timm_features import EncoderSize
@@ -26,9 +27,9 @@ def counted(name, options):
     adapter, pruner, budget = adapter_for(*shared_llava("eager")), create_pruner(name, **options), Budget(keep_tokens=7)
     inputs, spec = ask(adapter.processor, 1), adapter.spec
     text = inputs["input_ids"].shape[1] - TOKENS
-    pruned = adapter.prune_inputs(inputs, pruner, budget)
+    pruned = Session(adapter).prune_inputs(inputs, pruner, budget)
     with FlopCounterMode(display=False) as counter:
-        adapter.prefill(pruned)
+        Session(adapter).prefill(pruned)
     counts = pruner.schedule(spec, budget, TOKENS)
     alive = pruner.alive(spec, counts, TOKENS)
     plan = llm_prefill_flops(spec, pruner.plan(spec, alive, TOKENS), text) + lm_head_flops(spec)

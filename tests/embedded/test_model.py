@@ -7,6 +7,7 @@ from tokenprune import load_embedded
 from tokenprune.embedded.model import WEIGHTS
 from tokenprune.embedded.questions import QUESTION_TYPES
 from tokenprune.embedded.train import STAGES
+from tokenprune.engine.session import Session
 from tokenprune.tasks.scenes import Scenes
 
 
@@ -45,12 +46,12 @@ def test_recorded_accuracy_meets_the_bar_and_falls_without_the_evidence():
 
 
 def test_it_answers_as_well_here_and_now():
-    from tokenprune.adapters.registry import adapter_for
+    from tokenprune.engine.loading import adapter_for
 
     task = Scenes(split="test", num_samples=120, seed=7)
     adapter, samples = adapter_for(*load_embedded()), task.samples()
-    prepared = adapter.prepare(samples)
-    answers = adapter.generate(prepared.inputs, max_new_tokens=4)
+    prepared = Session(adapter).prepare(samples)
+    answers = Session(adapter).generate(prepared.inputs, max_new_tokens=4).output
     scores = {kind: [] for kind in QUESTION_TYPES}
     for sample, answer in zip(samples, answers, strict=True):
         scores[sample.kind].append(task.score(sample, answer))

@@ -4,12 +4,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.embedded.model import WEIGHTS, load_embedded
 from tokenprune.embedded.open_clip import write
+from tokenprune.engine.loading import adapter_for
+from tokenprune.engine.session import Session
 from tokenprune.pruners.base import create_pruner
 from tokenprune.tasks.scenes import Scenes
+from tokenprune.towers.text.base import load_text_tower
 
 
 def test_what_ships_is_what_the_command_writes(tmp_path):
@@ -26,7 +28,7 @@ def test_what_ships_is_what_the_command_writes(tmp_path):
 @pytest.fixture(scope="module")
 def towers():
     adapter = adapter_for(*load_embedded())
-    return adapter, {kind: adapter.load_text_tower(kind) for kind in ("clip", "open_clip")}
+    return adapter, {kind: load_text_tower(adapter.model, adapter.text_tower, kind) for kind in ("clip", "open_clip")}
 
 
 def test_both_libraries_embed_alike(towers):
@@ -45,10 +47,10 @@ def test_both_libraries_embed_alike(towers):
 
 def test_cdpruner_keeps_the_same_tokens(towers):
     adapter, _ = towers
-    prepared = adapter.prepare(Scenes(num_samples=24).samples())
+    prepared = Session(adapter).prepare(Scenes(num_samples=24).samples())
     keeps = []
     for conditioning in ("clip_text", "open_clip_text"):
         pruner = create_pruner("cdpruner", conditioning=conditioning)
-        pruned = adapter.prune_inputs(prepared.inputs, pruner, Budget(keep_tokens=24), prepared.questions)
+        pruned = Session(adapter).prune_inputs(prepared.inputs, pruner, Budget(keep_tokens=24), prepared.questions)
         keeps.append(pruned.selection.keep)
     assert torch.equal(*keeps)

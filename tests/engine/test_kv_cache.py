@@ -11,6 +11,7 @@ from tokenprune.core.plan import OperationPlan
 from tokenprune.core.stages import PRE_LLM
 from tokenprune.costs.flops import llm_prefill_flops
 from tokenprune.costs.memory import planned_kv_bytes_by_layer
+from tokenprune.engine.session import Session
 from tokenprune.pruners.base import PRUNERS
 from tokenprune.sweeps import runner
 from tokenprune.sweeps.build import build
@@ -66,7 +67,7 @@ def weighed(tmp_path_factory):
     )
     experiment, outcome = build(config), runner.run(config)
     assert not outcome.failed
-    adapter = experiment.model.load()
+    adapter = experiment.model.load().adapter
     return [
         weigh(adapter, cell, record.metrics, outcome.samples)
         for cell, record in zip(experiment.cells, outcome.records, strict=True)
@@ -76,10 +77,10 @@ def weighed(tmp_path_factory):
 def weigh(adapter, cell, metrics, samples):
     visual, text, by_layer = [], [], []
     for sample in samples:
-        prepared = adapter.prepare([sample])
+        prepared = Session(adapter).prepare([sample])
         text.append(int((prepared.inputs["input_ids"] != adapter.model.config.image_token_id).sum()))
-        pruned = adapter.prune_inputs(prepared.inputs, cell.pruner, cell.budget, prepared.questions)
-        layers = cache_of(adapter.prefill(pruned)).layers
+        pruned = Session(adapter).prune_inputs(prepared.inputs, cell.pruner, cell.budget, prepared.questions)
+        layers = cache_of(Session(adapter).prefill(pruned).output).layers
         visual.append([layer.keys.shape[2] - text[-1] for layer in layers])
         by_layer.append([4 * (layer.keys.numel() + layer.values.numel()) for layer in layers])
     return Weighed(cell, metrics, adapter.spec, visual, text, by_layer[0])

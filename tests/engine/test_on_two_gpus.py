@@ -11,12 +11,13 @@ from two_gpus import dispatched, halved, on_cpu, on_gpus, spread
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.sample import Sample
 from tokenprune.engine.decoder.prefill import Prefill
 from tokenprune.engine.decoder.replay import Replay
+from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.prompt.pruned import prompt_tokens
+from tokenprune.engine.session import Session
 from tokenprune.pruners.base import create_pruner
 from tokenprune.testing.families import families
 from tokenprune.testing.pictures import picture
@@ -196,8 +197,8 @@ def test_layers_run_again(split):
     for model, device in ((build("llava")[0], "cpu"), (over_two("llava", split), "cuda:0")):
         adapter = adapter_for(model, build("llava")[1])
         with on_gpus(prompt("padded llava"), device) as inputs:
-            images = adapter.encode(inputs)
-            whole = adapter.prune_inputs(inputs, None, encoded=images).inputs
+            images = Session(adapter).encode(inputs)
+            whole = Session(adapter).prune_inputs(inputs, None, encoded=images).inputs
             visual, kept = adapter.placeholders(whole["input_ids"]), torch.ones_like(images.layout.free)
             tokens = prompt_tokens((), visual, images.layout, kept, operations=plan)
             replay = Replay(model, whole, tokens, 2)
@@ -238,10 +239,10 @@ def test_evidence_of_visual_tokens_elsewhere():
     sample = Sample("", picture(0), "is there a star ?", "", boxes=((0, 0, 20, 20),))
     pruner, budget = create_pruner("cdpruner", conditioning="oracle"), Budget(keep_tokens=6)
     plain = adapter_for(*build("llava"))
-    wanted = plain.prune_inputs(prompt("llava"), pruner, budget, samples=[sample])
+    wanted = Session(plain).prune_inputs(prompt("llava"), pruner, budget, samples=[sample])
     gpus = adapter_for(over_two("llava", 2, vision_tower="cuda:1", **PROJECTOR), build("llava")[1])
     with on_gpus(prompt("llava")) as inputs:
-        found = gpus.prune_inputs(inputs, pruner, budget, samples=[sample])
+        found = Session(gpus).prune_inputs(inputs, pruner, budget, samples=[sample])
     assert found.kept.tolist() == wanted.kept.tolist()
 
 

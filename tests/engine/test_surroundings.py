@@ -9,12 +9,13 @@ from tiny_timm import images, tiny_vit
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.signals import Signal
 from tokenprune.engine.decoder.alive import Alive
 from tokenprune.engine.decoder.inside_signals import StageView, stage_signals
 from tokenprune.engine.decoder.tap import Attended
+from tokenprune.engine.loading import adapter_for
+from tokenprune.engine.session import Session
 from tokenprune.pruners.base import create_pruner
 from tokenprune.testing.checkpoints import save_llava
 from tokenprune.testing.checks import GENERATION
@@ -52,9 +53,10 @@ def made(name):
 def prefilled(model, processor, inputs, name):
     """Logits of the last position, and what was alive in the end."""
     adapter = adapter_for(model, processor)
-    pruned = adapter.prune_inputs(inputs, made(name), Budget(keep_tokens=6))
-    logits = adapter.prefill(pruned).logits
-    alive = pruned.inside.stages[-1].kept if pruned.inside and pruned.inside.stages else pruned.kept.tolist()
+    pruned = Session(adapter).prune_inputs(inputs, made(name), Budget(keep_tokens=6))
+    ran = Session(adapter).prefill(pruned)
+    logits = ran.output.logits
+    alive = ran.stages[-1].kept if ran.stages else pruned.kept.tolist()
     return logits, alive
 
 
@@ -105,9 +107,9 @@ def test_a_text_tower_computes_in_float32(llava, tmp_path, around):
     model, processor = llava
     adapter = adapter_for(model, processor, text_tower=str(save_llava(tmp_path) / "clip"))
     inputs, both = ask(processor, 1, 2), frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.CLIP_TEXT_EMBEDS})
-    wanted = adapter.visual_tokens(inputs, both).signals
+    wanted = Session(adapter).visual_tokens(inputs, both).signals
     with AUTOCAST[around]():
-        found = adapter.visual_tokens(inputs, both).signals
+        found = Session(adapter).visual_tokens(inputs, both).signals
     assert torch.equal(found[Signal.CLIP_TEXT_EMBEDS], wanted[Signal.CLIP_TEXT_EMBEDS])
     assert found[Signal.CLIP_IMAGE_EMBEDS].dtype == torch.float32
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import tokenprune as tp
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.signals import Signal
+from tokenprune.engine.loading import adapter_for
+from tokenprune.engine.session import Session
 from tokenprune.policies.divergence import Batch, Objective, early_signals, measure
 from tokenprune.pruners.dop import DOP
 from tokenprune.pruners.dop.depths import Depths
@@ -33,7 +34,7 @@ POINTS = [("attention", 1), ("attention", 3), ("mlp", 0), ("query", 1), ("tokens
 def ending():
     """An adapter whose model ends the answers to some questions early: its end is what it says third to the first."""
     adapter = adapter_for(tiny_llava(), tiny_processor())
-    inputs = adapter.prepare(SAMPLES[:1]).inputs
+    inputs = Session(adapter).prepare(SAMPLES[:1]).inputs
     said = adapter.model.generate(**inputs, do_sample=False, max_new_tokens=3)[0, inputs["input_ids"].shape[1] :]
     assert len(set(said.tolist())) == 3
     adapter.model.generation_config.eos_token_id = int(said[2])
@@ -47,7 +48,7 @@ def plain():
 
 @functools.cache
 def batch(name="first_token"):
-    return Batch(ending(), SAMPLES, OBJECTIVES[name], frozenset())
+    return Batch(Session(ending()), SAMPLES, OBJECTIVES[name], frozenset())
 
 
 def changed(varied, update_only=False):
@@ -60,14 +61,16 @@ def changed(varied, update_only=False):
 def by_hand(sample, depths, objective):
     """KL of one question, alone and unpadded: both distributions from a loop over layers that computes everything."""
     adapter = ending()
-    model, inputs = adapter.model, adapter.prepare([sample]).inputs
+    model, inputs = adapter.model, Session(adapter).prepare([sample]).inputs
     said = [0]
     if objective.teacher_forced:
         output = model.generate(**inputs, do_sample=False, max_new_tokens=objective.max_new_tokens)
         said = output[0, inputs["input_ids"].shape[1] :].tolist()
     active = depths.plan(adapter.spec, TOTAL).active[..., 1:]
-    encoded = adapter.encode(inputs)
-    kept = BASE.select(adapter.visual_tokens(inputs, frozenset(), encoded=encoded), depths.keep).keep[0].tolist()
+    encoded = Session(adapter).encode(inputs)
+    kept = (
+        BASE.select(Session(adapter).visual_tokens(inputs, frozenset(), encoded=encoded), depths.keep).keep[0].tolist()
+    )
     groups = [[0 if token in kept else -1 for token in range(TOTAL)]]
     answers = torch.tensor([said])
     pruned = masked_operations_logits(model, inputs, active, groups, answers)[0].log_softmax(-1)
@@ -111,7 +114,7 @@ def test_replayed_layers_and_dop_agree(name, varied):
 
 def test_a_question_alone_is_the_question_in_a_batch():
     for name in ("first_token", "teacher_forced"):
-        alone = [Batch(ending(), [sample], OBJECTIVES[name], frozenset()) for sample in SAMPLES]
+        alone = [Batch(Session(ending()), [sample], OBJECTIVES[name], frozenset()) for sample in SAMPLES]
         for varied in POINTS:
             found = torch.cat([divergences(one, varied) for one in alone])
             torch.testing.assert_close(found, divergences(batch(name), varied), atol=1e-5, rtol=1e-4)
@@ -144,7 +147,7 @@ def test_everything_kept_diverges_by_nothing():
 def test_a_pruner_inside_the_llm():
     """FastV's divergence is that of what it generates."""
     pruner = tp.create_pruner("fastv", layer=2)
-    model, prepared = ending().model, ending().prepare(SAMPLES)
+    model, prepared = ending().model, Session(ending()).prepare(SAMPLES)
     with tp.prune(model, ending().processor, pruner, keep_tokens=7):
         out = model.generate(
             **prepared.inputs, do_sample=False, max_new_tokens=1, return_dict_in_generate=True, output_logits=True
@@ -156,7 +159,11 @@ def test_a_pruner_inside_the_llm():
 
 def test_the_answers_are_the_model_s_own():
     teacher = batch("teacher_forced")
-    said = ending().generate(ending().prune_inputs(ending().prepare(SAMPLES).inputs, None), max_new_tokens=7)
+    said = (
+        Session(ending())
+        .generate(Session(ending()).prune_inputs(Session(ending()).prepare(SAMPLES).inputs, None), max_new_tokens=7)
+        .output
+    )
     lengths = teacher.counts.sum(1).tolist()
     tokens = ending().processor.tokenizer.batch_decode(teacher.answers, skip_special_tokens=True)
     assert lengths[0] == 3  # its end counts: that the answer ends is a part of it
@@ -168,7 +175,7 @@ def test_the_answers_are_the_model_s_own():
 
 def test_measure_adds_up_over_the_questions():
     points = [("mlp", 1), ("tokens", 9)]
-    measured = measure(ending(), SAMPLES, Objective(), BASE, points)
+    measured = measure(Session(ending()), SAMPLES, Objective(), BASE, points)
     assert measured.divergence.keys() == set(points)
     for point in points:
         assert measured.divergence[point] == pytest.approx(float(divergences(batch(), point).sum()), rel=1e-4)

@@ -105,8 +105,8 @@ def test_policies(config):
 def test_measured_is_the_divergence_of_the_policy_itself(config):
     """Of the pruner that the file makes, over all questions at once."""
     (path, policy), _ = fit(config()).policies
-    adapter = build_base(config().model, Part("divprune"))[0].load()
-    batch = Batch(adapter, Scenes(**TASK).samples()[:SAMPLES], Objective(), frozenset())
+    session = build_base(config().model, Part("divprune"))[0].load()
+    batch = Batch(session, Scenes(**TASK).samples()[:SAMPLES], Objective(), frozenset())
     whole = batch.pruned(DOP(policy=str(path)), policy.depths and Budget(keep_tokens=policy.depths.keep))
     assert float(whole.mean()) == pytest.approx(policy.chosen.measured, rel=1e-4)
     for name, curve in policy.curves.to_mapping().items():
@@ -303,7 +303,7 @@ def unloaded(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("tokenprune.adapters.loading.AutoModelForImageTextToText.from_pretrained", refuse)
+    monkeypatch.setattr("tokenprune.engine.loading.AutoModelForImageTextToText.from_pretrained", refuse)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
 from tokenprune import VisualTokens, create_pruner
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import SelectionError
+from tokenprune.engine.loading import adapter_for
+from tokenprune.engine.session import Session
 from tokenprune.testing.families import families
 
 X = torch.randn(2, 144, 5, generator=torch.Generator().manual_seed(0))
@@ -51,12 +52,12 @@ def test_the_language_model_gets_the_means(name):
     inputs, pruner = family.ask(processor, 1, 2), create_pruner("pooling")
     for scope in family.scopes:
         adapter = adapter_for(model, processor, scope=scope)
-        layout, whole = adapter.encode(inputs).layout, adapter.encode(inputs).features
+        layout, whole = Session(adapter).encode(inputs).layout, Session(adapter).encode(inputs).features
         if None in layout.grids:
             with pytest.raises(SelectionError, match="pooling needs visual tokens in a grid"):
-                adapter.prune_inputs(inputs, pruner, Budget(keep_tokens=4))
+                Session(adapter).prune_inputs(inputs, pruner, Budget(keep_tokens=4))
             continue
-        pruned = adapter.prune_inputs(inputs, pruner, Budget(keep_tokens=4))
+        pruned = Session(adapter).prune_inputs(inputs, pruner, Budget(keep_tokens=4))
         assert pruned.chosen
         entered = torch.zeros_like(whole)
         entered[pruned.kept] = torch.cat([x.reshape(-1, whole.shape[1]) for x in outputs(adapter, pruned)])

@@ -5,20 +5,21 @@ from torch.nn.functional import interpolate
 
 from tokenprune import VisualTokens, create_pruner
 from tokenprune.adapters.checks import check_steps
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError, SelectionError
 from tokenprune.core.sample import Sample
 from tokenprune.embedded.model import load_embedded
+from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.prompt.resized import Resized
+from tokenprune.engine.session import Session
 from tokenprune.tasks.scenes import Scenes
 from tokenprune.testing.families.llava import ask, shared_llava
 
 
 def test_the_tokens_are_those_of_the_tower_on_a_smaller_picture():
     adapter = adapter_for(*load_embedded())
-    inputs = adapter.prepare(Scenes(num_samples=2).samples()).inputs
-    pruned = adapter.prune_inputs(inputs, create_pruner("resize"), Budget(keep_tokens=24))
+    inputs = Session(adapter).prepare(Scenes(num_samples=2).samples()).inputs
+    pruned = Session(adapter).prune_inputs(inputs, create_pruner("resize"), Budget(keep_tokens=24))
     small = interpolate(inputs["pixel_values"], (32, 48), mode="bicubic", antialias=True)
     with torch.no_grad():
         wanted = adapter.model.base_model.get_image_features(small, interpolate_pos_encoding=True, return_dict=True)
@@ -35,9 +36,9 @@ def test_the_tokens_are_those_of_the_tower_on_a_smaller_picture():
 def test_a_smaller_picture_shows_the_same_things_at_the_same_places():
     """Each token is more like the one at the place where it is put than like any other on average."""
     adapter = adapter_for(*load_embedded())
-    inputs = adapter.prepare(Scenes(num_samples=6).samples()).inputs
-    encoded = adapter.encode(inputs)
-    pruned = adapter.prune_inputs(inputs, create_pruner("resize"), Budget(keep_tokens=72), encoded=encoded)
+    inputs = Session(adapter).prepare(Scenes(num_samples=6).samples()).inputs
+    encoded = Session(adapter).encode(inputs)
+    pruned = Session(adapter).prune_inputs(inputs, create_pruner("resize"), Budget(keep_tokens=72), encoded=encoded)
     keep, merged = pruned.selection.keep, pruned.selection.merged
     whole = encoded.features.view(6, 144, -1)
     at = whole.gather(1, keep[..., None].expand_as(merged))
@@ -49,7 +50,7 @@ def test_a_smaller_picture_shows_the_same_things_at_the_same_places():
 def test_all_tokens_are_the_picture_as_it_is():
     model, processor = shared_llava("sdpa")
     adapter, inputs = adapter_for(model, processor), ask(processor, 1, 2)
-    encoded = adapter.encode(inputs)
+    encoded = Session(adapter).encode(inputs)
     assert torch.equal(Resized(model, (25, 25, 25))(encoded), encoded.features)
     some = Resized(model, (25, 6, 0))(encoded).view(3, 25, -1)
     assert torch.equal(some[0], encoded.features[:25])
@@ -69,18 +70,22 @@ def test_numbers_that_are_no_grid_lose_tokens_of_the_next_larger():
 def test_rows_of_a_batch_are_what_they_are_alone():
     adapter = adapter_for(*load_embedded())
     samples = [Sample("a", Image.new("RGB", (96, 96), "red"), "where ?", ""), *Scenes(num_samples=2).samples()]
-    together = adapter.prune_inputs(adapter.prepare(samples).inputs, create_pruner("resize"), Budget(keep_tokens=16))
-    alone = adapter.prune_inputs(adapter.prepare(samples[2:]).inputs, create_pruner("resize"), Budget(keep_tokens=16))
+    together = Session(adapter).prune_inputs(
+        Session(adapter).prepare(samples).inputs, create_pruner("resize"), Budget(keep_tokens=16)
+    )
+    alone = Session(adapter).prune_inputs(
+        Session(adapter).prepare(samples[2:]).inputs, create_pruner("resize"), Budget(keep_tokens=16)
+    )
     torch.testing.assert_close(alone.selection.merged[0], together.selection.merged[2], atol=1e-5, rtol=0)
 
 
 def test_each_budget_has_its_own_picture():
     adapter = adapter_for(*load_embedded())
-    inputs = adapter.prepare(Scenes(num_samples=2).samples()).inputs
-    encoded = adapter.encode(inputs)
+    inputs = Session(adapter).prepare(Scenes(num_samples=2).samples()).inputs
+    encoded = Session(adapter).encode(inputs)
     for k in (48, 24, 48):
         shared, alone = (
-            adapter.prune_inputs(inputs, create_pruner("resize"), Budget(keep_tokens=k), encoded=each)
+            Session(adapter).prune_inputs(inputs, create_pruner("resize"), Budget(keep_tokens=k), encoded=each)
             for each in (encoded, None)
         )
         assert torch.equal(shared.selection.merged, alone.selection.merged)

@@ -75,7 +75,7 @@ def test_the_page_has_all_of_it(written):
     markdown = (folder.path / "report.md").read_text()
     assert tags.count("img") == markdown.count("![") == 6
     assert tags.count("table") == markdown.count("\n| --- | ") == 5
-    assert re.findall(r"<h2[^>]*>([^<]+)", text) == re.findall(r"^tokenprune/ (.+)$", markdown, re.MULTILINE)
+    assert re.findall(r"<h2[^>]*>([^<]+)", text) == re.findall(r"^## (.+)$", markdown, re.MULTILINE)
 
 
 def test_sheets(written):
@@ -121,7 +121,7 @@ def test_several_models_and_tasks(tmp_path, samples):
     titles = [f"embedded, task scenes (task.seed={seed})" for seed in (0, 1)]
     assert "# cdpruner on 2 models and tasks" in text
     for at, title in enumerate(titles, 1):
-        assert f"tokenprune/ {title}" in text
+        assert f"## {title}" in text
         assert f"]({at}_pareto.png)" in text
         assert f"]({at}_kept_cdpruner-kernel-rbf.png)" in text
     pairs = sheet(tmp_path / "pairs.csv")
@@ -156,7 +156,7 @@ def test_a_failure_and_another_version(tmp_path, samples):
     failed = dataclasses.replace(rbf(16, 0), status="failed", metrics={}, error="Traceback\nValueError: no\n")
     other = dataclasses.replace(random(48, 0.5, 0), provenance=dataclasses.replace(failed.provenance, git="def"))
     text = write(leave(tmp_path, [*usual()[:1], failed, other], samples), samples).read_text()
-    assert "tokenprune/ cdpruner kernel=rbf keep_tokens=16 failed" in text
+    assert "## cdpruner kernel=rbf keep_tokens=16 failed" in text
     assert "ValueError: no" in text
     assert "not all made by the same code" in text
     assert [row["status"] for row in sheet(tmp_path / "results.csv")] == ["ok", "ok", "failed"]
@@ -172,7 +172,7 @@ def test_without_images_or_answers(tmp_path, folder, samples):
     out = tmp_path / "there" / "deep"
     text = write(folder, [], out=out).read_text()
     assert "Kept tokens of" not in text
-    assert "tokenprune/ Difference of two pruners" in text  # counts need no images
+    assert "## Difference of two pruners" in text  # counts need no images
     assert not list(out.glob("kept_*"))
     assert set(folder.path.iterdir()) == {folder.results.path, folder.samples.path}
     folder.samples.path.unlink()

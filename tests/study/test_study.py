@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tokenprune.adapters.base import ModelAdapter
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ConfigError, DataError, ModelError
+from tokenprune.engine.session import Session
 from tokenprune.policies.divergence import Batch, Objective
 from tokenprune.pruners.dop import DOP
 from tokenprune.pruners.dop.depths import Depths
@@ -44,7 +44,7 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def adapter(model):
+def session(model):
     return build_base(model, Part("divprune"))[0].load()
 
 
@@ -58,13 +58,13 @@ def done(model, tmp_path_factory):
 @pytest.fixture
 def encoded(monkeypatch):
     """How many batches were encoded."""
-    counter, encode = itertools.count(), ModelAdapter.encode
+    counter, encode = itertools.count(), Session.encode
 
     def counting(self, *rest):
         next(counter)
         return encode(self, *rest)
 
-    monkeypatch.setattr(ModelAdapter, "encode", counting)
+    monkeypatch.setattr(Session, "encode", counting)
     return counter
 
 
@@ -77,32 +77,32 @@ def test_shapes_are_all_pairs_that_do_different_work():
 
 
 @pytest.mark.parametrize(("keep", "expected"), [(6, {False}), (25, {True, False})])  # so that equality says something
-def test_an_entered_batch_is_what_dop_does(adapter, keep, expected):
+def test_an_entered_batch_is_what_dop_does(session, keep, expected):
     """Its divergences and answers are those of the pruner of the same depths, run by itself."""
     samples, base = QUESTIONS["test"].samples(), build_base(ModelConfig(), Part("divprune"))[2]
-    forced = Batch(adapter, samples, Objective(teacher_forced=True, max_new_tokens=3), frozenset())
-    first, budget = Batch(adapter, samples, Objective(), frozenset()), Budget(keep_tokens=keep)
+    forced = Batch(session, samples, Objective(teacher_forced=True, max_new_tokens=3), frozenset())
+    first, budget = Batch(session, samples, Objective(), frozenset()), Budget(keep_tokens=keep)
     entered, seen = Entered(forced, base, budget), set()
-    unpruned = adapter.generate(forced.whole, max_new_tokens=3)
-    for depths in shapes(adapter.spec.llm.layers):
-        plan = measurements.operations(depths.plan(adapter.spec, 1).active[..., 1].numpy())
+    unpruned = session.generate(forced.whole, max_new_tokens=3).output
+    for depths in shapes(session.adapter.spec.llm.layers):
+        plan = measurements.operations(depths.plan(session.adapter.spec, 1).active[..., 1].numpy())
         pruner = DOP.of(base, dataclasses.replace(depths, keep=keep))
         found = entered.distances(plan)
         assert torch.allclose(found.teacher_forced, forced.pruned(pruner, budget), atol=1e-5)
         assert torch.allclose(found.first_token, first.pruned(pruner, budget), atol=1e-5)
         prepared = forced.prepared
-        pruned = adapter.prune_inputs(prepared.inputs, pruner, budget, prepared.questions)
-        answers = adapter.generate(pruned, max_new_tokens=3)
+        pruned = session.prune_inputs(prepared.inputs, pruner, budget, prepared.questions)
+        answers = session.generate(pruned, max_new_tokens=3).output
         assert entered.answers(plan, 3) == answers
         assert found.same.tolist() == [a == b for a, b in zip(answers, unpruned, strict=True)]
         seen |= {bool(same) for same in found.same}
     assert seen == expected
 
 
-def test_results(done, adapter):
+def test_results(done, session):
     config, path = done
     header, rows = load(path)
-    layers = adapter.spec.llm.layers
+    layers = session.adapter.spec.llm.layers
     number = len(shapes(layers))
     assert (header.layers, header.visual_tokens) == (layers, 25)
     assert header.validation == tuple(sample.kind for sample in QUESTIONS["validation"].samples())
@@ -112,10 +112,10 @@ def test_results(done, adapter):
         assert sets.count(key) == number
     base = build_base(config.model, Part("divprune"))[2]
     validation = QUESTIONS["validation"].samples()
-    batch = Batch(adapter, validation, Objective(), frozenset())
+    batch = Batch(session, validation, Objective(), frozenset())
     for row in rows[:number:3]:
         depths = Depths(attention=row.attention, mlp=row.mlp, keep=6).normalised(layers)
-        assert np.array_equal(row.active, depths.plan(adapter.spec, 25).active[..., 1].numpy())
+        assert np.array_equal(row.active, depths.plan(session.adapter.spec, 25).active[..., 1].numpy())
         alone = batch.pruned(DOP.of(base, depths), Budget(keep_tokens=6))
         assert row.first_token == pytest.approx(alone.numpy(), rel=2e-3, abs=1e-5)  # half precision
         assert row.divergence == pytest.approx(float(alone.mean()), rel=2e-3, abs=1e-5)
@@ -140,12 +140,12 @@ def test_answers_are_scored_by_the_task(done, model, monkeypatch, tmp_path):
         assert row.accuracy == 0.4
 
 
-def test_greedy_paths(done, adapter):
+def test_greedy_paths(done, session):
     config, path = done
     _, rows = load(path)
     base = build_base(config.model, Part("divprune"))[2]
     samples = QUESTIONS["validation"].samples()[: config.samples]
-    batch = Batch(adapter, samples, Objective(teacher_forced=True, max_new_tokens=3), frozenset())
+    batch = Batch(session, samples, Objective(teacher_forced=True, max_new_tokens=3), frozenset())
     entered = Entered(batch, base, Budget(keep_tokens=6))
     for rule in ("free", "depth_wise"):
         steps = [row for row in rows if row.set == f"greedy_{rule}"]
@@ -209,13 +209,13 @@ def test_other_code_is_measured_anew(done, encoded, monkeypatch):
     ],
 )
 def test_what_cannot_be_studied_is_refused_before_weights_load(model, monkeypatch, tmp_path, changes, message):
-    monkeypatch.setattr("tokenprune.adapters.loading.Checkpoint.load", lambda self: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("tokenprune.engine.loading.Checkpoint.load", lambda self: pytest.fail("weights were loaded"))
     with pytest.raises(ConfigError, match=message):
         study(dataclasses.replace(CONFIG, model=model, output=str(tmp_path), **changes))
 
 
 def test_questions_that_the_model_cannot_be_asked_are_refused_before_weights_load(model, monkeypatch, tmp_path):
-    monkeypatch.setattr("tokenprune.adapters.loading.Checkpoint.load", lambda self: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("tokenprune.engine.loading.Checkpoint.load", lambda self: pytest.fail("weights were loaded"))
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     row = {"image": "a.png", "question": "is <image> a star ?", "answer": "no"}
     (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n")

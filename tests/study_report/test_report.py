@@ -38,7 +38,7 @@ def test_a_study_of_one_base_without_paths(tmp_path, monkeypatch):
     save(tmp_path / "results.jsonl", HEADER, rows(), {}, ())
     text = write(tmp_path / "results.jsonl", tmp_path).read_text()
     assert "18 policies, 20 validation and 30 test questions" in text
-    assert "tokenprune/ Depth-wise against free" not in text
+    assert "## Depth-wise against free" not in text
     assert "base to base" not in text
 
 

@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import yaml
 
-from tokenprune.adapters import loading as load
 from tokenprune.adapters.llava import LlavaAdapter
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import BudgetError, ConfigError, ModelError, RegistryError
 from tokenprune.core.registry import Entry
 from tokenprune.core.signals import Signal
 from tokenprune.core.stages import Stage
+from tokenprune.engine import loading as load
 from tokenprune.pruners.base import PRUNERS, ScorePruner, create_pruner
 from tokenprune.pruners.dop import policy_file
 from tokenprune.pruners.dop.curves import Curves

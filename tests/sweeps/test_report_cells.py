@@ -9,10 +9,10 @@ from tokenprune.sweeps import runner
 from tokenprune.sweeps.grid import load_sweep
 from tokenprune.sweeps.progress import prepare, states
 from tokenprune.sweeps.report_cells import announce
-from tokenprune.sweeps.tracking import Session
+from tokenprune.sweeps.tracking import Tracked
 
 
-class Listening(Session):
+class Listening(Tracked):
     def __init__(self, answers):
         self.answers, self.told = answers, []
 

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from tokenprune.adapters.base import ModelAdapter
 from tokenprune.core.errors import BudgetError, DataError, TokenPruneError
 from tokenprune.core.plan import OperationPlan
 from tokenprune.core.registry import Entry
 from tokenprune.core.stages import PRE_LLM
 from tokenprune.costs.flops import llm_prefill_flops
+from tokenprune.engine.session import Session
 from tokenprune.pruners.base import PRUNERS, ScorePruner
 from tokenprune.sweeps import evaluate, provenance, runner
 from tokenprune.sweeps.build import build
 from tokenprune.sweeps.config import parse_config
-from tokenprune.sweeps.tracking import TRACKERS, Session, Tracker
+from tokenprune.sweeps.tracking import TRACKERS, Tracked, Tracker
 from tokenprune.tasks.scenes import Scenes
 from tokenprune.testing.checkpoints import save_llava
 
@@ -169,7 +169,7 @@ def test_a_rerun_skips_what_is_finished(config, answered):
 
 
 def test_an_interrupted_run_goes_on_within_the_cell(config, answered, monkeypatch):
-    generate, calls = ModelAdapter.generate, []
+    generate, calls = Session.generate, []
 
     def interrupted(self, inputs, **options):
         calls.append(inputs)
@@ -178,7 +178,7 @@ def test_an_interrupted_run_goes_on_within_the_cell(config, answered, monkeypatc
         return generate(self, inputs, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ModelAdapter, "generate", interrupted)
+        patch.setattr(Session, "generate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             runner.run(config())
     before = list(answered)
@@ -269,7 +269,7 @@ def test_everything_is_checked_before_anything_is_computed(config, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("tokenprune.adapters.loading.AutoModelForImageTextToText.from_pretrained", refuse)
+    monkeypatch.setattr("tokenprune.engine.loading.AutoModelForImageTextToText.from_pretrained", refuse)
     with pytest.raises(BudgetError, match="exceeds the 25"):
         runner.run(config(budget={"keep_tokens": 26}))
     assert not Path(config().output).exists()
@@ -293,7 +293,7 @@ class Recorder(Tracker):
         self.events.append(("start", group, folder.is_dir()))
         outer = self
 
-        class Told(Session):
+        class Told(Tracked):
             answers = 2
 
             def cell(self, finished):

@@ -10,7 +10,7 @@ import wandb
 from PIL import Image
 
 from tokenprune.core.errors import ConfigError, RegistryError
-from tokenprune.sweeps.tracking import TRACKERS, Finished, NoTracker, Session, Tracker, WandbTracker, start_tracking
+from tokenprune.sweeps.tracking import TRACKERS, Finished, NoTracker, Tracked, Tracker, WandbTracker, start_tracking
 from tokenprune.sweeps.wandb_commands import unsent
 
 CONFIG = {"pruner": {"name": "cdpruner", "theta": 0.5}, "budget": {"keep_tokens": 48}}
@@ -176,7 +176,7 @@ class Broken(Tracker):
             raise ConnectionError("no network")
         outer = self
 
-        class Failing(Session):
+        class Failing(Tracked):
             def cell(self, finished):
                 outer.logged += 1
                 if outer.where == "cell":

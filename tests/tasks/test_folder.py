@@ -180,7 +180,7 @@ def test_bad_csv(folder, text, message):
     ],
 )
 def test_what_a_model_cannot_be_asked_is_named_before_it_loads(folder, monkeypatch, config, command, question):
-    monkeypatch.setattr("tokenprune.adapters.loading.Checkpoint.load", lambda self: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("tokenprune.engine.loading.Checkpoint.load", lambda self: pytest.fail("the model was loaded"))
     path = write(folder, ROW, ROW | {"question": question})
     asked = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
     asked |= {"task": {"name": "folder", "path": path}, "output": str(folder / "output")}

@@ -3,11 +3,12 @@ import torch
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.embedded.model import load_embedded
+from tokenprune.engine.loading import adapter_for
+from tokenprune.engine.session import Session
 from tokenprune.pruners.base import create_pruner
 from tokenprune.tasks.scene_turns import SceneTurns
 from tokenprune.tasks.scenes import Scenes
@@ -36,7 +37,7 @@ def test_the_first_question_is_about_the_same_scene():
         first = [
             Sample(t.id, image.image, t.earlier[0][0], t.earlier[0][1]) for t, image in zip(turns, images, strict=True)
         ]
-        answers = adapter.generate(adapter.prepare(first).inputs, max_new_tokens=4)
+        answers = Session(adapter).generate(Session(adapter).prepare(first).inputs, max_new_tokens=4).output
         right[name] = sum(Scenes().score(s, a) for s, a in zip(first, answers, strict=True))
     assert right["same"] >= 46
     assert right["another"] <= 24
@@ -48,12 +49,16 @@ def test_a_dialogue_is_in_the_prompt_and_the_cache_continues_it():
     model, processor = adapter.model, adapter.processor
     sample = SceneTurns(num_samples=1, dialogue=True).samples()[0]
     ((first, answer),) = sample.earlier
-    inputs = adapter.prepare([sample]).inputs
+    inputs = Session(adapter).prepare([sample]).inputs
     text = processor.tokenizer.decode(inputs["input_ids"][0])
     assert text.index(first.lower().rstrip("?")[:8]) < text.index(answer.lower()) < text.rindex("USER:")
     pruner, k = create_pruner("cdpruner", relevance_question="other"), Budget(keep_tokens=24)
-    whole = adapter.generate(adapter.prune_inputs(inputs, pruner, k, samples=[sample]), max_new_tokens=4)
-    start = adapter.prepare([Sample("", sample.image, first, answer)]).inputs
+    whole = (
+        Session(adapter)
+        .generate(Session(adapter).prune_inputs(inputs, pruner, k, samples=[sample]), max_new_tokens=4)
+        .output
+    )
+    start = Session(adapter).prepare([Sample("", sample.image, first, answer)]).inputs
     with tp.prune(model, processor, "cdpruner", keep_tokens=24):
         ahead = model(**start, use_cache=True)
         out = model.generate(**inputs, **{CACHE: cache_of(ahead)}, max_new_tokens=4, do_sample=False)
@@ -66,5 +71,5 @@ def test_without_a_chat_template_earlier_turns_are_refused():
     sample = SceneTurns(num_samples=1, dialogue=True).samples()[0]
     adapter.processor.chat_template = None
     with pytest.raises(ModelError, match="LlavaProcessor has no chat template, so earlier turns cannot be written"):
-        adapter.prepare([sample])
-    assert torch.is_tensor(adapter.prepare([Scenes(num_samples=1).samples()[0]]).inputs["input_ids"])
+        Session(adapter).prepare([sample])
+    assert torch.is_tensor(Session(adapter).prepare([Scenes(num_samples=1).samples()[0]]).inputs["input_ids"])

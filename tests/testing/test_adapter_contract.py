@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from tokenprune.adapters.llava import LlavaAdapter
 from tokenprune.testing import AdapterContract, families
@@ -43,20 +44,19 @@ def one_layer_more(spec_from_config):
     return staticmethod(broken)
 
 
-def leaving_a_hook(prefill):
+def leaving_a_hook(positions):
     def broken(self, inputs):
         self.model.lm_head.register_forward_hook(lambda module, args, output: None)
-        return prefill(self, inputs)
+        return positions(self, inputs)
 
     return broken
 
 
-def of_the_batch(encode):
+def of_the_batch(shortened):
     """Adds to each image what the batch has on average."""
 
-    def broken(self, *args, **options):
-        encoded = encode(self, *args, **options)
-        return dataclasses.replace(encoded, features=encoded.features + encoded.features.mean(0))
+    def broken(self, output, parts, kept):
+        return shortened(self, output, [part + torch.cat(parts).mean(0) for part in parts], kept)
 
     return broken
 
@@ -69,8 +69,13 @@ BROKEN = [
     ("shortened", reversed_parts, "test_dropping_from_a_chat_is_masking", {"attention": "sdpa"}),
     ("spec_from_config", one_layer_more, "test_the_spec_counts_what_runs", {}),
     ("offers", lambda offers: frozenset(), "test_it_says_what_it_serves", {}),
-    ("encode", of_the_batch, "test_a_sample_alone_is_the_sample_in_a_batch", {"attention": "sdpa", "scope": "image"}),
-    ("prefill", leaving_a_hook, "test_nothing_is_left_on_the_model", {}),
+    (
+        "shortened",
+        of_the_batch,
+        "test_a_sample_alone_is_the_sample_in_a_batch",
+        {"attention": "sdpa", "scope": "image"},
+    ),
+    ("positions", leaving_a_hook, "test_nothing_is_left_on_the_model", {}),
 ]
 
 

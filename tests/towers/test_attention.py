@@ -7,9 +7,11 @@ import torch
 from torch.nn.functional import interpolate
 
 import tokenprune as tp
-from tokenprune.adapters.registry import ADAPTERS, adapter_for
+from tokenprune.adapters.registry import ADAPTERS
 from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import Signal
+from tokenprune.engine.loading import adapter_for, session_for
+from tokenprune.engine.session import Session
 from tokenprune.pruners.base import ScorePruner
 from tokenprune.testing.families import families
 from tokenprune.testing.families.llava import tiny_llava, tiny_processor, tiny_vision_config
@@ -102,7 +104,7 @@ def test_received_attention_is_the_mean_of_the_tower_s_own_softmax(name, attenti
     weights = tower_weights(model, module, inputs)
     first = int(name in WITH_CLS)
     wanted = arrange(weights[:, :, first:, first:].mean(2).mT)
-    found = adapter_for(model, processor, scope=scope).visual_tokens(inputs, RECEIVED).signals
+    found = session_for(model, processor, scope=scope).visual_tokens(inputs, RECEIVED).signals
     assert found.keys() == RECEIVED
     received = found[Signal.RECEIVED_ATTENTION]
     assert received.shape == (len(wanted), 4, max(x.shape[1] for x in wanted))
@@ -120,7 +122,7 @@ def test_received_attention_of_frames():
     image = inputs["input_ids"] == model.config.image_token_id
     inputs["input_ids"] = inputs["input_ids"].masked_fill(image, model.config.text_config.pad_token_id)
     wanted = onevision_video(tower_weights(model, module, inputs).mean(2).mT)
-    found = adapter_for(model, processor).visual_tokens(inputs, RECEIVED).signals[Signal.RECEIVED_ATTENTION]
+    found = session_for(model, processor).visual_tokens(inputs, RECEIVED).signals[Signal.RECEIVED_ATTENTION]
     torch.testing.assert_close(found, torch.stack(wanted))
 
 
@@ -134,7 +136,7 @@ def test_the_layer_is_the_one_that_the_projector_reads():
     model = tiny_llava("eager", vision_feature_layer=-1)
     inputs = families()["llava"].ask(tiny_processor(), 1)
     weights = tower_weights(model, "vision_tower.encoder.layers.3.self_attn", inputs)
-    found = adapter_for(model, tiny_processor()).visual_tokens(inputs, RECEIVED).signals[Signal.RECEIVED_ATTENTION]
+    found = session_for(model, tiny_processor()).visual_tokens(inputs, RECEIVED).signals[Signal.RECEIVED_ATTENTION]
     torch.testing.assert_close(found, weights[:, :, 1:, 1:].mean(2))
 
 
@@ -144,7 +146,7 @@ def test_a_cls_token_that_is_a_visual_token_receives_too_but_does_not_ask():
     processor.vision_feature_select_strategy = "full"
     inputs = families()["llava"].ask(processor, 1)
     weights = tower_weights(model, "vision_tower.encoder.layers.2.self_attn", inputs)
-    found = adapter_for(model, processor).visual_tokens(inputs, RECEIVED).signals[Signal.RECEIVED_ATTENTION]
+    found = session_for(model, processor).visual_tokens(inputs, RECEIVED).signals[Signal.RECEIVED_ATTENTION]
     torch.testing.assert_close(found, weights[:, :, 1:].mean(2))
 
 
@@ -201,5 +203,5 @@ def test_a_tile_of_which_a_part_is_hidden():
     mask = inputs["pixel_attention_mask"].clone()
     mask[0, 0, -8:] = 0
     with pytest.raises(ModelError, match="pixel_attention_mask hides a part of a tile"):
-        adapter.visual_tokens({**inputs, "pixel_attention_mask": mask}, RECEIVED)
-    adapter.visual_tokens({**inputs, "pixel_attention_mask": mask}, frozenset({Signal.KEYS}))
+        Session(adapter).visual_tokens({**inputs, "pixel_attention_mask": mask}, RECEIVED)
+    Session(adapter).visual_tokens({**inputs, "pixel_attention_mask": mask}, frozenset({Signal.KEYS}))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tokenprune.engine.loading import session_for
 from tokenprune.testing.families import families
 from tokenprune.testing.families.qwen_vl import MERGE, PATCH, tiny_processor
 from tokenprune.towers.pictures import Pictures, over_time, unpack
@@ -43,12 +44,11 @@ def test_unpacking_inverts_the_video_processor(kind):
 @pytest.mark.parametrize("scope", ["frame", "video", "per_frame"])
 def test_pictures_of_qwen_are_those_of_each_item(scope):
     """A frame by itself, too, in the scope in which it has a budget of its own."""
-    from tokenprune.adapters.registry import adapter_for
 
     family = families()["qwen2_5_vl"]
     model, processor = family.build("sdpa")
     inputs = family.ask(processor, 1, 0, videos=(1, 1))
-    found = adapter_for(model, processor, scope=scope).encode(inputs).pictures
+    found = session_for(model, processor, scope=scope).encode(inputs).pictures
     shapes = [tuple(each.pixels.shape) for each in found]
     if scope == "per_frame":
         assert shapes == [(1, 3, 40, 40), *[(2, 3, 40, 40)] * 3, *[(2, 3, 24, 48)] * 2]

@@ -9,10 +9,12 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.flop_counter import FlopCounterMode
 
 import tokenprune as tp
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
+from tokenprune.engine.loading import adapter_for
+from tokenprune.engine.prompt.encoder_features import EncoderFeatures
+from tokenprune.engine.session import Session
 from tokenprune.pruners.base import ScorePruner
 from tokenprune.testing.families import families
 from tokenprune.testing.families.llava import ask, shared_llava, tiny_processor
@@ -82,10 +84,10 @@ def test_features_lie_where_the_tokens_do(llava):
     """With the picture itself for features, each token gets what its place in the picture shows."""
     model, processor, _ = llava
     adapter, inputs = adapter_for(model, processor), ask(processor, 1, 2)
-    encoded = adapter.encode(inputs)
+    encoded = Session(adapter).encode(inputs)
     encoder = TimmEncoder(tiny_encoder())
     encoder.patches = lambda pictures: pictures
-    found = encoder.features(encoded, processor)
+    found = EncoderFeatures(encoder, processor)(encoded)
     assert found.shape == (75, 3)
     for index, pixels in enumerate(inputs["pixel_values"]):
         squares = torch.nn.functional.avg_pool2d(denormalised(pixels, processor.image_processor), 8)
@@ -106,7 +108,7 @@ def test_pruners_choose_in_the_encoder_s_space(llava, name, options):
         alone = trace.keep
     assert asked == [("vit_tiny_patch16_224", {"pretrained": True, "num_classes": 0})]  # once
     adapter = adapter_for(model, processor)
-    features = load_encoder(model, NAME).features(adapter.encode(inputs), processor)
+    features = EncoderFeatures(load_encoder(model, NAME), processor)(Session(adapter).encode(inputs))
     expected = tp.create_pruner(name, **options).select(tp.VisualTokens(features.view(3, 25, -1)), 8)
     assert torch.equal(together, expected.keep)
     assert torch.equal(alone, together[:1])
@@ -204,7 +206,7 @@ def seen(adapter, inputs, pixels=8):
     """(T, 3) of an encoder that gives the mean color of each square of so many pixels."""
     encoder = TimmEncoder(tiny_encoder())
     encoder.patches = lambda x: adaptive_avg_pool2d(x, (round(x.shape[2] / pixels), round(x.shape[3] / pixels)))
-    return encoder.features(adapter.encode(inputs), adapter.processor)
+    return EncoderFeatures(encoder, adapter.processor)(Session(adapter).encode(inputs))
 
 
 def check_places(found, places, atol=0.03):
@@ -221,12 +223,12 @@ def test_each_token_gets_what_its_place_shows(name):
     places = [place for each in PLACES[name].values() for place in each]
     for scope in {*type(adapter_for(model, processor)).scopes} - {"papers"}:
         adapter = adapter_for(model, processor, scope=scope)
-        check_places(seen(adapter, adapter.prepare(samples).inputs, PIXELS.get(name, 8)), places)
+        check_places(seen(adapter, Session(adapter).prepare(samples).inputs, PIXELS.get(name, 8)), places)
 
 
 def test_the_papers_protocol_has_no_newlines():
     adapter = adapter_for(*families()["llava_next"].build("sdpa"), scope="papers")
-    inputs = adapter.prepare([Sample("", Image.fromarray(ramp(50, 50)), "where ?", "")]).inputs
+    inputs = Session(adapter).prepare([Sample("", Image.fromarray(ramp(50, 50)), "where ?", "")]).inputs
     check_places(seen(adapter, inputs), lattice(5, 5) + lattice(10, 10))
 
 
@@ -295,8 +297,8 @@ def test_every_family_is_pruned_in_the_encoder_s_space(llava, name):
     with tp.prune(model, processor, "divprune", features=NAME, keep_tokens=8) as trace:
         model.generate(**inputs, max_new_tokens=1)
     assert trace.counts == family.counts(model, inputs, 8)
-    encoded = adapter.encode(inputs)
-    features = load_encoder(model, NAME).features(encoded, processor)
+    encoded = Session(adapter).encode(inputs)
+    features = EncoderFeatures(load_encoder(model, NAME), processor)(encoded)
     kept = torch.zeros(len(features), dtype=torch.bool)
     quotas = encoded.layout.divided(
         [row[0] for row in encoded.layout.counts(pruner, adapter.spec, tp.Budget(keep_tokens=8))]
@@ -318,10 +320,10 @@ def test_models_whose_tokens_have_no_known_place(llava, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(type(adapter), "grid", lambda self: None)
         with pytest.raises(ModelError, match=r"need visual tokens of which it is known where in the picture they are"):
-            adapter.prune_inputs(inputs, pruner, budget)
+            Session(adapter).prune_inputs(inputs, pruner, budget)
     unknown = adapter_for(*vipllava())
     with pytest.raises(ModelError, match=r"this model's are not, as its adapter does not say it"):
-        unknown.prune_inputs(inputs, pruner, budget)
+        Session(unknown).prune_inputs(inputs, pruner, budget)
 
 
 def test_models_that_timm_does_not_have(monkeypatch):
@@ -349,9 +351,9 @@ def test_what_the_features_cost_is_what_their_encoder_computes(monkeypatch, name
     model, processor = family.build("sdpa")
     adapter = adapter_for(model, processor)
     inputs = family.ask(processor, 1, **family.nominal)
-    encoded, encoder = adapter.encode(inputs), TimmEncoder(tiny_encoder())
+    encoded, encoder = Session(adapter).encode(inputs), TimmEncoder(tiny_encoder())
     with FlopCounterMode(display=False) as counter:
-        encoder.features(encoded, processor)
+        EncoderFeatures(encoder, processor)(encoded)
     pictures = sum(len(shown.pixels) for shown in encoded.pictures)
     counted = counter.get_total_flops() + pictures * attention_flops(encoder.model, 144)
     size = encoder_size(features)

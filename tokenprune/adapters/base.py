@@ -1,7 +1,7 @@
 """The base class of model adapters.
 
-An adapter holds all that is known of one model family. Most of the work, here and in ``inputs``, is the same for all
-families; a new one states its sizes, where the signals of its vision tower are, and what its inputs must look like.
+An adapter holds all that is known of one model family: its sizes, where the signals of its vision tower are, what its
+inputs must look like. What is done with a model is the same for all families, see ``engine.session``.
 """
 
 from __future__ import annotations
@@ -17,25 +17,16 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tokenprune.adapters import inputs as prompts
 from tokenprune.adapters.checks import check_steps, check_tower
-from tokenprune.adapters.inputs import PIXELS, Prepared
+from tokenprune.adapters.inputs import PIXELS
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import BudgetExceedsError, ModelError, hint
 from tokenprune.core.placement import device_of
-from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.steps import Selector, Step
-from tokenprune.core.tokens import VisualTokens
-from tokenprune.engine.prompt import run
-from tokenprune.engine.prompt.encoded import Encoded, encode
-from tokenprune.engine.prompt.pruned import prune_inputs
-from tokenprune.engine.prompt.question import formats_of, last_question, write_prompts
-from tokenprune.engine.prompt.shorten import PrunedInputs
-from tokenprune.engine.prompt.signals import make_signals, rows_of
 from tokenprune.towers import nominal
 from tokenprune.towers.items import Grid, Item, Unit
 from tokenprune.towers.pictures import Pictures
-from tokenprune.towers.text.base import TextTower, load_text_tower
 
 
 class ModelAdapter(ABC):
@@ -205,107 +196,22 @@ class ModelAdapter(ABC):
         with suppress(BudgetExceedsError) if cls.any_size else nullcontext():
             pruner.schedule(spec, budget, spec.visual_tokens)
 
-    def prepare(self, samples: Sequence[Sample]) -> Prepared:
-        """Samples as inputs, padded on the left."""
-        questions, images = [sample.question for sample in samples], [[sample.image] for sample in samples]
-        texts = write_prompts(self.processor, self.prompt, samples)
-        batch = self.processor(images=images, text=texts, padding=True, padding_side="left", return_tensors="pt")
-        return Prepared(dict(batch.to(self.device)), questions)
+    def model_inputs(self, texts: Sequence[str], images: Sequence[Any]) -> dict[str, Any]:
+        """Inputs of the model, on its device and padded on the left, from prompts of one image each.
+
+        Args:
+            texts: the prompts.
+            images: RGB, one a prompt.
+        """
+        shown = [[image] for image in images]
+        batch = self.processor(images=shown, text=texts, padding=True, padding_side="left", return_tensors="pt")
+        return dict(batch.to(self.device))
+
+    def forward_inputs(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Arguments of a forward over a prompt, from those of ``generate``, which may count otherwise; here equal."""
+        return inputs
 
     def nominal_inputs(self, text: int) -> dict[str, Tensor]:
         """The nominal image of ``spec``, of noise, and ``text`` more tokens."""
         prompt = nominal.prompt(self.model.config, text, self.spec.visual_tokens)
         return prompt | {"pixel_values": nominal.tiles(self.model.config, self.spec)}
-
-    def encode(self, inputs: Mapping[str, Any], requires: frozenset[Signal] = frozenset()) -> Encoded:
-        """Run the vision tower and the projector on pixels; pruners may ask for the signals in ``requires`` then.
-
-        Raises:
-            ModelError: if prompts and images do not fit each other.
-        """
-        self.check_inputs(inputs)
-        return encode(self, inputs, requires)
-
-    def visual_tokens(
-        self,
-        inputs: Mapping[str, Any],
-        requires: frozenset[Signal],
-        questions: Sequence[str] | None = None,
-        *,
-        encoded: Encoded | None = None,
-        tower: TextTower | None = None,
-    ) -> VisualTokens:
-        """What a pruner sees: one row an image, or a part of one; in the order of the placeholders.
-
-        Args:
-            inputs: with ``input_ids`` and pixels.
-            requires: signals to compute; nothing else is.
-            questions: of each batch row; None to read them off the prompts.
-            encoded: of these inputs and signals, if ``encode`` ran before.
-            tower: paired text tower; None to find it if it is needed.
-
-        Raises:
-            ModelError: if a signal is not on offer, or prompts and images do not fit each other.
-        """
-        encoded = encoded or self.encode(inputs, requires)
-        signals = make_signals(self, inputs, encoded, requires, questions, tower)
-        return rows_of(encoded, signals, range(len(encoded.layout.units)))
-
-    def questions(self, inputs: Mapping[str, Any]) -> list[str]:
-        """What each prompt asks."""
-        tokenizer, formats = self.processor.tokenizer, formats_of(self.processor, self.roles)
-        return [last_question(tokenizer, row, self.placeholders(row), formats) for row in inputs["input_ids"]]
-
-    def load_text_tower(self, kind: str | None = None) -> TextTower:
-        """The text tower that pairs with the vision tower; loaded once for a model. See ``text_tower.find_source``."""
-        return load_text_tower(self.model, self.text_tower, kind)
-
-    def prune_inputs(
-        self,
-        inputs: Mapping[str, Any],
-        pruner: Selector | None,
-        budget: Budget | None = None,
-        questions: Sequence[str] | None = None,
-        *,
-        encoded: Encoded | None = None,
-        samples: Sequence[Sample] | None = None,
-    ) -> PrunedInputs:
-        """Encode the images, choose what enters the LLM, and shorten everything that is aligned with the prompt.
-
-        What the pruner does inside the LLM it does when ``generate`` or ``prefill`` get the result.
-
-        Args:
-            inputs: with ``input_ids`` and pixels; position ids count as ``generate`` counts unless they are given.
-            pruner: None to encode only.
-            budget: for each image; needed unless the pruner has one of its own.
-            questions: of each batch row; None to read them off the prompts.
-            encoded: of these inputs and signals, if ``encode`` ran before.
-            samples: that the inputs were made of, one a batch row; controls need them, see ``controls``.
-
-        Raises:
-            ModelError: if the inputs, or what the pruner needs, are not possible here.
-            BudgetError: if there is none, or an image has fewer tokens than should stay.
-        """
-        return prune_inputs(self, inputs, pruner, budget, questions, encoded, samples)
-
-    @torch.no_grad()
-    def generate(self, inputs: Mapping[str, Any] | PrunedInputs, **generation: Any) -> list[str]:
-        """Answer.
-
-        Args:
-            inputs: of ``prepare``, or what ``prune_inputs`` returns.
-            **generation: of the model's ``generate``; greedy search unless said otherwise.
-
-        Returns:
-            The answers alone, without special tokens, stripped.
-
-        Raises:
-            ModelError: for pruned inputs without a cache; transformers takes gaps in the positions for packed prompts.
-        """
-        new = run.generate(self.model, inputs, generation)
-        return [text.strip() for text in self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
-
-    @torch.no_grad()
-    def prefill(self, inputs: Mapping[str, Any] | PrunedInputs) -> Any:
-        """Run the LLM on pruned inputs: ``logits`` (B, 1, vocabulary) of the last position, and the cache."""
-        return run.forward(self.model, inputs, use_cache=True, logits_to_keep=1)

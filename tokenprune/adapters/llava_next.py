@@ -18,13 +18,11 @@ import torch
 from torch import Tensor
 
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.inputs import Prepared, no_new_images
+from tokenprune.adapters.inputs import no_new_images
 from tokenprune.adapters.registry import register_adapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.sample import Sample
 from tokenprune.core.signals import PAIRED, PROMPT, VISION, Signal
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.engine.prompt.question import write_prompts
 from tokenprune.towers import anyres
 from tokenprune.towers.anyres import NEWLINE, check_tiles, image_items, pack, tile_counts, token_tiles
 from tokenprune.towers.clip import llava_spec, tower_signals
@@ -70,26 +68,26 @@ class LlavaNextAdapter(ModelAdapter):
             if not made or set(tile_counts(config, inputs)) != {PAPERS}:
                 raise ModelError(
                     f"scope 'papers' takes images of {self._canvas()} x {self._canvas()} pixels in {PAPERS} tiles, and "
-                    "prompts without newline tokens; make them with adapter.prepare"
+                    "prompts without newline tokens; make them with Session.prepare"
                 )
 
     def count_images(self, ids: Tensor) -> Tensor:
         """See ``ModelAdapter``; later turns bring none."""
         return no_new_images(self.placeholders(ids))
 
-    def prepare(self, samples: Sequence[Sample]) -> Prepared:
+    def model_inputs(self, texts: Sequence[str], images: Sequence[Any]) -> dict[str, Any]:
         """See ``ModelAdapter``; the scope ``papers`` has rules of its own for tiles and placeholders."""
         if self.scope != "papers":
-            return super().prepare(samples)
-        questions, canvas, token = [sample.question for sample in samples], self._canvas(), self.processor.image_token
-        images = self.processor.image_processor(
-            [sample.image for sample in samples], image_grid_pinpoints=[[canvas, canvas]], return_tensors="pt"
+            return super().model_inputs(texts, images)
+        canvas, token = self._canvas(), self.processor.image_token
+        pixels = self.processor.image_processor(
+            list(images), image_grid_pinpoints=[[canvas, canvas]], return_tensors="pt"
         )
         whole = token * (PAPERS * self._tile_tokens())
-        texts = [text.replace(token, whole, 1) for text in write_prompts(self.processor, self.prompt, samples)]
-        inputs = self.processor.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
-        inputs |= {"pixel_values": images.pixel_values, "image_sizes": torch.full_like(images.image_sizes, canvas)}
-        return Prepared({name: value.to(self.device) for name, value in inputs.items()}, questions)
+        longer = [text.replace(token, whole, 1) for text in texts]
+        inputs = self.processor.tokenizer(longer, padding=True, padding_side="left", return_tensors="pt")
+        inputs |= {"pixel_values": pixels.pixel_values, "image_sizes": torch.full_like(pixels.image_sizes, canvas)}
+        return {name: value.to(self.device) for name, value in inputs.items()}
 
     def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
         """See ``ModelAdapter``."""

@@ -10,7 +10,6 @@ Code: ``PaliGemmaForConditionalGeneration`` of transformers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,13 +17,11 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.inputs import Prepared, check_pixels
+from tokenprune.adapters.inputs import check_pixels
 from tokenprune.adapters.registry import register_adapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.sample import Sample
 from tokenprune.core.signals import PAIRED, PROMPT, VISION, Signal
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.engine.prompt.shorten import PrunedInputs, unpack
 from tokenprune.towers.items import Grid
 from tokenprune.towers.patches import last_layer
 from tokenprune.towers.sizes import decoder_spec, has_head, vision_spec
@@ -79,11 +76,11 @@ class PaliGemmaAdapter(ModelAdapter):
                 "the model's own processor returns them"
             )
 
-    def prepare(self, samples: Sequence[Sample]) -> Prepared:
+    def model_inputs(self, texts: Sequence[str], images: Sequence[Any]) -> dict[str, Any]:
         """See ``ModelAdapter``; without the labels that the processor makes whether or not there are answers."""
-        prepared = super().prepare(samples)
-        inputs = {name: value for name, value in prepared.inputs.items() if name != "labels"}
-        return replace(prepared, inputs=inputs)
+        inputs = super().model_inputs(texts, images)
+        inputs.pop("labels", None)
+        return inputs
 
     def count_images(self, ids: Tensor) -> Tensor:
         """Raise ModelError: what a prefix is in a later turn is not defined."""
@@ -93,12 +90,10 @@ class PaliGemmaAdapter(ModelAdapter):
         """See ``ModelAdapter``; from 1."""
         return super().forward_positions(inputs) + 1
 
-    def prefill(self, inputs: Mapping[str, Any] | PrunedInputs) -> Any:
-        """See ``ModelAdapter``; inputs are those of ``generate``, so that the labels of its processor are not read."""
-        given, _ = unpack(inputs)
-        given = {name: value for name, value in given.items() if name != "labels"}
-        given["position_ids"] = given["position_ids"] + 1
-        return super().prefill(replace(inputs, inputs=given) if isinstance(inputs, PrunedInputs) else given)
+    def forward_inputs(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See ``ModelAdapter``; positions count from 1, and the labels of the processor are not read."""
+        given = {name: value for name, value in inputs.items() if name != "labels"}
+        return {**given, "position_ids": given["position_ids"] + 1}
 
     def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
         """See ``ModelAdapter``; a tensor in which each visual token counts as an image, so that beams can be made."""

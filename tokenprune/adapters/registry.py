@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from tokenprune.adapters.auto import AutoAdapter
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.core.errors import ModelError
 from tokenprune.core.registry import Registry
@@ -28,22 +26,13 @@ def register_adapter(name: str, *, paper: str | None = None) -> Callable[[type[M
 
 def adapter_class(model_type: str | None) -> type[ModelAdapter]:
     """The adapter that serves a ``config.model_type``; ModelError if there is none."""
-    served = _served()
-    if model_type not in served:
-        known = ", ".join(sorted(served))
+    kinds = served()
+    if model_type not in kinds:
+        known = ", ".join(sorted(kinds))
         raise ModelError(f"no adapter knows models of type {model_type!r}; known: {known}; see docs/add_an_adapter.md")
-    return served[model_type]
+    return kinds[model_type]
 
 
-def _served() -> dict[str, type[ModelAdapter]]:
+def served() -> dict[str, type[ModelAdapter]]:
+    """The adapter of each ``config.model_type`` that one serves."""
     return {kind: ADAPTERS.get(name) for name in ADAPTERS.names() for kind in ADAPTERS.get(name).model_types}
-
-
-def adapter_for(model: Any, processor: Any, **options: Any) -> ModelAdapter:
-    """The adapter of a loaded model; ``AutoAdapter`` if none knows its type.
-
-    Takes the arguments of ``ModelAdapter``, and raises what it raises.
-    """
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    kind = _served().get(model_type, AutoAdapter) if model_type else adapter_class(model_type)
-    return kind(model, processor, **options)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from tokenprune.adapters.loading import find_checkpoint
 from tokenprune.bench.flops_table import Case, pruned, unpruned
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import BudgetError, ConfigError, TokenPruneError, hint
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.costs.model_card import card_names, load_card
+from tokenprune.engine.loading import find_checkpoint
 from tokenprune.pruners.base import Pruner, create_pruner
 from tokenprune.sweeps.config import overridden, parse_budgets, parse_pruner
 

@@ -17,14 +17,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.loading import Checkpoint, config_of
-from tokenprune.adapters.untrained import untrained
 from tokenprune.bench.config import BenchConfig, CardConfig
 from tokenprune.bench.turn import Prompts, Size, Turn, size, turn
 from tokenprune.core.errors import ConfigError
 from tokenprune.core.sample import Sample
 from tokenprune.costs.memory import ran_out
 from tokenprune.costs.model_card import load_card
+from tokenprune.engine.loading import Checkpoint, config_of
+from tokenprune.engine.session import Session
+from tokenprune.engine.untrained import untrained
 from tokenprune.sweeps.build import Cell, build_checkpoint, build_task, cells_of
 from tokenprune.sweeps.config import RunConfig
 from tokenprune.sweeps.provenance import device_name, git_state, processor, versions
@@ -87,14 +88,14 @@ def bench(config: BenchConfig, console: Console) -> Iterator[list[Row]]:
         output.touch()
     except OSError as error:
         raise ConfigError(f"output {config.output!r} cannot be written: {error.strerror}") from None
-    adapter = checkpoint.load()
-    head = {"config": config.to_mapping(), **_facts(adapter)}
+    session = checkpoint.load()
+    head = {"config": config.to_mapping(), **_facts(session.adapter)}
     rows: list[Row] = []
     with Progress(console=console) as progress:
         task = progress.add_task("bench", total=len(config.batch_sizes) * len(asked) * (config.repeats + 2))
         for batch_size in config.batch_sizes:
-            prompts = _prompts(adapter, config, batch_size, samples)
-            new = measure(adapter, prompts, asked, config, lambda: progress.advance(task))
+            prompts = _prompts(session, config, batch_size, samples)
+            new = measure(session, prompts, asked, config, lambda: progress.advance(task))
             rows += new
             written = [row.to_mapping() for row in rows]
             output.write_text(json.dumps({**head, "rows": written}, indent=1) + "\n", encoding="utf-8")
@@ -113,7 +114,7 @@ def cells(config: BenchConfig) -> tuple[Checkpoint, tuple[Cell, ...]]:
 
 
 def measure(
-    adapter: ModelAdapter, prompts: Prompts, asked: Sequence[Cell], config: BenchConfig, done: Callable[[], None]
+    session: Session, prompts: Prompts, asked: Sequence[Cell], config: BenchConfig, done: Callable[[], None]
 ) -> list[Row]:
     """One batch, all cells in turns; one that fails leaves the others theirs. ``done`` is called after each."""
     number = len(prompts.questions)
@@ -124,9 +125,9 @@ def measure(
             if row.error is None:
                 try:
                     if index == 0:
-                        row = dataclasses.replace(row, size=size(adapter, prompts, cell))
+                        row = dataclasses.replace(row, size=size(session, prompts, cell))
                     else:
-                        new = turn(adapter, prompts, cell, config.new_tokens)
+                        new = turn(session, prompts, cell, config.new_tokens)
                         row = dataclasses.replace(row, turns=(*row.turns, new) if index > 1 else ())
                 except Exception as error:  # of a method, or memory
                     said = "out of memory" if ran_out(error) else f"{type(error).__name__}: {str(error).strip()}"
@@ -151,10 +152,11 @@ def _samples(config: BenchConfig) -> Sequence[Sample]:
     return samples[:most]
 
 
-def _prompts(adapter: ModelAdapter, config: BenchConfig, rows: int, samples: Sequence[Sample] | None) -> Prompts:
+def _prompts(session: Session, config: BenchConfig, rows: int, samples: Sequence[Sample] | None) -> Prompts:
     if samples is not None:
-        prepared = adapter.prepare(samples[:rows])
+        prepared = session.prepare(samples[:rows])
         return Prompts(prepared.inputs, prepared.questions, samples[:rows])
+    adapter = session.adapter
     model, one = adapter.model, adapter.nominal_inputs(config.text_tokens)
     placed = {key: x.to(adapter.device, model.dtype if x.is_floating_point() else None) for key, x in one.items()}
     return Prompts({key: torch.cat([x] * rows) for key, x in placed.items()}, ["What is this?"] * rows)

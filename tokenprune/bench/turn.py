@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.cache_argument import cache_of
 from tokenprune.core.sample import Sample
 from tokenprune.costs.flops import llm_prefill_flops
 from tokenprune.costs.memory import kv_cache_bytes_by_layer, peak_bytes
+from tokenprune.engine.prompt.run import Ran
 from tokenprune.engine.prompt.shorten import PrunedInputs
+from tokenprune.engine.session import Session
 from tokenprune.engine.stopwatch import now
 from tokenprune.engine.token_clock import TokenClock
 from tokenprune.engine.trace import stage_traces
@@ -54,26 +55,25 @@ class Turn:
     total: float
 
 
-def turn(adapter: ModelAdapter, prompts: Prompts, cell: Cell, new_tokens: int) -> Turn:
+def turn(session: Session, prompts: Prompts, cell: Cell, new_tokens: int) -> Turn:
     """Run a batch once.
 
     Args:
-        adapter: the model.
+        session: with the model.
         prompts: the batch.
         cell: what prunes.
         new_tokens: to generate for each row; the end of an answer does not end it.
     """
-    device = adapter.device
+    device = session.adapter.device
     clock, start = TokenClock(device), now(device)
-    pruned = _prune(adapter, prompts, cell)
+    pruned = _prune(session, prompts, cell)
     encoded = now(device)
-    adapter.generate(pruned, max_new_tokens=new_tokens, min_new_tokens=new_tokens, streamer=clock)
+    ran = session.generate(pruned, max_new_tokens=new_tokens, min_new_tokens=new_tokens, streamer=clock)
     _, first, *_, last = clock.times
-    inside = pruned.inside.seconds["selection"] if pruned.inside else 0.0
     return Turn(
         vision=pruned.seconds["vision"],
-        selection=pruned.seconds["selection"] + inside,
-        prefill=first - encoded - inside,
+        selection=pruned.seconds["selection"] + ran.seconds,
+        prefill=first - encoded - ran.seconds,
         token=(last - first) / (new_tokens - 1),
         total=now(device) - start,
     )
@@ -96,29 +96,30 @@ class Size:
     peak_bytes: int
 
 
-def size(adapter: ModelAdapter, prompts: Prompts, cell: Cell) -> Size:
+def size(session: Session, prompts: Prompts, cell: Cell) -> Size:
     """Run a prefill and weigh it."""
-    ran: list[tuple[PrunedInputs, Any]] = []
+    done: list[tuple[PrunedInputs, Ran[Any]]] = []
 
     def work() -> None:
-        pruned = _prune(adapter, prompts, cell)
-        ran.append((pruned, cache_of(adapter.prefill(pruned))))
+        pruned = _prune(session, prompts, cell)
+        done.append((pruned, session.prefill(pruned)))
 
+    adapter = session.adapter
     peak = peak_bytes(work, adapter.device)
-    pruned, cache = ran[0]
+    pruned, ran = done[0]
     rows = len(prompts.questions)
-    traces, totals = stage_traces(pruned, rows), pruned.layout.free_tokens()
+    traces, totals = stage_traces(pruned, ran.stages, rows), pruned.layout.free_tokens()
     alive = [tuple(trace.counts[row] for trace in traces) for row in range(rows)]
     texts = (pruned.inputs["attention_mask"].sum(1) - torch.tensor(pruned.entered, device=adapter.device)).tolist()
     plans = [cell.plan(adapter.spec, each, total) for each, total in zip(alive, totals, strict=True)]
     return Size(
         tokens=sum(each[-1] if each else total for each, total in zip(alive, totals, strict=True)) / rows,
         prefill_flops=sum(llm_prefill_flops(adapter.spec, p, text) for p, text in zip(plans, texts, strict=True)),
-        cache_bytes=sum(kv_cache_bytes_by_layer(cache)),
+        cache_bytes=sum(kv_cache_bytes_by_layer(cache_of(ran.output))),
         peak_bytes=peak,
     )
 
 
 @torch.no_grad()
-def _prune(adapter: ModelAdapter, prompts: Prompts, cell: Cell) -> PrunedInputs:
-    return adapter.prune_inputs(prompts.inputs, cell.pruner, cell.budget, prompts.questions, samples=prompts.samples)
+def _prune(session: Session, prompts: Prompts, cell: Cell) -> PrunedInputs:
+    return session.prune_inputs(prompts.inputs, cell.pruner, cell.budget, prompts.questions, samples=prompts.samples)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,8 +26,9 @@ class VisualTokens:
             (M, C), then it is shared by all rows.
         grid: (height, width) with height * width = N if tokens are in raster order of an image, else None.
         valid: (B, N) bool, False for padding; None if every token counts.
-        row_ids: (B,) long, a number that stands for each row's content whatever batch it is in (an adapter hashes the
-            pixels), so that a randomised method treats a sample alone as it treats it in a batch.
+        row_ids: (B,) long, a number that stands for each row's content whatever batch it is in, so that a randomised
+            method treats a sample alone as it treats it in a batch; or what makes it when a method asks for it, since
+            hashing pixels takes time. None if there is none.
 
     Raises:
         SelectionError: on wrong shapes, unknown signals or non-finite features.
@@ -37,7 +38,7 @@ class VisualTokens:
     signals: Mapping[str, Tensor] = field(default_factory=dict)
     grid: tuple[int, int] | None = None
     valid: Tensor | None = None
-    row_ids: Tensor | None = None
+    row_ids: Tensor | Callable[[], Tensor] | None = None
 
     def __post_init__(self) -> None:
         f = self.features
@@ -54,7 +55,7 @@ class VisualTokens:
             raise SelectionError(
                 f"valid must be a bool {tuple(f.shape[:2])} tensor, got {tuple(self.valid.shape)} {self.valid.dtype}"
             )
-        if self.row_ids is not None and self.row_ids.shape != f.shape[:1]:
+        if isinstance(self.row_ids, Tensor) and self.row_ids.shape != f.shape[:1]:
             raise SelectionError(f"row_ids must be a ({self.batch_size},) tensor, got {tuple(self.row_ids.shape)}")
 
     def _signal(self, name: str, value: Tensor) -> Tensor:
@@ -80,6 +81,10 @@ class VisualTokens:
     def valid_or_all(self) -> Tensor:
         """(B, N) bool: ``valid``, or True everywhere if it is None."""
         return self.features.new_ones(self.features.shape[:2], dtype=torch.bool) if self.valid is None else self.valid
+
+    def content_ids(self) -> Tensor | None:
+        """(B,) long, ``row_ids`` made if it was not; None if there is none."""
+        return self.row_ids() if callable(self.row_ids) else self.row_ids
 
     def signal(self, name: Signal) -> Tensor:
         """One signal.

@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from tokenprune.adapters.loading import config_of
 from tokenprune.adapters.registry import adapter_class
 from tokenprune.core.errors import ConfigError, hint
 from tokenprune.core.options import construct
 from tokenprune.core.sizes import ModelSpec
+from tokenprune.engine.loading import config_of
 
 FOLDER = Path(__file__).parent / "cards"
 

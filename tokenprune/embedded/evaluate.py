@@ -20,8 +20,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.sample import Sample
 from tokenprune.core.selection import TokenSelection
@@ -29,6 +27,8 @@ from tokenprune.core.steps import Positions
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.embedded.model import WEIGHTS, load_embedded
 from tokenprune.embedded.scenes import GRID, IMAGE_SIZE
+from tokenprune.engine.loading import session_for
+from tokenprune.engine.session import Session
 from tokenprune.functional.evidence import evidence_tokens
 from tokenprune.pruners.base import Pruner
 from tokenprune.tasks.scenes import Scenes
@@ -48,25 +48,25 @@ class Without(Pruner):
         return TokenSelection(torch.tensor([keep]), tokens.num_tokens)
 
 
-def answer(adapter: ModelAdapter, samples: Sequence[Sample]) -> list[str]:
+def answer(session: Session, samples: Sequence[Sample]) -> list[str]:
     """Answers of the unpruned model."""
     answers = []
     for start in range(0, len(samples), BATCH):
-        prepared = adapter.prepare(samples[start : start + BATCH])
-        answers += adapter.generate(prepared.inputs, max_new_tokens=4)
+        prepared = session.prepare(samples[start : start + BATCH])
+        answers += session.generate(prepared.inputs, max_new_tokens=4).output
     return answers
 
 
 @torch.no_grad()
-def answer_without_evidence(adapter: ModelAdapter, samples: Sequence[Sample]) -> list[str]:
+def answer_without_evidence(session: Session, samples: Sequence[Sample]) -> list[str]:
     """Answers when exactly the tokens on the asked objects are missing."""
     answers = []
     for sample in samples:
-        prepared = adapter.prepare([sample])
-        total = adapter.spec.visual_tokens
+        prepared = session.prepare([sample])
+        total = session.adapter.spec.visual_tokens
         gone = frozenset(evidence_tokens(sample.boxes, sample.image.size, (GRID, GRID)))
-        pruned = adapter.prune_inputs(prepared.inputs, Without(dropped=gone), Budget(keep_tokens=total - len(gone)))
-        answers += adapter.generate(pruned.inputs, max_new_tokens=4)
+        pruned = session.prune_inputs(prepared.inputs, Without(dropped=gone), Budget(keep_tokens=total - len(gone)))
+        answers += session.generate(pruned.inputs, max_new_tokens=4).output
     return answers
 
 
@@ -82,19 +82,19 @@ def accuracy(task: Scenes, samples: Sequence[Sample], answers: Sequence[str]) ->
 
 def evaluate(num_samples: int) -> dict[str, dict[str, float]]:
     """Accuracy under each condition, on the test split."""
-    adapter = adapter_for(*load_embedded())
+    session = session_for(*load_embedded())
     task = Scenes(split="test", num_samples=num_samples)
     samples = task.samples()
     gray = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), (128, 128, 128))
     others = samples[1:] + samples[:1]
     seen = [sample for sample in samples if sample.boxes]
-    conditions: dict[str, tuple[list[Sample], Callable[[ModelAdapter, Sequence[Sample]], list[str]]]] = {
+    conditions: dict[str, tuple[list[Sample], Callable[[Session, Sequence[Sample]], list[str]]]] = {
         "model": (samples, answer),
         "gray": ([replace(sample, image=gray) for sample in samples], answer),
         "shuffled": ([replace(a, image=b.image) for a, b in zip(samples, others, strict=True)], answer),
         "evidence_dropped": (seen, answer_without_evidence),
     }
-    return {name: accuracy(task, asked, ask(adapter, asked)) for name, (asked, ask) in conditions.items()}
+    return {name: accuracy(task, asked, ask(session, asked)) for name, (asked, ask) in conditions.items()}
 
 
 def main() -> None:

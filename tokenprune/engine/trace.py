@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableSequence
+from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from tokenprune.core.errors import TokenPruneError
 from tokenprune.core.selection import TokenSelection
 from tokenprune.core.stages import PRE_LLM, Stage
+from tokenprune.engine.decoder.alive import Alive
 from tokenprune.engine.prompt.shorten import PrunedInputs
 
 
@@ -47,11 +48,12 @@ class PrunedCall:
     seconds: dict[str, float]
 
 
-def stage_traces(pruned: PrunedInputs, batch: int) -> list[StageTrace]:
+def stage_traces(pruned: PrunedInputs, inside: Sequence[Alive], batch: int) -> list[StageTrace]:
     """All stages of a call that has run.
 
     Args:
         pruned: its inputs.
+        inside: what went on from each stage inside the LLM.
         batch: B, rows of its prompts; a batch that ``generate`` repeated for beams counts once.
     """
     traces = []
@@ -62,7 +64,7 @@ def stage_traces(pruned: PrunedInputs, batch: int) -> list[StageTrace]:
             keep[row] += layout.numbers[tokens[pruned.kept[tokens]]].tolist()
         traces.append(StageTrace(PRE_LLM, [sorted(row) for row in keep], [len(row) for row in keep]))
     if pruned.inside is not None:
-        for step, alive in zip(pruned.inside.steps, pruned.inside.stages, strict=False):
+        for step, alive in zip(pruned.inside.steps, inside, strict=False):
             copies = len(alive.counts) // batch
             traces.append(StageTrace(step.stage, alive.kept[::copies], alive.counts[::copies]))
     return traces

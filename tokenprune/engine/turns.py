@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, St
 
 from tokenprune.adapters.cache_argument import CACHE
 from tokenprune.core.errors import ModelError
-from tokenprune.engine.decoder.hooks import InsideLLM
+from tokenprune.engine.decoder.inside_plan import HeldPrompt
 
 COLUMNS = ("input_ids", "attention_mask", "position_ids")
 TYPES = frozenset({"token_type_ids", "mm_token_type_ids"})
@@ -33,14 +33,14 @@ class Turn:
         shown: ``COLUMNS`` and ``TYPES`` as the model saw them, (B, L'); positions may have several axes, (A, B, L').
         images: (B,) long, images in each row.
         pixels: length of the ``pixel_values`` that they came in.
-        inside: what pruned it inside the LLM, and knows how much of it each layer holds; None if nothing did.
+        inside: how much of it each layer holds; None if nothing was pruned inside the LLM.
     """
 
     ids: Tensor
     shown: Mapping[str, Tensor]
     images: Tensor
     pixels: int
-    inside: InsideLLM | None = None
+    inside: HeldPrompt | None = None
 
 
 @dataclass(eq=False)

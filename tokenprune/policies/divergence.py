@@ -16,9 +16,11 @@ from tokenprune.core.plan import Operations
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
 from tokenprune.core.stages import PRE_LLM
+from tokenprune.engine.decoder.hooks import InsideLLM
 from tokenprune.engine.decoder.replay import Replay
 from tokenprune.engine.prompt.pruned import prompt_tokens
 from tokenprune.engine.prompt.shorten import PrunedInputs, fresh
+from tokenprune.engine.session import Session
 from tokenprune.engine.stopwatch import now
 from tokenprune.functional.divergence import kl
 from tokenprune.pruners.base import Pruner
@@ -63,21 +65,21 @@ class Batch:
     """Questions, encoded once, with the unpruned model's answers.
 
     Args:
-        adapter: the model.
+        session: with the model.
         samples: the questions.
         objective: what is measured.
         requires: signals that pruners will ask for before the LLM.
     """
 
     @torch.no_grad()
-    @torch.no_grad()
     def __init__(
-        self, adapter: ModelAdapter, samples: Sequence[Sample], objective: Objective, requires: frozenset[Signal]
+        self, session: Session, samples: Sequence[Sample], objective: Objective, requires: frozenset[Signal]
     ) -> None:
-        self.adapter, self.objective = adapter, objective
-        self.prepared = adapter.prepare(samples)
-        self.encoded = adapter.encode(self.prepared.inputs, requires)
-        self.whole = adapter.prune_inputs(self.prepared.inputs, None, encoded=self.encoded)
+        self.session, self.adapter, self.objective = session, session.adapter, objective
+        adapter = self.adapter
+        self.prepared = session.prepare(samples)
+        self.encoded = session.encode(self.prepared.inputs, requires)
+        self.whole = session.prune_inputs(self.prepared.inputs, None, encoded=self.encoded)
         self.answers, self.counts = self._answers()
         everything = Operations(torch.ones(adapter.spec.llm.layers, 3, 1, dtype=torch.bool))
         visual = adapter.placeholders(self.whole.inputs["input_ids"])
@@ -99,8 +101,8 @@ class Batch:
     def pruned(self, pruner: Pruner, budget: Budget) -> Tensor:
         """(B,) divergence of a pruner at a budget; it may ask for the signals that the images were encoded for."""
         inputs, questions = self.prepared.inputs, self.prepared.questions
-        pruned = self.adapter.prune_inputs(inputs, pruner, budget, questions, encoded=self.encoded)
-        with pruned.inside or nullcontext():
+        pruned = self.session.prune_inputs(inputs, pruner, budget, questions, encoded=self.encoded)
+        with InsideLLM(self.adapter.model, pruned.inside) if pruned.inside else nullcontext():
             arguments = self.extended(pruned)
             output = self.adapter.model(**arguments, use_cache=False, logits_to_keep=self.counts.shape[1])
         return self._kl(output.logits)
@@ -141,25 +143,25 @@ class Batch:
 
 
 def measure(
-    adapter: ModelAdapter, samples: Sequence[Sample], objective: Objective, base: Pruner, points: Sequence[Varied]
+    session: Session, samples: Sequence[Sample], objective: Objective, base: Pruner, points: Sequence[Varied]
 ) -> Measured:
     """Vary each parameter alone on some questions.
 
     Args:
-        adapter: the model.
+        session: with the model.
         samples: the questions.
         objective: what is measured.
         base: which visual tokens stay where their number is varied.
         points: ``("attention", 8)``, ``("query", 4)``, ``("mlp", 6)`` or ``("tokens", 64)`` and so on.
     """
-    batch = Batch(adapter, samples, objective, early_signals(adapter, base))
-    start, divergence = now(adapter.device), {}
+    batch = Batch(session, samples, objective, early_signals(session.adapter, base))
+    start, divergence = now(session.adapter.device), {}
     for name, value in points:
         if name == "tokens":
             divergence[name, value] = float(batch.pruned(base, Budget(keep_tokens=value)).sum())
         else:
             divergence[name, value] = float(batch.depths((name, value)).sum())
-    seconds = now(adapter.device) - start + batch.forward_seconds
+    seconds = now(session.adapter.device) - start + batch.forward_seconds
     return Measured(divergence, seconds, batch.forward_seconds)
 
 

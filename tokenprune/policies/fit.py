@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from tokenprune.adapters.base import ModelAdapter
 from tokenprune.core.errors import ConfigError, DataError
 from tokenprune.core.sample import Sample
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import PRE_LLM
+from tokenprune.engine.session import Session
 from tokenprune.policies.divergence import Measured, Objective, Varied
 from tokenprune.policies.fit_config import FitConfig
 from tokenprune.policies.measurements import Measurements
@@ -138,7 +138,7 @@ def _journal(config: FitConfig) -> Journal:
 
 def _measurements(
     config: FitConfig,
-    adapter: ModelAdapter,
+    session: Session,
     samples: Sequence[Sample],
     base: Pruner,
     journal: Journal,
@@ -150,15 +150,15 @@ def _measurements(
         update_only=config.attention == "update_only",
         max_new_tokens=config.max_new_tokens,
     )
-    classes = {type(base), *(type(step.selector) for step in base.steps(adapter.spec))}
+    classes = {type(base), *(type(step.selector) for step in base.steps(session.adapter.spec))}
     origin = policy.Origin(
         model=config.model.name,
         path=config.model.path,
-        weights=provenance.model_hash(adapter.model),
+        weights=provenance.model_hash(session.adapter.model),
         data=provenance.data_hash(samples),
-        code=provenance.code_hash(DOP, type(adapter), *classes),
+        code=provenance.code_hash(DOP, type(session.adapter), *classes),
     )
-    return Measurements(adapter, samples, config.batch_size, objective, base, journal, origin, console)
+    return Measurements(session, samples, config.batch_size, objective, base, journal, origin, console)
 
 
 def _objective(config: FitConfig, samples: int) -> policy.Objective:

@@ -13,10 +13,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tokenprune.adapters.base import ModelAdapter
 from tokenprune.core.budget import Budget
 from tokenprune.core.sample import Sample
 from tokenprune.costs.layer_timing import time_layers
+from tokenprune.engine.session import Session
 from tokenprune.policies.divergence import Batch, Measured, Objective, Varied, early_signals, measure
 from tokenprune.pruners.base import Pruner
 from tokenprune.pruners.dop import DOP
@@ -34,7 +34,7 @@ class Measurements:
     """What is measured on some questions.
 
     Attributes:
-        adapter: the model.
+        session: with the model.
         samples: the questions.
         batch_size: how many at a time.
         objective: how divergence is measured.
@@ -44,7 +44,7 @@ class Measurements:
         console: shows progress; None shows none.
     """
 
-    adapter: ModelAdapter
+    session: Session
     samples: Sequence[Sample]
     batch_size: int
     objective: Objective
@@ -55,15 +55,15 @@ class Measurements:
 
     def text_tokens(self) -> int:
         """Tokens of a prompt besides the visual ones, mean over the questions, rounded."""
-        return mean_text_tokens(self.adapter, self.samples, self.batch_size)
+        return mean_text_tokens(self.session, self.samples, self.batch_size)
 
     def latency(self, text_tokens: int) -> LatencyModel:
         """Of a decoder layer, for prompts with so much text; timed once on each machine."""
-        where = {"device": provenance.device_name(self.adapter.device), "text_tokens": text_tokens}
+        where = {"device": provenance.device_name(self.session.adapter.device), "text_tokens": text_tokens}
         for line in self._known("latency"):
             if where.items() <= line.items():
                 return LatencyModel(tuple(line["attention"]), tuple(line["mlp"]))
-        model = time_layers(self.adapter, text_tokens)
+        model = time_layers(self.session.adapter, text_tokens)
         self._note("latency", **where, **dataclasses.asdict(model))
         return model
 
@@ -72,7 +72,7 @@ class Measurements:
         known = {line["batch"]: line for line in self._known("curves")}
 
         def work(start: int) -> None:
-            result = measure(self.adapter, self._batch(start), self.objective, self.base, points)
+            result = measure(self.session, self._batch(start), self.objective, self.base, points)
             divergence = [[name, value, kl] for (name, value), kl in result.divergence.items()]
             known[start] = self._note("curves", batch=start, **{**dataclasses.asdict(result), "divergence": divergence})
 
@@ -81,11 +81,11 @@ class Measurements:
 
     def jointly(self, policies: Iterable[Depths]) -> dict[Depths, float]:
         """Divergence of whole policies, mean over the questions."""
-        wanted, signals = list(dict.fromkeys(policies)), early_signals(self.adapter, self.base)
+        wanted, signals = list(dict.fromkeys(policies)), early_signals(self.session.adapter, self.base)
         known = {(line["batch"], Depths(**line["depths"])): line["divergence"] for line in self._known("joint")}
 
         def work(start: int) -> None:
-            batch = Batch(self.adapter, self._batch(start), self.objective, signals)
+            batch = Batch(self.session, self._batch(start), self.objective, signals)
             for one in wanted:
                 if (start, one) not in known:
                     divergence = float(batch.pruned(DOP.of(self.base, one), Budget(keep_tokens=one.keep)).sum())
@@ -131,12 +131,12 @@ class Measurements:
                 progress.advance(bar)
 
 
-def mean_text_tokens(adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int) -> int:
+def mean_text_tokens(session: Session, samples: Sequence[Sample], batch_size: int) -> int:
     """Tokens of a prompt besides the visual ones, mean over the questions, rounded."""
     total = 0
     for start in range(0, len(samples), batch_size):
-        inputs = adapter.prepare(samples[start : start + batch_size]).inputs
-        total += int(inputs["attention_mask"].sum()) - int(adapter.placeholders(inputs["input_ids"]).sum())
+        inputs = session.prepare(samples[start : start + batch_size]).inputs
+        total += int(inputs["attention_mask"].sum()) - int(session.adapter.placeholders(inputs["input_ids"]).sum())
     return round(total / len(samples))
 
 

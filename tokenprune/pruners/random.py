@@ -46,6 +46,6 @@ class Random(ScorePruner):
         key = f"{self.seed}" if self.layer is None else f"{self.seed} {self.layer}"
         valid = tokens.valid_or_all.cpu()
         scores = torch.zeros(valid.shape, dtype=torch.float32)
-        for row, content in enumerate(contents(tokens.features, tokens.valid, tokens.row_ids)):
+        for row, content in enumerate(contents(tokens.features, tokens.valid, tokens.content_ids())):
             scores[row, valid[row]] = uniform(content, int(valid[row].sum()), key)
         return scores.to(tokens.features.device)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenprune.core.budget import Budget
 from tokenprune.core.plan import Operations
-from tokenprune.engine.decoder.hooks import InsideLLM
+from tokenprune.engine.decoder.inside_plan import InsidePlan
 from tokenprune.engine.decoder.replay import Replay
 from tokenprune.engine.prompt.pruned import prompt_tokens
 from tokenprune.functional.divergence import kl
@@ -45,7 +45,9 @@ class Entered:
     @torch.no_grad()
     def __init__(self, batch: Batch, base: Pruner, budget: Budget) -> None:
         self.batch, adapter, prepared = batch, batch.adapter, batch.prepared
-        self.pruned = adapter.prune_inputs(prepared.inputs, base, budget, prepared.questions, encoded=batch.encoded)
+        self.pruned = batch.session.prune_inputs(
+            prepared.inputs, base, budget, prepared.questions, encoded=batch.encoded
+        )
         everything = Operations(torch.ones(adapter.spec.llm.layers, 3, 1, dtype=torch.bool))
         visual = adapter.placeholders(self.pruned.inputs["input_ids"])
         self.prompt = prompt_tokens((), visual, self.pruned.layout, self.pruned.kept, self.pruned.chosen, everything)
@@ -61,7 +63,5 @@ class Entered:
 
     def answers(self, operations: Operations, max_new_tokens: int) -> list[str]:
         """Greedy ones, of at most so many tokens."""
-        inside = InsideLLM(self.batch.adapter.model, (), self.prompt, operations.active)
-        return self.batch.adapter.generate(
-            dataclasses.replace(self.pruned, inside=inside), max_new_tokens=max_new_tokens
-        )
+        pruned = dataclasses.replace(self.pruned, inside=InsidePlan((), self.prompt, operations.active))
+        return self.batch.session.generate(pruned, max_new_tokens=max_new_tokens).output

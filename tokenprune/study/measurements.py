@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from tokenprune.adapters.base import ModelAdapter
 from tokenprune.core.budget import Budget
 from tokenprune.core.plan import Operation, OperationPlan, Operations
 from tokenprune.core.sample import Sample
+from tokenprune.engine.session import Session
 from tokenprune.policies.divergence import Batch, Objective, early_signals
 from tokenprune.pruners.base import Pruner
 from tokenprune.pruners.dop.cost import Cost
@@ -73,7 +73,7 @@ class StudyMeasurements:
     """What is measured for a study.
 
     Attributes:
-        adapter: the model.
+        session: with the model.
         task: scores the answers to test questions.
         questions: of each of ``SPLITS``.
         bases: the pruners by name.
@@ -84,7 +84,7 @@ class StudyMeasurements:
         console: shows progress; None shows none.
     """
 
-    adapter: ModelAdapter
+    session: Session
     task: Task
     questions: Mapping[str, Sequence[Sample]]
     bases: Mapping[str, Pruner]
@@ -114,7 +114,7 @@ class StudyMeasurements:
         """Operations removed one by one, by their divergence at the first token on the first validation questions."""
         wanted = {"base": base, "tokens": tokens, "rule": rule, "samples": samples}
         steps = [_step(line) for line in self._known("step") if wanted.items() <= line.items()]
-        layers = self.adapter.spec.llm.layers
+        layers = self.session.adapter.spec.llm.layers
         active = steps[-1].active if steps else np.ones((layers, len(Operation)), bool)
         if not greedy.removable(active, rule):
             return steps
@@ -139,9 +139,9 @@ class StudyMeasurements:
 
     def _batch(self, split: str, start: int, end: int | None = None) -> Batch:
         samples = self.questions[split][start : start + self.batch_size][: None if end is None else end - start]
-        requires = frozenset[Any]().union(*(early_signals(self.adapter, base) for base in self.bases.values()))
+        requires = frozenset[Any]().union(*(early_signals(self.session.adapter, base) for base in self.bases.values()))
         objective = Objective(teacher_forced=True, max_new_tokens=self.max_new_tokens)
-        return Batch(self.adapter, samples, objective, requires)
+        return Batch(self.session, samples, objective, requires)
 
     def _line(self, split: str, start: int, one: PlanSet, batch: Batch) -> Line:
         samples = self.questions[split][start : start + self.batch_size]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tokenprune.adapters.loading import Checkpoint
 from tokenprune.core.errors import ConfigError, DataError
 from tokenprune.core.plan import OperationPlan
 from tokenprune.core.sample import Sample
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import PRE_LLM
+from tokenprune.engine.loading import Checkpoint
 from tokenprune.policies.measurements import mean_text_tokens
 from tokenprune.pruners.base import Pruner
 from tokenprune.pruners.dop import cost as costs
@@ -80,18 +80,18 @@ def study(config: StudyConfig, console: Console | None = None) -> Path:
     plan = checked(config)
     spec, questions, bases = plan.checkpoint.spec, plan.questions, plan.bases
     task, journal = build_task(config.test), _journal(config)
-    adapter = plan.checkpoint.load()
+    session = plan.checkpoint.load()
     selectors = {type(step.selector) for base in bases.values() for step in base.steps(spec)}
     origin = (
-        provenance.model_hash(adapter.model),
+        provenance.model_hash(session.adapter.model),
         provenance.data_hash(sample for split in SPLITS for sample in questions[split]),
-        provenance.code_hash(type(task), type(adapter), *map(type, bases.values()), *selectors),
+        provenance.code_hash(type(task), type(session.adapter), *map(type, bases.values()), *selectors),
     )
     sizes = {"batch_size": config.batch_size, "max_new_tokens": config.max_new_tokens}
     measurements = StudyMeasurements(
-        adapter, task, questions, bases, **sizes, journal=journal, origin=origin, console=console
+        session, task, questions, bases, **sizes, journal=journal, origin=origin, console=console
     )
-    text = mean_text_tokens(adapter, questions["validation"], config.batch_size)
+    text = mean_text_tokens(session, questions["validation"], config.batch_size)
     cost = costs.flops(spec, text)
     found = [*_grids(config, measurements, cost), *_paths(config, measurements, cost)]
     asked = {split: tuple(sample.kind for sample in questions[split]) for split in SPLITS}
@@ -112,7 +112,7 @@ def shapes(layers: int) -> list[Depths]:
 
 
 def _grids(config: StudyConfig, measurements: StudyMeasurements, cost: costs.Cost) -> list[Row]:
-    spec = measurements.adapter.spec
+    spec = measurements.session.adapter.spec
     depths = shapes(spec.llm.layers)
     plans = tuple(one.plan(spec, 1).active[..., 1].numpy() for one in depths)
     sets = [PlanSet("depth_wise", grid.pruner.name, keep, plans) for grid in config.bases for keep in grid.tokens]

@@ -91,7 +91,7 @@ def section(grid: Grid, folder: Path) -> list[str]:
     draw(grid, folder / "additivity.png")
     header = ["estimate", "Spearman, all", "95 %", "Kendall, all", *(f"edge of {n}" for n in grid.header.budgets)]
     return [
-        "tokenprune/ The sum against the joint divergence",
+        "## The sum against the joint divergence",
         f"Rank correlation with the joint KL of {len(grid.rows)} policies over {grid.base}, validation questions; "
         "`edge`: Spearman among the policies that use a budget up.",
         markdown(header, _ranks(grid)),

@@ -67,7 +67,7 @@ def section(header: Header, rows: Sequence[Row], base: str, folder: Path) -> lis
     draw(found, folder / "free_subsets.png")
     columns = ["tokens", "budget", "plans", "FLOPs", "KL", "test KL", "accuracy", "against two depths", "p"]
     return [
-        "tokenprune/ Depth-wise against free",
+        "## Depth-wise against free",
         f"Plans for the same visual tokens of {base}, least validation KL within a budget of FLOPs; KL in nats, "
         "accuracy in %. `chance`: mean over the depth-wise policies that use the budget up. p: exact McNemar test "
         "against the best of two depths, Holm-corrected over the table.",

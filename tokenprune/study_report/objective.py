@@ -73,7 +73,7 @@ def section(grid: Grid, folder: Path) -> list[str]:
         for one in found
     ]
     return [
-        "tokenprune/ Divergence against accuracy",
+        "## Divergence against accuracy",
         f"How an objective on n validation questions ranks {len(grid.rows)} policies over {grid.base} by their "
         f"accuracy on {len(grid.header.test)} test questions; mean and standard deviation over {DRAWS} draws of the "
         "validation questions. `edge`: among the policies that use a budget up, mean over the budgets. `lost`: points "

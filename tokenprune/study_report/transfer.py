@@ -52,7 +52,7 @@ def section(header: Header, rows: Sequence[Row], bases: Sequence[str], folder: P
     lost = np.mean([_lost(table[:, :-1], list(range(len(kinds)))) for table in tables.values()], 0)
     draw(lost, names, kinds, "policy fitted on", "used on", folder / "transfer_kinds.png")
     found = [
-        "tokenprune/ From kind to kind",
+        "## From kind to kind",
         f"Policy of least KL on the validation questions of one kind (rows), over {grid.base}; accuracy in % on the "
         "test questions of each kind (columns). `chance`: mean over the policies that use the budget up.",
     ]
@@ -83,7 +83,7 @@ def _bases(header: Header, rows: Sequence[Row], bases: Sequence[str], folder: Pa
         lines = zip(names, [*chosen, "-"], table, strict=True)
         body += [[str(number), name, policy, *map(percent, line)] for name, policy, line in lines]
     return [
-        "tokenprune/ From base to base",
+        "## From base to base",
         f"Policy of least KL over one base pruner (rows), used over each (columns): test accuracy in %. The grids have "
         f"{', '.join(map(str, sorted(tokens)))} visual tokens in common; policies are chosen from these.",
         markdown(["budget", "fitted over", "policy", *bases], body),

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tokenprune.adapters.loading import Checkpoint, find_checkpoint
 from tokenprune.adapters.registry import ADAPTERS
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError, RegistryError, TokenPruneError, hint
 from tokenprune.core.plan import OperationPlan
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.embedded.model import WEIGHTS
+from tokenprune.engine.loading import Checkpoint, find_checkpoint
 from tokenprune.pruners.base import PRUNERS, Pruner
 from tokenprune.sweeps.config import EMBEDDED, ModelConfig, Part, RunConfig
 from tokenprune.sweeps.labels import labels_of

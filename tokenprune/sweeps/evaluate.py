@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.cache_argument import cache_of
 from tokenprune.adapters.inputs import Prepared
 from tokenprune.core.errors import DataError
@@ -20,6 +19,7 @@ from tokenprune.costs.latency import Stages, compare, timed
 from tokenprune.costs.memory import kv_cache_bytes_by_layer
 from tokenprune.engine.prompt.encoded import Encoded
 from tokenprune.engine.prompt.shorten import PrunedInputs
+from tokenprune.engine.session import Session
 from tokenprune.engine.trace import stage_traces
 from tokenprune.functional.evidence import evidence_kept, evidence_tokens
 from tokenprune.sweeps.build import Cell
@@ -49,12 +49,12 @@ class Evaluator:
     """Answers questions and measures costs with one loaded model; keeps nothing between calls.
 
     Attributes:
-        adapter: the model.
+        session: with the model.
         task: scores the answers.
         max_new_tokens: longest answer, tokens.
     """
 
-    adapter: ModelAdapter
+    session: Session
     task: Task
     max_new_tokens: int
 
@@ -66,11 +66,11 @@ class Evaluator:
             samples: the questions.
             cells: tell which signals the vision tower must give.
         """
-        prepared = self.adapter.prepare(samples)
-        return Asked(samples, prepared, self.adapter.encode(prepared.inputs, self._requires(cells)))
+        prepared = self.session.prepare(samples)
+        return Asked(samples, prepared, self.session.encode(prepared.inputs, self._requires(cells)))
 
     def _requires(self, cells: Iterable[Cell]) -> frozenset[Signal]:
-        steps = [step for cell in cells if cell.pruner for step in cell.pruner.steps(self.adapter.spec)]
+        steps = [step for cell in cells if cell.pruner for step in cell.pruner.steps(self.session.adapter.spec)]
         return frozenset().union(*(step.selector.requires for step in steps if step.stage == PRE_LLM))
 
     def answer(self, cell: Cell, asked: Asked) -> list[Line]:
@@ -81,12 +81,12 @@ class Evaluator:
             were still alive (``kept``) and how many with those that were appended (``tokens``).
         """
         pruned = self._prune(cell, asked)
-        answers = self.adapter.generate(pruned, max_new_tokens=self.max_new_tokens)
-        traces, totals = stage_traces(pruned, len(asked.samples)), pruned.layout.free_tokens()
+        ran = self.session.generate(pruned, max_new_tokens=self.max_new_tokens)
+        traces, totals = stage_traces(pruned, ran.stages, len(asked.samples)), pruned.layout.free_tokens()
         lengths, grids = pruned.inputs["attention_mask"].sum(1).tolist(), pruned.layout.row_grids()
         entered = pruned.entered
         lines = []
-        for row, (sample, answer) in enumerate(zip(asked.samples, answers, strict=True)):
+        for row, (sample, answer) in enumerate(zip(asked.samples, ran.output, strict=True)):
             stages = [{"stage": str(t.stage), "kept": t.keep[row], "tokens": t.counts[row]} for t in traces]
             kept, grid = traces[-1].keep[row] if traces else list(range(totals[row])), grids[row]
             evidence = evidence_tokens(sample.boxes, sample.image.size, grid) if grid else []
@@ -122,7 +122,7 @@ class Evaluator:
             repeats: timed pairs; with 0 no time is measured.
         """
         one = self.ask(batch[:1], [cell])
-        alone = kv_cache_bytes_by_layer(cache_of(self.adapter.prefill(self._prune(cell, one))))
+        alone = kv_cache_bytes_by_layer(cache_of(self.session.prefill(self._prune(cell, one)).output))
         batch = batch[:TIMING_BATCH]
         measured: dict[str, Any] = {"kv_cache_bytes": sum(alone), "kv_cache_bytes_by_layer": alone}
         if repeats:
@@ -135,15 +135,14 @@ class Evaluator:
 
     @torch.no_grad()
     def _stages(self, cell: Cell, batch: Sequence[Sample]) -> Stages:
-        prepared = self.adapter.prepare(batch)  # not encoded yet, so that all of it is timed
-        pruned = self.adapter.prune_inputs(prepared.inputs, cell.pruner, cell.budget, prepared.questions, samples=batch)
-        _, prefill = timed(lambda: self.adapter.prefill(pruned), self.adapter.device)
-        inside = pruned.inside.seconds["selection"] if pruned.inside else 0.0
-        return Stages(pruned.seconds["vision"], pruned.seconds["selection"] + inside, prefill - inside)
+        prepared = self.session.prepare(batch)  # not encoded yet, so that all of it is timed
+        pruned = self.session.prune_inputs(prepared.inputs, cell.pruner, cell.budget, prepared.questions, samples=batch)
+        ran, prefill = timed(lambda: self.session.prefill(pruned), self.session.adapter.device)
+        return Stages(pruned.seconds["vision"], pruned.seconds["selection"] + ran.seconds, prefill - ran.seconds)
 
     @torch.no_grad()
     def _prune(self, cell: Cell, asked: Asked) -> PrunedInputs:
         inputs, questions = asked.prepared.inputs, asked.prepared.questions
-        return self.adapter.prune_inputs(
+        return self.session.prune_inputs(
             inputs, cell.pruner, cell.budget, questions, encoded=asked.encoded, samples=asked.samples
         )

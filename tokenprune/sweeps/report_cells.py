@@ -16,10 +16,10 @@ from tokenprune.sweeps.launch.base import Line
 from tokenprune.sweeps.overlay import kept_patches
 from tokenprune.sweeps.progress import State
 from tokenprune.sweeps.store import RunFolder, RunRecord
-from tokenprune.sweeps.tracking import Finished, Session
+from tokenprune.sweeps.tracking import Finished, Tracked
 
 
-def announce(states: Sequence[State], folder: RunFolder, session: Session) -> None:
+def announce(states: Sequence[State], folder: RunFolder, session: Tracked) -> None:
     """Tell a session of cells that are finished.
 
     Args:

@@ -29,7 +29,7 @@ from tokenprune.sweeps.progress import Group, State, job_of, prepare, states
 from tokenprune.sweeps.report_cells import announce
 from tokenprune.sweeps.retention import retention
 from tokenprune.sweeps.store import RunFolder, RunRecord
-from tokenprune.sweeps.tracking import Session, Tracker, start_tracking
+from tokenprune.sweeps.tracking import Tracked, Tracker, start_tracking
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class _Driver:
         name: str,
         folder: RunFolder,
         groups: Sequence[Group],
-        session: Session,
+        session: Tracked,
         tracked: Container[str],
         progress: Progress,
         retry_failed: bool,

@@ -46,7 +46,7 @@ class Finished:
     error: str | None = None
 
 
-class Session:
+class Tracked:
     """A sweep or run that is being tracked; this one forgets everything.
 
     Attributes:
@@ -73,7 +73,7 @@ class Tracker(ABC):
         """
 
     @abstractmethod
-    def start(self, group: str, folder: Path) -> Session:
+    def start(self, group: str, folder: Path) -> Tracked:
         """Begin a sweep, or go on with it.
 
         Args:
@@ -90,9 +90,9 @@ TRACKERS: Registry[Tracker] = Registry("tracker")
 class NoTracker(Tracker):
     """Nothing besides the disk."""
 
-    def start(self, group: str, folder: Path) -> Session:
+    def start(self, group: str, folder: Path) -> Tracked:
         """Do nothing."""
-        return Session()
+        return Tracked()
 
 
 @TRACKERS.register("wandb")
@@ -127,12 +127,12 @@ class WandbTracker(Tracker):
             if not wandb.login(prompt=False, verify=False):
                 raise ConfigError("tracking.mode online needs a login; run 'wandb login', or set tracking.mode=offline")
 
-    def start(self, group: str, folder: Path) -> Session:
+    def start(self, group: str, folder: Path) -> Tracked:
         """Begin, or go on: cells that were tracked before are not tracked again."""
-        return _WandbSession(self, group, folder)
+        return _WandbTracked(self, group, folder)
 
 
-class _WandbSession(Session):
+class _WandbTracked(Tracked):
     def __init__(self, tracker: WandbTracker, group: str, folder: Path) -> None:
         self._tracker, self._group, self._folder = tracker, group, folder
         self.answers = tracker.samples
@@ -211,10 +211,10 @@ class _WandbSession(Session):
             run.log_artifact(artifact)
 
 
-class _GuardedSession(Session):
+class _GuardedTracked(Tracked):
     """Another session whose first failure is reported and ends the tracking, not the run."""
 
-    def __init__(self, inner: Session) -> None:
+    def __init__(self, inner: Tracked) -> None:
         self._inner, self.answers = inner, inner.answers
         self._failed = False
 
@@ -234,13 +234,13 @@ class _GuardedSession(Session):
             self._failed = True
 
 
-def start_tracking(tracker: Tracker, group: str, folder: Path) -> Session:
+def start_tracking(tracker: Tracker, group: str, folder: Path) -> Tracked:
     """Begin a session that cannot harm the run: errors of the tracker are logged as warnings and swallowed."""
     try:
-        return _GuardedSession(tracker.start(group, folder))
+        return _GuardedTracked(tracker.start(group, folder))
     except Exception as error:  # no account, no network, no package
         _report(error)
-        return Session()
+        return Tracked()
 
 
 def _report(error: Exception) -> None:

@@ -10,9 +10,10 @@ import torch
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import cache_of
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.plan import Operations
+from tokenprune.engine.loading import adapter_for
+from tokenprune.engine.session import Session
 from tokenprune.engine.trace import stage_traces
 from tokenprune.testing.adapter_state import AdapterState
 from tokenprune.testing.checks import ROWS, STEPS, check_identity, check_masking, check_operations, generated
@@ -110,20 +111,20 @@ class AdapterContract(AdapterState):
         torch.testing.assert_close(logits[torch.arange(2), last][:, None], wanted, atol=5e-5, rtol=0)
 
     def test_the_stateless_way_is_the_same(self, attention: str, positions: Any) -> None:
-        """``prune_inputs``, ``prefill`` and ``generate`` of the adapter give what a block gives."""
+        """``prune_inputs``, ``prefill`` and ``generate`` of a session give what a block gives."""
         model, processor = self.family.build(attention)
-        adapter, pruner = adapter_for(model, processor), Project(positions=positions)
+        session, pruner = Session(adapter_for(model, processor)), Project(positions=positions)
         inputs = self.family.ask(processor, 1, 2)
         with tp.prune(model, processor, pruner, keep_tokens=KEEP) as trace:
             tokens, logits = generated(model, inputs)
-        pruned = adapter.prune_inputs(inputs, pruner, Budget(keep_tokens=KEEP))
-        assert stage_traces(pruned, 2)[0].keep == trace.stages[0].keep
+        pruned = session.prune_inputs(inputs, pruner, Budget(keep_tokens=KEEP))
+        assert stage_traces(pruned, (), 2)[0].keep == trace.stages[0].keep
         assert pruned.layout.item_rows == (0, 1, 1)
         assert torch.equal(generated(model, pruned.inputs)[1], logits)
-        prefill = adapter.prefill(pruned.inputs)
+        prefill = session.prefill(pruned.inputs).output
         assert torch.equal(prefill.logits[:, 0], logits[:, 0])
         assert cache_of(prefill).get_seq_length() == pruned.inputs["input_ids"].shape[1]
-        assert adapter.generate(pruned.inputs, max_new_tokens=STEPS) == [
+        assert session.generate(pruned.inputs, max_new_tokens=STEPS).output == [
             text.strip() for text in processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         ]
 
@@ -138,8 +139,8 @@ class AdapterContract(AdapterState):
         assert trace.stages[0].keep == together[1:]
         assert single.tolist() == tokens[1:].tolist()
         torch.testing.assert_close(single_logits, logits[1:], atol=5e-5, rtol=0)
-        adapter = adapter_for(model, processor, scope=scope)
-        layouts = [adapter.encode(inputs).layout for inputs in (batch, alone)]
+        session = Session(adapter_for(model, processor, scope=scope))
+        layouts = [session.encode(inputs).layout for inputs in (batch, alone)]
         ids = [layout.ids.tolist() for layout in layouts]
         assert ids[1] == layouts[0].ids[layouts[0].rows == 1].tolist()
         assert len(set(ids[0])) == len(ids[0]) >= 3

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import tokenprune as tp
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
+from tokenprune.engine.loading import adapter_for
+from tokenprune.engine.session import Session
 from tokenprune.testing.families import Family
 from tokenprune.testing.pictures import picture
 from tokenprune.testing.pruners import Project, Within
@@ -43,14 +44,14 @@ class AdapterState:
         sizes = {"is there a star ?": (80, 80), "where ?": (80, 24)}
         samples = [Sample(text, picture(1, *size), text, "yes") for text, size in sizes.items()]
         for scope in type(adapter_for(model, processor)).scopes:
-            adapter = adapter_for(model, processor, scope=scope)
-            prepared = adapter.prepare(samples)
-            assert adapter.questions(prepared.inputs) == prepared.questions == list(sizes)
+            session = Session(adapter_for(model, processor, scope=scope))
+            prepared = session.prepare(samples)
+            assert session.questions(prepared.inputs) == prepared.questions == list(sizes)
             assert prepared.inputs["attention_mask"][:, -1].tolist() == [1, 1]
             assert prepared.inputs["attention_mask"].min() == 0  # of different lengths, padded on the left
-            pruned = adapter.prune_inputs(prepared.inputs, Project(), Budget(keep_tokens=7))
+            pruned = session.prune_inputs(prepared.inputs, Project(), Budget(keep_tokens=7))
             assert pruned.entered == [7, 7]
-            assert len(adapter.generate(pruned, max_new_tokens=2)) == 2
+            assert len(session.generate(pruned, max_new_tokens=2).output) == 2
 
     def test_a_processor_of_another_model_is_refused(self) -> None:
         """A processor whose image token is another one than the model's is one sentence."""
@@ -64,12 +65,12 @@ class AdapterState:
     def test_encoding_once_is_enough(self, attention: str) -> None:
         """What was encoded can be pruned without encoding it again."""
         model, processor = self.family.build(attention)
-        adapter, inputs = adapter_for(model, processor), self.family.ask(processor, 1, 2)
-        encoded = adapter.encode(inputs)
-        reused = adapter.prune_inputs(inputs, Project(), Budget(keep_tokens=5), encoded=encoded)
-        direct = adapter.prune_inputs(inputs, Project(), Budget(keep_tokens=5))
+        session, inputs = Session(adapter_for(model, processor)), self.family.ask(processor, 1, 2)
+        encoded = session.encode(inputs)
+        reused = session.prune_inputs(inputs, Project(), Budget(keep_tokens=5), encoded=encoded)
+        direct = session.prune_inputs(inputs, Project(), Budget(keep_tokens=5))
         assert reused.seconds["vision"] == 0 < direct.seconds["vision"]
-        assert torch.equal(adapter.prefill(reused.inputs).logits, adapter.prefill(direct.inputs).logits)
+        assert torch.equal(*(session.prefill(each.inputs).output.logits for each in (reused, direct)))
 
     def test_nothing_is_left_on_the_model(self) -> None:
         """Hooks, attributes and configs of each module are what they were."""
@@ -77,8 +78,8 @@ class AdapterState:
         inputs = self.family.ask(processor, 1, 2)
         model.generate(**inputs, max_new_tokens=2)
         before = state(model)
-        adapter = adapter_for(model, processor)
-        adapter.prefill(adapter.prune_inputs(inputs, Project(), Budget(keep_tokens=5)))
+        session = Session(adapter_for(model, processor))
+        session.prefill(session.prune_inputs(inputs, Project(), Budget(keep_tokens=5)))
         with torch.no_grad(), tp.prune(model, processor, Project(), keep_tokens=5):
             model(**self.family.ask(processor, 1))
             model.generate(**inputs, max_new_tokens=2)
@@ -89,18 +90,18 @@ class AdapterState:
     def test_the_spec_counts_what_runs(self) -> None:
         """Layers, visual tokens, widths and vocabulary of the spec are the model's."""
         model, processor = self.family.build("sdpa")
-        adapter, inputs = adapter_for(model, processor), self.family.ask(processor, 1, **self.family.nominal)
+        session = Session(adapter_for(model, processor))
+        spec, inputs = session.adapter.spec, self.family.ask(processor, 1, **self.family.nominal)
         ran: list[str] = []
         handles = [
             module.register_forward_hook(lambda module, args, output: ran.append(type(module).__name__))
             for module in model.modules()
             if type(module).__name__.endswith(LAYERS)
         ]
-        encoded = adapter.encode(inputs)
-        spec = adapter.spec
+        encoded = session.encode(inputs)
         assert spec.vision is not None
         assert len(ran) == spec.vision.layers
-        adapter.prefill(adapter.prune_inputs(inputs, None).inputs)
+        session.prefill(session.prune_inputs(inputs, None).inputs)
         assert len(ran) == 2 * spec.vision.layers + spec.llm.layers
         for handle in handles:
             handle.remove()

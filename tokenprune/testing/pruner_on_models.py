@@ -10,11 +10,13 @@ import torch
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE
-from tokenprune.adapters.registry import ADAPTERS, adapter_for
+from tokenprune.adapters.registry import ADAPTERS
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
 from tokenprune.core.stages import PRE_LLM
+from tokenprune.engine.loading import adapter_for
+from tokenprune.engine.session import Session
 from tokenprune.engine.trace import stage_traces
 from tokenprune.pruners.base import Pruner
 from tokenprune.testing.checks import GENERATION, STEPS
@@ -94,11 +96,12 @@ class OnModels:
         """A prompt keeps the same tokens by itself and beside a longer one."""
         model, processor = family.build("sdpa")
         adapter, pruner = adapter_for(model, processor, text_tower=saved_towers()[family.tower]), self.create()
+        session = Session(adapter)
         keeps = []
         for inputs in (family.ask(processor, 1, 2), family.ask(processor, 1, 2, only=1)):
-            pruned = adapter.prune_inputs(inputs, pruner, Budget(keep_tokens=KEEP))
-            adapter.prefill(pruned)
-            keeps.append([stage.keep[-1] for stage in stage_traces(pruned, len(inputs["input_ids"]))])
+            pruned = session.prune_inputs(inputs, pruner, Budget(keep_tokens=KEEP))
+            ran = session.prefill(pruned)
+            keeps.append([stage.keep[-1] for stage in stage_traces(pruned, ran.stages, len(inputs["input_ids"]))])
         assert keeps[0] == keeps[1]
         assert len(keeps[0]) == len(pruner.steps(adapter.spec))
 

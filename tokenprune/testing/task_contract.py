@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.sample import Sample
 from tokenprune.embedded.model import load_embedded
+from tokenprune.engine.loading import adapter_for
+from tokenprune.engine.session import Session
 from tokenprune.tasks.base import TASKS, Task
 
 ASKED = 4  # samples that a model is asked
@@ -83,12 +84,12 @@ class TaskContract:
         assert [content(sample) for sample in self.create(num_samples=fewer).samples()] == more[:fewer]
 
     def test_a_model_can_be_asked(self) -> None:
-        """The embedded model's adapter makes prompts of the samples, and reads the same questions in them."""
+        """A session with the embedded model makes prompts of the samples, and reads the same questions in them."""
         samples = self.create().samples()[:ASKED]
-        adapter = adapter_for(*load_embedded())
-        prepared = adapter.prepare(samples)
+        session = Session(adapter_for(*load_embedded()))
+        prepared = session.prepare(samples)
         assert prepared.questions == [sample.question for sample in samples]
-        assert len(adapter.generate(prepared.inputs, max_new_tokens=1)) == len(samples)
+        assert len(session.generate(prepared.inputs, max_new_tokens=1).output) == len(samples)
 
 
 def content(sample: Sample) -> tuple[Any, ...]:

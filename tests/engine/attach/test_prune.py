@@ -14,10 +14,10 @@ from transformers import DynamicCache, GenerationConfig
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.inputs import CHUNKS_WORK
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.errors import BudgetError, ConfigError, ModelError, RegistryError, TokenPruneError
 from tokenprune.core.plan import OperationPlan
 from tokenprune.core.stages import PRE_LLM, Stage
+from tokenprune.engine.loading import adapter_for
 from tokenprune.testing.families.llava import ask, shared_llava, tiny_llava, tiny_processor
 from tokenprune.testing.masked import masked_logits, masked_rows
 from tokenprune.testing.pictures import IMAGE_SIZE, picture
@@ -497,7 +497,7 @@ def test_a_thread_without_a_block_is_untouched_and_told(llava):
         thread.start()
         thread.join()
     assert [(warning.category, Path(warning.filename).name) for warning in told] == [
-        (tp.UnprunedWarning, "test_pruning.py")
+        (tp.UnprunedWarning, "test_prune.py")
     ]
     assert torch.equal(got[0], plain)
     assert trace.calls == []

@@ -9,9 +9,10 @@ from transformers.cache_utils import StaticSlidingWindowLayer
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
+from tokenprune.engine.loading import adapter_for
+from tokenprune.engine.session import Session
 from tokenprune.testing.families.llava import ask, shared_llava, tiny_llava, tiny_processor
 from tokenprune.testing.masked_layers import masked_layers_logits
 from tokenprune.testing.pruners import Project, Within
@@ -239,11 +240,12 @@ def test_the_stateless_way_is_the_same(llava):
     adapter, inputs = adapter_for(model, processor), ask(processor, 1, 2)
     with tp.prune(model, processor, Within(), keep_tokens=7) as trace:
         tokens, logits, _ = generated(model, inputs)
-    pruned = adapter.prune_inputs(inputs, Within(), Budget(keep_tokens=7))
-    assert torch.equal(adapter.prefill(pruned).logits[:, 0], logits[:, 0])
-    assert [alive.kept for alive in pruned.inside.stages] == [stage.keep for stage in trace.stages]
+    pruned = Session(adapter).prune_inputs(inputs, Within(), Budget(keep_tokens=7))
+    ran = Session(adapter).prefill(pruned)
+    assert torch.equal(ran.output.logits[:, 0], logits[:, 0])
+    assert [alive.kept for alive in ran.stages] == [stage.keep for stage in trace.stages]
     texts = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    assert adapter.generate(pruned, max_new_tokens=STEPS) == [text.strip() for text in texts]
+    assert Session(adapter).generate(pruned, max_new_tokens=STEPS).output == [text.strip() for text in texts]
 
 
 def test_a_sample_alone_is_the_sample_in_a_batch(llava):

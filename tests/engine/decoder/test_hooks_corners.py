@@ -8,12 +8,13 @@ from transformers import DynamicCache
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.steps import Step
 from tokenprune.engine.decoder.hooks import InsideLLM
-from tokenprune.engine.decoder.prefill import PromptTokens
+from tokenprune.engine.decoder.inside_plan import InsidePlan, PromptTokens
+from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.prompt.shorten import fresh
+from tokenprune.engine.session import Session
 from tokenprune.testing.families.llava import ask, shared_llava, tiny_llava, tiny_processor
 from tokenprune.testing.masked_layers import masked_layers_logits
 from tokenprune.testing.pruners import Within
@@ -75,16 +76,16 @@ def test_one_mask_for_all_rows(attention):
         visual,
         number,
         quota,
-        torch.zeros(2, dtype=torch.long),
+        lambda: torch.zeros(2, dtype=torch.long),
     )
     mask = torch.ones(length, length, dtype=torch.bool).tril()
     mask[-1, :5] = False
-    results = []
+    plan, results = InsidePlan(tuple(Step(stage, pruner) for stage in pruner.stages(None)), prompt), []
     for rows in (1, 2):
         given = mask.expand(rows, 1, -1, -1)
         if attention == "eager":
             given = torch.zeros(given.shape).masked_fill(~given, torch.finfo(torch.float32).min)
-        with torch.no_grad(), InsideLLM(model, [Step(stage, pruner) for stage in pruner.stages(None)], prompt) as run:
+        with torch.no_grad(), InsideLLM(model, plan) as run:
             output = decoder(inputs_embeds=embeds, attention_mask=given, use_cache=False).last_hidden_state
         results.append((output, [alive.kept for alive in run.stages]))
         assert all(min(kept) >= 2 for kept in run.stages[-1].kept)  # the last token attends to none before
@@ -95,12 +96,9 @@ def test_one_mask_for_all_rows(attention):
 def test_seconds_of_all_selections_add_up(llava, monkeypatch):
     model, processor = llava
     adapter, clock = adapter_for(model, processor), iter(range(1000))
-    pruned = adapter.prune_inputs(ask(processor, 1, 2), Within(layers=(1, 3)), Budget(keep_tokens=7))
+    pruned = Session(adapter).prune_inputs(ask(processor, 1, 2), Within(layers=(1, 3)), Budget(keep_tokens=7))
     monkeypatch.setattr("tokenprune.engine.stopwatch.now", lambda device: float(next(clock)))
-    assert pruned.inside.seconds == {"selection": 0.0}
-    for prefills in (1, 2):
-        adapter.prefill(pruned)
-        assert pruned.inside.seconds == {"selection": 2.0 * prefills}
+    assert [Session(adapter).prefill(pruned).seconds for _ in range(2)] == [2.0, 2.0]
 
 
 def test_layers_that_are_called_by_hand_are_left_alone(llava):
@@ -109,10 +107,10 @@ def test_layers_that_are_called_by_hand_are_left_alone(llava):
     adapter, decoder = adapter_for(model, processor), model.get_decoder()
     hidden = torch.randn(1, 6, 64, generator=torch.Generator().manual_seed(0))
     rotation = decoder.rotary_emb(hidden, torch.arange(6)[None])
-    pruned = adapter.prune_inputs(ask(processor, 1), Within(), Budget(keep_tokens=7))
+    pruned = Session(adapter).prune_inputs(ask(processor, 1), Within(), Budget(keep_tokens=7))
     with torch.no_grad():
         plain = decoder.layers[2](hidden, position_embeddings=rotation)
-        with pruned.inside:
+        with InsideLLM(model, pruned.inside):
             model(**fresh(pruned.inputs))
             assert torch.equal(decoder.layers[2](hidden, position_embeddings=rotation), plain)
             handle = decoder.layers[3].register_forward_pre_hook(lambda *args: 1 / 0)
@@ -125,21 +123,23 @@ def test_layers_that_are_called_by_hand_are_left_alone(llava):
 def test_the_outer_one_applies_again_after_the_inner_one(llava):
     model, processor = llava
     adapter, inputs = adapter_for(model, processor), ask(processor, 1, 2)
-    outer, inner = (adapter.prune_inputs(inputs, Within(), Budget(keep_tokens=k)) for k in (7, 3))
+    outer, inner = (Session(adapter).prune_inputs(inputs, Within(), Budget(keep_tokens=k)) for k in (7, 3))
     with torch.no_grad():
-        wanted = adapter.prefill(outer).logits
-        with outer.inside:
-            with inner.inside:
+        wanted = Session(adapter).prefill(outer).output.logits
+        inside = [InsideLLM(model, each.inside) for each in (outer, inner)]
+        with inside[0]:
+            with inside[1]:
                 model(**fresh(inner.inputs))
             again = model(**fresh(outer.inputs), logits_to_keep=1).logits
     assert torch.equal(again, wanted)
-    assert [alive.counts for alive in (*outer.inside.stages, *inner.inside.stages)] == [[7, 14], [3, 6]]
+    assert [alive.counts for each in inside for alive in each.stages] == [[7, 14], [3, 6]]
 
 
 def test_hooks_that_are_called_without_keyword_arguments_do_nothing(llava):
     """As torch calls them while another thread removes them."""
     model, processor = llava
-    inside = adapter_for(model, processor).prune_inputs(ask(processor, 1), Within(), Budget(keep_tokens=7)).inside
+    pruned = session_for(model, processor).prune_inputs(ask(processor, 1), Within(), Budget(keep_tokens=7))
+    inside = InsideLLM(model, pruned.inside)
     with inside:
         assert inside._begin(inside.decoder, ()) is None
         assert inside._before_layer(2, inside.decoder.layers[2], (torch.zeros(1, 3, 64),)) is None
@@ -217,9 +217,8 @@ def test_beams_draw_what_their_row_draws(llava):
 def test_masks_of_a_prefill_do_not_outlive_it(llava):
     model, processor = llava
     adapter = adapter_for(model, processor)
-    pruned = adapter.prune_inputs(ask(processor, 1, 2), Within(layers=(1, 3)), Budget(keep_tokens=7))
-    adapter.prefill(pruned)
-    assert [alive.memo for alive in pruned.inside.stages] == [{}, {}]
+    pruned = Session(adapter).prune_inputs(ask(processor, 1, 2), Within(layers=(1, 3)), Budget(keep_tokens=7))
+    assert [alive.memo for alive in Session(adapter).prefill(pruned).stages] == [{}, {}]
 
 
 @pytest.mark.parametrize("rows", [(1,), (1, 2)], ids=str)

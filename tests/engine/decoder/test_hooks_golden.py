@@ -11,7 +11,7 @@ from tokenprune import Budget, create_pruner
 from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.engine.decoder.hooks import InsideLLM
-from tokenprune.engine.decoder.prefill import PromptTokens
+from tokenprune.engine.decoder.inside_plan import InsidePlan, PromptTokens
 from tokenprune.towers.sizes import decoder_spec
 
 
@@ -46,8 +46,8 @@ def run(model, case, pruner, start, image, keep):
     number = (visual.long().cumsum(1) - 1).masked_fill(~visual, -1)
     spec = ModelSpec(decoder_spec(model.config), model.config.vocab_size, image)
     quota = pruner.schedule(spec, Budget(keep_tokens=keep), image)
-    prompt = PromptTokens(visual, number, [quota], torch.zeros(1, dtype=torch.long))
-    with torch.no_grad(), InsideLLM(model, pruner.steps(spec), prompt) as inside:
+    prompt = PromptTokens(visual, number, [quota], lambda: torch.zeros(1, dtype=torch.long))
+    with torch.no_grad(), InsideLLM(model, InsidePlan(pruner.steps(spec), prompt)) as inside:
         output = model.model(inputs_embeds=case["inputs_embeds"], use_cache=True)
         lengths = [layer.keys.shape[2] for layer in cache_of(output).layers]
         steps = [

@@ -6,7 +6,7 @@ import torch
 from tokenprune.core.errors import ModelError
 from tokenprune.core.steps import Step
 from tokenprune.engine.decoder.hooks import InsideLLM
-from tokenprune.engine.decoder.prefill import PromptTokens
+from tokenprune.engine.decoder.inside_plan import InsidePlan, PromptTokens
 from tokenprune.engine.trace import StageTrace
 from tokenprune.testing.families.qwen_vl import FAMILIES
 from tokenprune.testing.masked_layers import masked_layers_logits
@@ -23,9 +23,9 @@ def inside(model, inputs, pruner, ratio):
         visual,
         number,
         [pruner.counts(None, max(1, round(ratio * total)), total) for total in visual.sum(1).tolist()],
-        torch.arange(len(visual)),
+        lambda: torch.arange(len(visual)),
     )
-    return InsideLLM(model, [Step(stage, pruner) for stage in stages], prompt)
+    return InsideLLM(model, InsidePlan(tuple(Step(stage, pruner) for stage in stages), prompt))
 
 
 def generated(model, inputs, steps=17):

@@ -7,9 +7,11 @@ from transformers import DynamicCache
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
+from tokenprune.engine.decoder.hooks import InsideLLM
+from tokenprune.engine.loading import adapter_for, session_for
+from tokenprune.engine.session import Session
 from tokenprune.testing.families.llava import ask, tiny_llava, tiny_processor
 from tokenprune.testing.pruners import Within
 
@@ -17,10 +19,11 @@ from tokenprune.testing.pruners import Within
 def test_a_cache_that_holds_something_else_is_refused(llava):
     model, processor = llava
     adapter, inputs = adapter_for(model, processor), ask(processor, 1)
-    pruned, cache = adapter.prune_inputs(inputs, Within(), Budget(keep_tokens=7)), DynamicCache()
+    pruned, cache = Session(adapter).prune_inputs(inputs, Within(), Budget(keep_tokens=7)), DynamicCache()
     with torch.no_grad():
         model(input_ids=torch.tensor([[5, 6, 7]]), **{CACHE: cache})
-        with pytest.raises(ModelError, match="no cache but one that was filled in this block"), pruned.inside:
+        inside = InsideLLM(model, pruned.inside)
+        with pytest.raises(ModelError, match="no cache but one that was filled in this block"), inside:
             model(**pruned.inputs, **{CACHE: cache})
 
 
@@ -42,14 +45,14 @@ def test_decoders_of_another_build(part):
     model, processor = tiny_llava(), tiny_processor()
     delattr(model.get_decoder().layers[1] if part == "self_attn" else model.get_decoder(), part)
     with pytest.raises(ModelError, match=f"has no {part}"):
-        adapter_for(model, processor).prune_inputs(ask(processor, 1), Within(), Budget(keep_tokens=7))
+        session_for(model, processor).prune_inputs(ask(processor, 1), Within(), Budget(keep_tokens=7))
 
 
 def test_layers_of_another_type():
     model, processor = tiny_llava(), tiny_processor()
     model.get_decoder().config.layer_types = ["full_attention", "linear_attention"] * 2
     with pytest.raises(ModelError, match="layers of type linear_attention"):
-        adapter_for(model, processor).prune_inputs(ask(processor, 1), Within(), Budget(keep_tokens=7))
+        session_for(model, processor).prune_inputs(ask(processor, 1), Within(), Budget(keep_tokens=7))
 
 
 class Hidden(nn.Module):

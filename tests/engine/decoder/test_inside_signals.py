@@ -7,10 +7,11 @@ import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import tokenprune as tp
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import LLM_SIGNALS, Signal
+from tokenprune.engine.loading import adapter_for
+from tokenprune.engine.session import Session
 from tokenprune.testing.families.base import dense
 from tokenprune.testing.families.llava import ask, shared_llava
 from tokenprune.testing.masked_layers import layer_loop, llava_embeds
@@ -112,11 +113,11 @@ def test_row_ids_tell_the_images_of_a_row_and_their_order(llava):
 
     def ids(inputs):
         spy.given.clear()
-        adapter.prefill(adapter.prune_inputs(inputs, spy, Budget(keep_tokens=KEEP)))
-        return torch.cat([tokens.row_ids for tokens in spy.given]).tolist()
+        Session(adapter).prefill(Session(adapter).prune_inputs(inputs, spy, Budget(keep_tokens=KEEP)))
+        return torch.cat([tokens.content_ids() for tokens in spy.given]).tolist()
 
     batch, both = ask(processor, 1, 1), ask(processor, 2)
-    images = adapter.visual_tokens(batch, frozenset()).row_ids.tolist()
+    images = Session(adapter).visual_tokens(batch, frozenset()).content_ids().tolist()
     assert ids(batch) == images
     swapped = {**both, "pixel_values": both["pixel_values"].flip(0)}
     assert len({*images, *ids(both), *ids(swapped)}) == 4

@@ -10,7 +10,7 @@ from tokenprune.adapters.cache_argument import cache_of
 from tokenprune.core.errors import ModelError, SelectionError
 from tokenprune.core.plan import Operation, Operations
 from tokenprune.engine.decoder.hooks import InsideLLM
-from tokenprune.engine.decoder.prefill import PromptTokens
+from tokenprune.engine.decoder.inside_plan import InsidePlan, PromptTokens
 from tokenprune.testing.families.llava import ask, shared_llava, tiny_llava, tiny_processor
 from tokenprune.testing.families.qwen_vl import FAMILIES
 from tokenprune.testing.masked_operations import masked_operations_logits
@@ -97,8 +97,8 @@ def test_positions_with_three_axes(attention, seed):
     inputs, plan = QWEN.ask(processor, 1, 2), random_plan(seed)
     visual = QWEN.placeholder(model, inputs["input_ids"])
     number = (visual.long().cumsum(1) - 1).masked_fill(~visual, -1)
-    prompt = PromptTokens(visual, number, [()] * 2, torch.arange(2), torch.zeros_like(number))
-    with InsideLLM(model, (), prompt, plan.active):
+    prompt = PromptTokens(visual, number, [()] * 2, lambda: torch.arange(2), torch.zeros_like(number))
+    with InsideLLM(model, InsidePlan((), prompt, plan.active)):
         tokens, logits, _ = generated(model, inputs)
     groups = [[0] * int(row.sum()) for row in visual]
     wanted = masked_operations_logits(model, inputs, plan.active, groups, tokens, family=QWEN)

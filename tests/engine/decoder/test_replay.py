@@ -7,14 +7,16 @@ import pytest
 import torch
 
 import tokenprune as tp
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
 from tokenprune.core.plan import Operations
 from tokenprune.engine.decoder.hooks import _ACTIVE, _FORWARD, InsideLLM
+from tokenprune.engine.decoder.inside_plan import InsidePlan
 from tokenprune.engine.decoder.replay import Replay
+from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.prompt.pruned import prompt_tokens
 from tokenprune.engine.prompt.shorten import fresh
+from tokenprune.engine.session import Session
 from tokenprune.testing.families.llava import ask, shared_llava, tiny_llava, tiny_processor
 from tokenprune.testing.pruners import LAYERS, Planned, depthwise, random_plan
 
@@ -32,8 +34,8 @@ def encoded(attention, rows):
     """The adapter, its inputs, and what the LLM gets of them."""
     model, processor = shared_llava(attention)
     adapter, inputs = adapter_for(model, processor), ask(processor, *rows)
-    images = adapter.encode(inputs)
-    return adapter, inputs, images, adapter.prune_inputs(inputs, None, encoded=images).inputs
+    images = Session(adapter).encode(inputs)
+    return adapter, inputs, images, Session(adapter).prune_inputs(inputs, None, encoded=images).inputs
 
 
 def replayed(attention, rows, last=1, plan=EVERYTHING):
@@ -51,7 +53,7 @@ def replayed(attention, rows, last=1, plan=EVERYTHING):
 @torch.no_grad()
 def forward(adapter, pruned, last=1):
     """Logits of the whole model."""
-    with pruned.inside or nullcontext():
+    with InsideLLM(adapter.model, pruned.inside) if pruned.inside else nullcontext():
         return adapter.model(**fresh(pruned.inputs), use_cache=False, logits_to_keep=last).logits
 
 
@@ -61,7 +63,7 @@ def test_plans(attention, rows, last):
     adapter, inputs, images, _ = encoded(attention, rows)
     replay, _ = replayed(attention, rows, last)
     for plan in PLANS:
-        pruned = adapter.prune_inputs(inputs, Planned(given=plan), Budget(keep_tokens=TOTAL), encoded=images)
+        pruned = Session(adapter).prune_inputs(inputs, Planned(given=plan), Budget(keep_tokens=TOTAL), encoded=images)
         wanted = forward(adapter, pruned, last)
         torch.testing.assert_close(replay.under(plan), wanted, atol=1e-5, rtol=0)
         assert not torch.allclose(wanted, replay.logits, atol=1e-3)  # the plan does something
@@ -79,7 +81,7 @@ def test_a_block_around_the_model():
 def test_groups(plan):
     adapter, _, _, whole = encoded("sdpa", (1, 2))
     replay, prompt = replayed("sdpa", (1, 2), 2, plan)
-    with torch.no_grad(), InsideLLM(adapter.model, (), prompt, plan.active):
+    with torch.no_grad(), InsideLLM(adapter.model, InsidePlan((), prompt, plan.active)):
         wanted = adapter.model(**fresh(whole), logits_to_keep=2).logits
     torch.testing.assert_close(replay.under(plan), wanted, atol=1e-5, rtol=0)
 
@@ -90,7 +92,7 @@ def test_depths_of_dop(attention):
     replay, _ = replayed(attention, (1, 2))
     for depths in [{"attention_depth": 3}, {"mlp_depth": 1}, {"attention_depth": 2, "attention": "update_only"}]:
         pruner = tp.create_pruner("dop", base={"name": "random"}, **depths)
-        pruned = adapter.prune_inputs(inputs, pruner, Budget(keep_tokens=TOTAL), encoded=images)
+        pruned = Session(adapter).prune_inputs(inputs, pruner, Budget(keep_tokens=TOTAL), encoded=images)
         wanted = forward(adapter, pruned)
         torch.testing.assert_close(replay.under(pruner.operations(adapter.spec)), wanted, atol=1e-5, rtol=0)
 
@@ -137,18 +139,18 @@ def hooks(model):
 
 def test_nothing_is_left_on_the_model():
     adapter, _, _, whole = encoded("sdpa", (1, 2))
-    before = hooks(adapter.model), adapter.prefill(whole).logits
+    before = hooks(adapter.model), Session(adapter).prefill(whole).output.logits
     replay, _ = replayed("sdpa", (1, 2))
     assert hooks(adapter.model) == before[0]
     replay.under(PLANS[0])
     assert hooks(adapter.model) == before[0]
     assert (_ACTIVE.get(), _FORWARD.get()) == (None, None)  # the latter holds hidden states
-    assert torch.equal(adapter.prefill(whole).logits, before[1])
+    assert torch.equal(Session(adapter).prefill(whole).output.logits, before[1])
 
 
 def test_nothing_is_left_after_a_failure(monkeypatch):
     adapter, _, _, whole = encoded("sdpa", (1, 2))
-    before, wanted = hooks(adapter.model), adapter.prefill(whole).logits
+    before, wanted = hooks(adapter.model), Session(adapter).prefill(whole).output.logits
     replay, _ = replayed("sdpa", (1, 2))
 
     def fail(*args, **kwargs):
@@ -161,7 +163,7 @@ def test_nothing_is_left_after_a_failure(monkeypatch):
         with pytest.raises(RuntimeError):
             replayed("sdpa", (1, 2))
     assert hooks(adapter.model) == before
-    assert torch.equal(adapter.prefill(whole).logits, wanted)
+    assert torch.equal(Session(adapter).prefill(whole).output.logits, wanted)
 
 
 GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 99, "final_logit_softcapping": 2.0}
@@ -178,8 +180,8 @@ def test_logits_are_capped_if_the_model_caps_them(capped):
 
         model.register_forward_hook(cap)
     adapter, inputs, plan = adapter_for(model, tiny_processor()), ask(tiny_processor(), 1, 2), depthwise(4, 3, 1)
-    images = adapter.encode(inputs)
-    whole = adapter.prune_inputs(inputs, None, encoded=images).inputs
+    images = Session(adapter).encode(inputs)
+    whole = Session(adapter).prune_inputs(inputs, None, encoded=images).inputs
     prompt = prompt_tokens(
         (),
         adapter.placeholders(whole["input_ids"]),
@@ -187,10 +189,10 @@ def test_logits_are_capped_if_the_model_caps_them(capped):
         torch.ones_like(images.layout.free),
         operations=plan,
     )
-    pruned = adapter.prune_inputs(inputs, Planned(given=plan), Budget(keep_tokens=TOTAL), encoded=images)
+    pruned = Session(adapter).prune_inputs(inputs, Planned(given=plan), Budget(keep_tokens=TOTAL), encoded=images)
     replay = Replay(model, fresh(whole), prompt, 1)
     assert (replay.logits.abs().max() <= 2) == capped
-    torch.testing.assert_close(replay.under(plan), adapter.prefill(pruned).logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(replay.under(plan), Session(adapter).prefill(pruned).output.logits, atol=1e-5, rtol=0)
 
 
 def test_a_model_that_makes_its_logits_in_another_way_is_refused():

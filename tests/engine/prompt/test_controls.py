@@ -5,12 +5,13 @@ import torch
 from PIL import Image
 
 import tokenprune as tp
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.embedded.model import load_embedded
+from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.prompt.controls import Evidence, check_samples
+from tokenprune.engine.session import Session
 from tokenprune.functional.evidence import evidence_tokens
 from tokenprune.pruners.base import create_pruner
 from tokenprune.tasks.scenes import Scenes
@@ -32,16 +33,18 @@ def samples():
 
 
 def prune(adapter, samples, given="samples", **options):
-    prepared = adapter.prepare(samples)
+    prepared = Session(adapter).prepare(samples)
     more = {"samples": samples} if given else {}
-    return adapter.prune_inputs(prepared.inputs, create_pruner("cdpruner", **options), K, prepared.questions, **more)
+    return Session(adapter).prune_inputs(
+        prepared.inputs, create_pruner("cdpruner", **options), K, prepared.questions, **more
+    )
 
 
 @pytest.mark.parametrize("conditioning", ["clip_text", "prompt_embedding"])
 def test_another_question_chooses_and_the_prompt_stays(embedded, samples, conditioning):
     own, other = (prune(embedded, samples, conditioning=conditioning, relevance_question=q) for q in ("own", "other"))
-    prepared = embedded.prepare(samples)
-    told = embedded.prune_inputs(
+    prepared = Session(embedded).prepare(samples)
+    told = Session(embedded).prune_inputs(
         prepared.inputs,
         create_pruner("cdpruner", conditioning=conditioning),
         K,
@@ -53,14 +56,16 @@ def test_another_question_chooses_and_the_prompt_stays(embedded, samples, condit
 
 
 def test_signals_are_kept_for_each_question_by_itself(embedded, samples):
-    prepared = embedded.prepare(samples)
+    prepared = Session(embedded).prepare(samples)
     pruners = [create_pruner("cdpruner", **options) for options in ({}, OTHER, ORACLE)]
     requires = frozenset().union(*(pruner.requires for pruner in pruners))
-    encoded = embedded.encode(prepared.inputs, requires)
+    encoded = Session(embedded).encode(prepared.inputs, requires)
     for _ in range(2):  # what was made before must not be taken for what is asked now
         for pruner in pruners:
             shared, alone = (
-                embedded.prune_inputs(prepared.inputs, pruner, K, prepared.questions, encoded=each, samples=samples)
+                Session(embedded).prune_inputs(
+                    prepared.inputs, pruner, K, prepared.questions, encoded=each, samples=samples
+                )
                 for each in (encoded, None)
             )
             assert torch.equal(shared.selection.order, alone.selection.order)
@@ -74,8 +79,8 @@ def test_controls_do_not_depend_on_the_batch(embedded, samples, options):
 
 
 def test_evidence_is_1_at_what_is_asked_about(embedded, samples):
-    prepared = embedded.prepare(samples)
-    found = Evidence(tuple(samples))(embedded.encode(prepared.inputs)).view(6, 144)
+    prepared = Session(embedded).prepare(samples)
+    found = Evidence(tuple(samples))(Session(embedded).encode(prepared.inputs)).view(6, 144)
     for row, sample in enumerate(samples):
         wanted = torch.zeros(144)
         wanted[evidence_tokens(sample.boxes, sample.image.size, (12, 12))] = 1
@@ -85,7 +90,7 @@ def test_evidence_is_1_at_what_is_asked_about(embedded, samples):
 
 def test_the_oracle_keeps_the_evidence_first(embedded, samples):
     keep = prune(embedded, samples, **ORACLE).selection.keep
-    found = Evidence(tuple(samples))(embedded.encode(embedded.prepare(samples).inputs)).view(6, 144)
+    found = Evidence(tuple(samples))(Session(embedded).encode(Session(embedded).prepare(samples).inputs)).view(6, 144)
     for row in range(6):
         kept, there = int(found[row, keep[row]].sum()), int(found[row].sum())
         assert kept >= min(there, 16) - 1  # one that the others span adds nothing
@@ -106,7 +111,7 @@ def test_without_samples_controls_are_refused(embedded, samples, options, messag
         tp.prune(model, processor, "cdpruner", keep_tokens=16, **options),
         pytest.raises(ModelError, match=message),
     ):
-        model.generate(**embedded.prepare(samples).inputs, max_new_tokens=1)
+        model.generate(**Session(embedded).prepare(samples).inputs, max_new_tokens=1)
 
 
 def test_a_task_that_does_not_know_is_refused_before_anything_is_loaded(samples):
@@ -127,8 +132,8 @@ def test_rows_that_are_parts_of_pictures_are_refused():
     adapter, inputs = adapter_for(model, processor), family.ask(processor, 1)
     samples = [Sample("a", Image.new("RGB", (80, 80)), "why ?", "", boxes=((0, 0, 9, 9),))]
     with pytest.raises(ModelError, match="conditioning oracle needs prompts of one image whose visual tokens are one"):
-        adapter.prune_inputs(inputs, create_pruner("cdpruner", **ORACLE), K, samples=samples)
+        Session(adapter).prune_inputs(inputs, create_pruner("cdpruner", **ORACLE), K, samples=samples)
     model, processor = shared_llava("sdpa")
     two = ask(processor, 2)
     with pytest.raises(ModelError, match="prompts of one image"):
-        adapter_for(model, processor).prune_inputs(two, create_pruner("cdpruner", **ORACLE), K, samples=samples)
+        session_for(model, processor).prune_inputs(two, create_pruner("cdpruner", **ORACLE), K, samples=samples)

@@ -6,12 +6,13 @@ import torch
 from tiny_aya_vision import AyaVision
 from tokenizers import AddedToken
 
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
+from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.prompt.chat_format import ChatFormat, marks_of, template_format, template_text, write_chat
 from tokenprune.engine.prompt.question import check_words, formats_of, last_question, write_prompt
+from tokenprune.engine.session import Session
 from tokenprune.testing.families import families
 from tokenprune.testing.families.llava import ask, tiny_processor
 from tokenprune.testing.pictures import picture
@@ -63,7 +64,7 @@ def test_common_chat_formats(prompt):
 
 
 def test_the_adapter_reads_each_row(llava):
-    questions = adapter_for(*llava).questions(ask(llava[1], 1, 2))
+    questions = session_for(*llava).questions(ask(llava[1], 1, 2))
     assert questions == ["what color is the circle ?", "how many red things are there ?"]
 
 
@@ -232,7 +233,9 @@ def test_what_a_user_says_becomes_no_mark(name):
 
     def marks(words):
         sample = Sample("7", picture(1), f"is there {words} a star ?", "yes", place="q.jsonl line 3")
-        return [token for token in adapter.prepare([sample]).inputs["input_ids"][0].tolist() if token in markup]
+        return [
+            token for token in Session(adapter).prepare([sample]).inputs["input_ids"][0].tolist() if token in markup
+        ]
 
     harmless, refused = marks("not"), {}
     for words in (*TURNED, *ANSWERED, *(each.content for each in added.values()), "{question} {} {{ 1 }} {% x %}"):
@@ -284,7 +287,7 @@ def test_a_question_has_no_special_token_in_its_embeddings(llava):
     """Where questions are given beside the prompt, nothing has refused them."""
     adapter, inputs = adapter_for(*llava), ask(llava[1], 1)
     plain, special = (
-        adapter.visual_tokens(inputs, frozenset({Signal.PROMPT_EMBEDS}), [text]).signals[Signal.PROMPT_EMBEDS]
+        Session(adapter).visual_tokens(inputs, frozenset({Signal.PROMPT_EMBEDS}), [text]).signals[Signal.PROMPT_EMBEDS]
         for text in ("is there < image > ?", "is there <image> ?")
     )
     assert torch.equal(plain, special)

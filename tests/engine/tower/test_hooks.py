@@ -97,7 +97,7 @@ def test_signals_and_grid_are_of_what_a_stage_gets():
     assert [tuple(tokens.signals["keys"].shape) for tokens in seen] == [(3, 36, 32), (3, 18, 32)]
     for layer, tokens in zip((1, 3), seen, strict=True):
         assert torch.equal(tokens.features, hidden[layer][:, 5:])
-        assert tokens.row_ids.unique().shape == (3,)
+        assert tokens.content_ids().unique().shape == (3,)
 
 
 def test_merged_features_replace_those_of_the_kept():

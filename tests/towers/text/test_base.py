@@ -174,7 +174,7 @@ def test_known_open_clip_towers_exist():
 
 
 def test_loaded_once_for_a_model(tmp_path, monkeypatch):
-    from tokenprune.adapters.registry import adapter_for
+    from tokenprune.engine.loading import adapter_for
     from tokenprune.towers.text import clip as clip_tower
 
     for part in tiny_clip():
@@ -183,7 +183,7 @@ def test_loaded_once_for_a_model(tmp_path, monkeypatch):
     monkeypatch.setattr(clip_tower, "load", lambda *args: loads.append(args) or load(*args))
     first, second = (adapter_for(*shared_llava("sdpa"), text_tower=str(tmp_path)) for _ in range(2))
     assert loads == []  # only if a pruner needs it
-    assert first.load_text_tower("clip") is second.load_text_tower()
+    assert load_text_tower(first.model, str(tmp_path), "clip") is load_text_tower(second.model, str(tmp_path), None)
     assert len(loads) == 1
     with pytest.raises(ModelError, match="open_clip:<model>@<weights>"):
-        first.load_text_tower("open_clip")
+        load_text_tower(first.model, str(tmp_path), "open_clip")

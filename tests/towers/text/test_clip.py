@@ -3,9 +3,10 @@ import torch
 from transformers import CLIPModel, CLIPTextModelWithProjection
 
 import tokenprune as tp
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import Signal
+from tokenprune.engine.loading import adapter_for, session_for
+from tokenprune.engine.session import Session
 from tokenprune.testing.families.llava import ask, shared_llava
 from tokenprune.testing.pruners import Project, Relevance
 from tokenprune.testing.towers import tiny_clip
@@ -26,7 +27,7 @@ def test_embeddings_are_those_of_the_whole_clip(saved):
     model, processor = shared_llava("sdpa")
     clip, tokenizer = tiny_clip()
     inputs = ask(processor, 1, 2)
-    tokens = adapter_for(model, processor, text_tower=saved).visual_tokens(inputs, BOTH)
+    tokens = session_for(model, processor, text_tower=saved).visual_tokens(inputs, BOTH)
     seen = clip.vision_model(inputs["pixel_values"], output_hidden_states=True).hidden_states[-2][:, 1:]
     patches = clip.visual_projection(clip.vision_model.post_layernorm(seen))
     torch.testing.assert_close(tokens.signals["clip_image_embeds"], patches)
@@ -59,11 +60,11 @@ def test_only_what_is_required_is_computed(saved, monkeypatch):
     adapter = adapter_for(*shared_llava("sdpa"), text_tower=saved)
     inputs = ask(adapter.processor, 1)
     for one in sorted(BOTH):
-        assert adapter.visual_tokens(inputs, frozenset({one})).signals.keys() == {one}
+        assert Session(adapter).visual_tokens(inputs, frozenset({one})).signals.keys() == {one}
     monkeypatch.setattr(ClipTower, "embed_text", lambda *args: pytest.fail("text embedded"))
-    adapter.visual_tokens(inputs, frozenset({Signal.CLIP_IMAGE_EMBEDS}))
+    Session(adapter).visual_tokens(inputs, frozenset({Signal.CLIP_IMAGE_EMBEDS}))
     monkeypatch.setattr(ClipTower, "project", lambda *args: pytest.fail("patches embedded"))
-    adapter.visual_tokens(inputs, frozenset({Signal.PROMPT_MASK}))
+    Session(adapter).visual_tokens(inputs, frozenset({Signal.PROMPT_MASK}))
 
 
 def test_the_question_matters_and_can_be_given(saved):

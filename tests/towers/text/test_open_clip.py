@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer
 
 import tokenprune as tp
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import Signal
+from tokenprune.engine.loading import session_for
 from tokenprune.testing.families.llava import PATCH_SIZE, ask, shared_llava
 from tokenprune.testing.families.parts import randomise
 from tokenprune.testing.pictures import IMAGE_SIZE
@@ -142,7 +142,7 @@ def test_signals_and_pruning_through_open_clip(pair):
     inputs = ask(processor, 1, 2)
     both = frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.CLIP_TEXT_EMBEDS})
     towers = (pair[0], f"open_clip:{pair[1]}")
-    signals = [adapter_for(model, processor, text_tower=tower).visual_tokens(inputs, both).signals for tower in towers]
+    signals = [session_for(model, processor, text_tower=tower).visual_tokens(inputs, both).signals for tower in towers]
     for name in both:
         torch.testing.assert_close(signals[0][name], signals[1][name], atol=1e-5, rtol=0)
     keeps = []

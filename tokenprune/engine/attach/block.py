@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,10 +20,22 @@ from tokenprune.engine.attach.columns import columns_of
 from tokenprune.engine.attach.generate_settings import lengths, setting
 from tokenprune.engine.attach.handlers import brings_pixels, named
 from tokenprune.engine.attach.model_run import Run, current_run
+from tokenprune.engine.decoder.hooks import InsideLLM
 from tokenprune.engine.prompt.encoders import without_pixels
-from tokenprune.engine.prompt.shorten import COLUMN, as_tensors
-from tokenprune.engine.trace import Trace
-from tokenprune.engine.turns import COLUMNS, TYPES, Note, Turn, cached_text, new_images, remembered, split_at_cache
+from tokenprune.engine.prompt.shorten import COLUMN, PrunedInputs, as_tensors
+from tokenprune.engine.session import Session
+from tokenprune.engine.trace import PrunedCall, Trace, stage_traces
+from tokenprune.engine.turns import (
+    COLUMNS,
+    TYPES,
+    Note,
+    Turn,
+    cached_text,
+    new_images,
+    remember,
+    remembered,
+    split_at_cache,
+)
 from tokenprune.pruners.base import Pruner
 
 
@@ -32,20 +44,26 @@ class Block:
     """An open block; see ``interception.Handler`` for its calls.
 
     Attributes:
-        adapter, pruner, budget: what prunes.
+        session: with the model.
+        pruner, budget: what prunes.
         question: of all rows, or of each, or None to read it off the prompts.
         trace: for the user.
         trace_features: whether the trace holds features that a pruner made.
         notes: of caches that were filled in this block and live still.
     """
 
-    adapter: ModelAdapter
+    session: Session
     pruner: Pruner
     budget: Budget | None
     question: str | Sequence[str] | None
     trace: Trace = field(default_factory=Trace)
     trace_features: bool = False
     notes: weakref.WeakSet[Note] = field(default_factory=weakref.WeakSet)
+
+    @property
+    def adapter(self) -> ModelAdapter:
+        """That of the session."""
+        return self.session.adapter
 
     def passes(self, entry: str, kwargs: dict[str, Any]) -> bool:
         """Whether a call is a part of a run of this block and needs nothing; in decoding, that is each forward."""
@@ -73,7 +91,7 @@ class Block:
             return original(*args, **kwargs)
         with run.under_way():
             output = run.forward(original, run.arguments)
-        run.finish(_returned_cache(output, run.arguments))
+        self._finish(run, _returned_cache(output, run.arguments))
         return output
 
     def forget(self) -> None:
@@ -99,7 +117,7 @@ class Block:
         sequences = getattr(output, "sequences", output[0] if isinstance(output, tuple) else output)
         assert isinstance(sequences, Tensor)
         alike = len(sequences) == len(prompt.ids) and beams == 1  # else its rows are not the caller's
-        run.finish(getattr(output, CACHE, given.get(CACHE)) if alike else None)
+        self._finish(run, getattr(output, CACHE, given.get(CACHE)) if alike else None)
         sequences = prompt.restore(sequences)
         if isinstance(output, Tensor):
             return sequences
@@ -166,7 +184,7 @@ class Block:
             arguments = {**arguments, COLUMN: torch.arange(ids.shape[1], device=ids.device).expand_as(ids)}
         if ids is not None:
             arguments = as_tensors(self.adapter.model, arguments)
-        pruned = self.adapter.prune_inputs(arguments, self.pruner, self.budget, questions)
+        pruned = self.session.prune_inputs(arguments, self.pruner, self.budget, questions)
         inputs = pruned.inputs
         assert ids is not None  # prune_inputs would have refused
         if (column := inputs.pop(COLUMN, None)) is not None:
@@ -174,8 +192,11 @@ class Block:
         images = torch.bincount(torch.tensor(pruned.layout.item_rows, device="cpu"), minlength=len(ids)).to(ids.device)
         pixels = len(arguments["pixel_values"]) if arguments.get("pixel_values") is not None else 0
         shown = {name: inputs[name] for name in TYPES.union(COLUMNS) if inputs.get(name) is not None}
-        turn = Turn(ids, shown, images, pixels, pruned.inside)
-        return Run(self, inputs, pruned, images, turn, pruned.inside, waiting=inputs["input_ids"].shape[1])
+        inside = InsideLLM(self.adapter.model, pruned.inside) if pruned.inside is not None else None
+        turn = Turn(ids, shown, images, pixels)
+        return Run(
+            self, self.adapter.device, inputs, pruned, images, turn, inside, waiting=inputs["input_ids"].shape[1]
+        )
 
     def _continue(self, turn: Turn, arguments: Mapping[str, Any], *, generating: bool) -> Run:
         """Translate a later turn to what the cache holds, and prune the images that are new in it."""
@@ -185,9 +206,10 @@ class Block:
         added = self.adapter.count_images(fresh["input_ids"])
         new = new_images(turn, arguments.get("pixel_values"), added)
         rest = without_pixels(self.adapter.model, arguments)
-        run = Run(self, rest | fresh, inside=turn.inside)
+        run = Run(self, self.adapter.device, rest | fresh)
         if turn.inside is not None:
-            turn.inside.resume(cache)
+            run.inside = InsideLLM(self.adapter.model, turn.inside.plan)
+            run.inside.resume(cache, turn.inside)
         if turn.inside is not None and (new is not None or added.any()):
             raise ModelError(
                 "later turns cannot bring images if the pruner works inside the LLM; give them all at first"
@@ -212,6 +234,29 @@ class Block:
         if generating and whole:  # ``generate`` itself skips what the cache holds; a forward does not
             run.arguments |= joined
         return run
+
+    def _finish(self, run: Run, cache: Any) -> None:
+        """Note what was done, once the model has returned."""
+        if run.pruned is not None and run.images is not None:
+            self.trace.calls.append(self._told(run, run.pruned, len(run.images)))
+        if run.turn is not None and cache is not None:
+            held = run.inside.held if run.inside is not None else None
+            self.notes.add(remember(replace(run.turn, inside=held), cache, self))
+
+    def _told(self, run: Run, pruned: PrunedInputs, batch: int) -> PrunedCall:
+        """What the trace tells; a selection inside the LLM is no part of the prefill's time."""
+        inside = run.inside.seconds["selection"] if run.inside else 0.0
+        stages = stage_traces(pruned, run.inside.stages if run.inside else (), batch)
+        before, selection = pruned.layout.free_tokens(), pruned.selection
+        after = stages[-1].counts if stages else before  # if nothing went through the LLM: ``custom_generate`` may
+        if selection is not None and not self.trace_features:
+            selection = selection.without_features()
+        seconds = {
+            "vision": pruned.seconds["vision"],
+            "selection": pruned.seconds["selection"] + inside,
+            "prefill": run.prefill_seconds - inside,
+        }
+        return PrunedCall(selection, stages, list(zip(before, after, strict=True)), seconds)
 
 
 def _returned_cache(output: Any, arguments: Mapping[str, Any]) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +17,7 @@ from tokenprune.engine.attach.wrapped import EMBEDDED
 from tokenprune.engine.decoder.hooks import InsideLLM, nothing_inside
 from tokenprune.engine.prompt.shorten import PrunedInputs
 from tokenprune.engine.stopwatch import now
-from tokenprune.engine.trace import PrunedCall, stage_traces
-from tokenprune.engine.turns import Turn, remember
-
-if TYPE_CHECKING:
-    from tokenprune.engine.attach.block import Block
+from tokenprune.engine.turns import Turn
 
 RUN: ContextVar[Run | None] = ContextVar("tokenprune_run", default=None)
 
@@ -38,6 +34,7 @@ class Run:
 
     Attributes:
         block: that it runs in.
+        device: where the model's clock is read.
         arguments: what the model is given instead of the caller's arguments.
         pruned: for the trace; None if this call brings no images.
         images: (B,) long, images that this call brings in each row.
@@ -45,9 +42,11 @@ class Run:
         inside: what prunes inside the LLM, now or when the cache was filled; None if nothing does.
         waiting: columns of the prompt that have not gone through the LLM.
         over: whether it has ended; a context that was copied meanwhile goes on with it.
+        prefill_seconds: that the prompt took in the LLM, selections included.
     """
 
-    block: Block
+    block: object
+    device: torch.device
     arguments: dict[str, Any]
     pruned: PrunedInputs | None = None
     images: Tensor | None = None
@@ -55,6 +54,7 @@ class Run:
     inside: InsideLLM | None = None
     waiting: int = 0
     over: bool = False
+    prefill_seconds: float = 0.0
 
     @contextmanager
     def under_way(self) -> Iterator[None]:
@@ -81,12 +81,9 @@ class Run:
         if self.waiting <= 0:
             with nullcontext() if self.inside is None or self._continues(kwargs) else nothing_inside():
                 return original(**kwargs)
-        device = self.block.adapter.device
-        started = now(device)
+        started = now(self.device)
         output = original(**kwargs)
-        if self.pruned is not None:
-            seconds = self.pruned.seconds
-            seconds["prefill"] = seconds.get("prefill", 0.0) + now(device) - started
+        self.prefill_seconds += now(self.device) - started
         self.waiting -= kwargs["input_ids"].shape[1]
         return output
 
@@ -99,27 +96,7 @@ class Run:
             return False
         return torch.equal(ids[:, : shown.shape[1]], shown.repeat_interleave(len(ids) // len(shown), 0).to(ids.device))
 
-    def finish(self, cache: Any) -> None:
-        """Note what was done, once the model has returned."""
-        if self.pruned is not None and self.images is not None:
-            self.block.trace.calls.append(_call(self.pruned, self.images, features=self.block.trace_features))
-        if self.turn is not None and cache is not None:
-            self.block.notes.add(remember(self.turn, cache, self.block))
-
 
 def _grown(cache: Any, given: Any) -> bool:
     """Whether a prompt's first forward gets a cache that holds something, though the call came without one."""
     return cache is not None and given is None and bool(int(cache.get_seq_length()))
-
-
-def _call(pruned: PrunedInputs, images: Tensor, *, features: bool) -> PrunedCall:
-    """What the trace tells of a call that is over; a selection inside the LLM is no part of the prefill's time."""
-    stages = stage_traces(pruned, len(images))
-    inside = pruned.inside.seconds["selection"] if pruned.inside else 0.0
-    seconds = {"prefill": 0.0, **pruned.seconds}
-    seconds |= {"selection": seconds["selection"] + inside, "prefill": seconds["prefill"] - inside}
-    before, selection = pruned.layout.free_tokens(), pruned.selection
-    after = stages[-1].counts if stages else before  # if nothing went through the LLM, as ``custom_generate`` may do
-    if selection is not None and not features:
-        selection = selection.without_features()
-    return PrunedCall(selection, stages, list(zip(before, after, strict=True)), seconds)

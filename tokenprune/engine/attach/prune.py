@@ -9,13 +9,13 @@ from contextlib import ContextDecorator
 from dataclasses import dataclass
 from typing import Any
 
-from tokenprune.adapters.registry import adapter_for
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ConfigError
 from tokenprune.engine.attach.block import Block
 from tokenprune.engine.attach.handlers import Guard, Unpruned
 from tokenprune.engine.attach.interception import Opening, UnprunedWarning
 from tokenprune.engine.attach.wrapped import unwrapped
+from tokenprune.engine.loading import session_for
 from tokenprune.engine.trace import Trace
 from tokenprune.pruners.base import Pruner, as_pruner
 
@@ -236,7 +236,7 @@ def _handler(
         raise ConfigError(f"the pruner's options fix its budget ({chosen.budget}); leave out {', '.join(given)}")
     else:
         target = chosen.budget
-    adapter = adapter_for(model, processor, **adapting)
-    adapter.check_pruner(chosen)
-    adapter.check_budget(chosen, adapter.spec, target)
-    return Block(adapter, chosen, target, question, trace, trace_features)
+    session = session_for(model, processor, **adapting)
+    session.adapter.check_pruner(chosen)
+    session.adapter.check_budget(chosen, session.adapter.spec, target)
+    return Block(session, chosen, target, question, trace, trace_features)

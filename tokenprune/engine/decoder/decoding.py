@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class Decoding:
         decoder: Any,
         kind: str,
         cache: Any,
-        layers: dict[int, Alive],
+        layers: Mapping[int, Alive],
         columns: int,
         tail: Tensor | None,
         windows: Sequence[int | None],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -27,9 +27,10 @@ from tokenprune.engine.decoder.alive import Alive
 from tokenprune.engine.decoder.decoder_checks import check_cache, check_checkpointing, check_decoder, check_uncompiled
 from tokenprune.engine.decoder.decoding import Decoding, windows_of
 from tokenprune.engine.decoder.deepstack import DeepStack
+from tokenprune.engine.decoder.inside_plan import HeldPrompt, InsidePlan
 from tokenprune.engine.decoder.operation_hooks import operation_hooks
 from tokenprune.engine.decoder.operations import Rows, Running
-from tokenprune.engine.decoder.prefill import ATTENDED, Prefill, PromptTokens
+from tokenprune.engine.decoder.prefill import ATTENDED, Prefill
 from tokenprune.engine.decoder.tap import Attended, tapped
 
 Arguments = dict[str, Any]
@@ -53,25 +54,25 @@ def nothing_inside() -> Iterator[None]:
 class InsideLLM:
     """Prunes at decoder layers while it is entered, in the entering thread alone.
 
-    It may be entered again for a later turn on a cache that it filled. Other threads may run the same model meanwhile:
-    the hooks do nothing there, and if one is removed just then, torch calls it without the keyword arguments.
+    Other threads may run the same model meanwhile: the hooks do nothing there, and if one is removed just then, torch
+    calls it without the keyword arguments.
 
     Args:
         model: with a decoder of the usual build.
-        steps: what selects at which layers, in their order.
-        prompt: of the calls.
-        active: (layers, 3, groups) bool, see ``Operations``; None if everything runs.
+        plan: what prunes, and the prompts.
 
     Attributes:
         stages: what went on from each step in the last prefill; empty before it.
         seconds: that all selections took.
+        held: what the last cache that was filled holds; None before it.
 
     Raises:
         ModelError: if the decoder is built in another way.
     """
 
-    def __init__(self, model: Any, steps: Sequence[Step], prompt: PromptTokens, active: Tensor | None = None) -> None:
-        self.model, self.decoder, self.steps, self.prompt = model, model.get_decoder(), tuple(steps), prompt
+    def __init__(self, model: Any, plan: InsidePlan) -> None:
+        self.model, self.decoder, self.plan, active = model, model.get_decoder(), plan, plan.active
+        self.steps, self.prompt = plan.steps, plan.prompt
         self.active = None if active is None or bool(active.all()) else active.cpu()
         self.kind = check_decoder(self.decoder)
         self._windows = windows_of(self.decoder.config, len(self.decoder.layers))
@@ -82,8 +83,8 @@ class InsideLLM:
             )
         self.stages: list[Alive] = []
         self.seconds = {"selection": 0.0}
-        self._caches: WeakKeyDictionary[Any, dict[int, Alive]] = WeakKeyDictionary()
-        self._held: dict[int, Alive] | None = None  # what the last cache's layers held of the prompt
+        self._caches: WeakKeyDictionary[Any, Mapping[int, Alive]] = WeakKeyDictionary()
+        self.held: HeldPrompt | None = None
 
     def __enter__(self) -> InsideLLM:
         check_uncompiled(self.model, self.decoder)
@@ -117,10 +118,10 @@ class InsideLLM:
         active = self.active
         return [] if active is None else (~active.all(2).all(1)).nonzero().flatten().tolist()
 
-    def resume(self, cache: Any) -> None:
-        """Note that a cache, perhaps a copy, holds the prompt as the last one did that was filled."""
-        if self._held is not None:
-            self._caches.setdefault(cache, self._held)
+    def resume(self, cache: Any, held: HeldPrompt) -> None:
+        """Go on with a cache that an earlier call filled, or a copy of one."""
+        self.held = held
+        self._caches[cache] = held.layers
 
     def knows(self, cache: Any) -> bool:
         """Whether a cache holds the prompt as this pruned it."""
@@ -183,7 +184,7 @@ class InsideLLM:
         stack = DeepStack.of(arguments, self._first())
         return Prefill(self.decoder, self.kind, self.steps, prompt, valid, embeds, columns, self.active, stack)
 
-    def _decode(self, arguments: Arguments, cache: Any, held: dict[int, Alive]) -> Decoding:
+    def _decode(self, arguments: Arguments, cache: Any, held: Mapping[int, Alive]) -> Decoding:
         mask, columns = arguments.get("attention_mask"), self.prompt.columns
         tail = mask[:, columns:].bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
         tail = None if tail is None or bool(tail.all()) else tail
@@ -205,7 +206,8 @@ class InsideLLM:
                 # What generate added to the prompt is decoded like all that comes later, and may be taken back.
                 added = forward.embeds.shape[1] - self.prompt.columns
                 held = {alive: alive.first(alive.slots.shape[1] - added) for alive in forward.layers.values()}
-                self._held = self._caches[cache] = {i: held[alive] for i, alive in forward.layers.items()}
+                self._caches[cache] = layers = {i: held[alive] for i, alive in forward.layers.items()}
+                self.held = HeldPrompt(self.plan, layers)
 
     def _rotated(self, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any = None) -> None:
         if _ACTIVE.get() is self and (forward := _FORWARD.get()):

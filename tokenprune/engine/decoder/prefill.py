@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from tokenprune.core.steps import Selector, Step
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.engine.decoder.alive import Alive
 from tokenprune.engine.decoder.deepstack import DeepStack
+from tokenprune.engine.decoder.inside_plan import PromptTokens
 from tokenprune.engine.decoder.inside_signals import StageView, stage_signals
 from tokenprune.engine.decoder.masks import build, narrow
 from tokenprune.engine.decoder.operations import LayerRows, Running
@@ -31,43 +31,6 @@ from tokenprune.functional.vectors import of_rows, take
 ATTENDED = frozenset({Signal.TEXT_ATTENTION, Signal.KEYS, Signal.TEXT_KEYS, Signal.ROPE_SIMILARITY})
 Arguments = dict[str, Any]
 Selected = tuple[Tensor, Tensor, TokenSelection]  # rows (G,), their visual tokens (G, N) among those alive, the choice
-
-
-@dataclass(frozen=True, eq=False)
-class PromptTokens:
-    """The prompts of a call, as the LLM sees them.
-
-    Attributes:
-        visual: (B, L) bool, where visual tokens are that may leave.
-        number: (B, L) long, which of its row's visual tokens each is, counting those that left before the LLM and those
-            that may not leave; -1 for text.
-        quota: of each row, how many visual tokens each stage selects.
-        ids: (B,) long, see ``VisualTokens.row_ids``.
-        group: (B, L) long, each visual token's group of ``Operations``; None if there are none.
-    """
-
-    visual: Tensor
-    number: Tensor
-    quota: Sequence[Sequence[int]]
-    ids: Tensor
-    group: Tensor | None = None
-
-    @property
-    def columns(self) -> int:
-        """L."""
-        return self.visual.shape[1]
-
-    def aligned(self, embeds: Tensor) -> PromptTokens:
-        """The same for a batch that ``generate`` repeated for beams, and to which it added tokens at the end."""
-        copies, more = len(embeds) // len(self.visual), embeds.shape[1] - self.columns
-
-        def fit(x: Tensor, filler: int) -> Tensor:
-            return torch.nn.functional.pad(x, (0, more), value=filler).repeat_interleave(copies, 0).to(embeds.device)
-
-        ids = self.ids.repeat_interleave(copies).to(embeds.device)
-        group = None if self.group is None else fit(self.group, 0)
-        quota = [each for each in self.quota for _ in range(copies)]
-        return PromptTokens(fit(self.visual, False), fit(self.number, -1), quota, ids, group)
 
 
 class Prefill:
@@ -263,11 +226,13 @@ class Prefill:
             rows = torch.tensor(members, device=hidden.device)
             visual = of_rows(alive.visual, rows).nonzero()[:, 1].view(len(members), left)
             signals = stage_signals(view, selector.requires, rows, visual, selector.text_rows)
-            tokens = VisualTokens(
-                take(of_rows(view.hidden, rows), visual), signals, row_ids=self.prompt.ids.to(hidden.device)[rows]
-            )
+            ids = functools.partial(self._ids, rows)
+            tokens = VisualTokens(take(of_rows(view.hidden, rows), visual), signals, row_ids=ids)
             chosen.append((rows, visual, selector.select(tokens, k)))
         return chosen
+
+    def _ids(self, rows: Tensor) -> Tensor:
+        return self.prompt.ids().to(rows.device)[rows]
 
     def _scores(self, selector: Selector, layer: Any, arguments: Arguments) -> Attended | None:
         """Queries and keys of the scoring layer; None if no signal is made of them."""

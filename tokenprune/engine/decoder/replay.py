@@ -18,7 +18,7 @@ from tokenprune.core.errors import ModelError
 from tokenprune.core.plan import Operations
 from tokenprune.engine.decoder.deepstack import LEVELS, PLACES
 from tokenprune.engine.decoder.hooks import InsideLLM
-from tokenprune.engine.decoder.prefill import PromptTokens
+from tokenprune.engine.decoder.inside_plan import InsidePlan, PromptTokens
 
 Arguments = dict[str, Any]
 
@@ -84,8 +84,8 @@ class Replay:
         partial = (~operations.active.all(2).all(1)).nonzero().flatten().tolist()
         if not partial:
             return self.logits
-        decoder, inside = self.model.get_decoder(), InsideLLM(self.model, (), self.prompt, operations.active)
-        with inside.running(self._whole):
+        decoder, plan = self.model.get_decoder(), InsidePlan((), self.prompt, operations.active)
+        with InsideLLM(self.model, plan).running(self._whole):
             hidden = self._layers[partial[0]]["hidden_states"]
             for index in range(partial[0], len(decoder.layers)):
                 arguments = {**self._layers[index], "hidden_states": hidden}

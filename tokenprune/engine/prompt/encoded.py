@@ -51,7 +51,8 @@ class Encoded:
 
 
 def encode(adapter: ModelAdapter, inputs: Mapping[str, Any], requires: frozenset[Signal]) -> Encoded:
-    """See ``ModelAdapter.encode``."""
+    """See ``Session.encode``."""
+    adapter.check_inputs(inputs)
     # Transformers keeps only the hidden state that the projector reads, unless asked for all.
     options = {"output_hidden_states": True} if requires & OF_A_LAYER else {}
     given = [name for name, pixels in PIXELS.items() if inputs.get(pixels) is not None]

@@ -7,6 +7,7 @@ Throughout, visual tokens are numbered over the whole batch in the order of thei
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Layout:
         free: (T,) bool, whether it is in a unit.
         batch: B, rows of the batch.
         item_rows: the batch row of each item.
-        ids: (U,) long, a hash of the pixels of each unit's item and of the unit's place in it.
+        pixels: of each item, of any shape.
     """
 
     units: tuple[Tensor, ...]
@@ -49,7 +50,7 @@ class Layout:
     free: Tensor
     batch: int
     item_rows: tuple[int, ...]
-    ids: Tensor
+    pixels: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, items: Sequence[Item], tokens: Sequence[Tensor], placeholder: Tensor) -> Layout:
@@ -67,8 +68,6 @@ class Layout:
         free = torch.zeros(len(row), dtype=torch.bool, device=device)
         free[torch.cat(placed)] = True
         first = torch.searchsorted(row, torch.arange(len(placeholder), device=device))
-        places = [torch.arange(len(item.units), device=device) for item in items]
-        hashes = [content_id(item.pixels).to(device) + 2 * place for item, place in zip(items, places, strict=True)]
         return cls(
             units=placed,
             grids=tuple(unit.grid for _, unit in units),
@@ -79,8 +78,21 @@ class Layout:
             free=free,
             batch=len(placeholder),
             item_rows=tuple(row[torch.stack([own[0] for own in tokens])].tolist()),
-            ids=torch.cat(hashes),
+            pixels=tuple(item.pixels for item in items),
         )
+
+    @functools.cached_property
+    def ids(self) -> Tensor:
+        """(U,) long, a hash of the pixels of each unit's item and of the unit's place in it; made when first read."""
+        hashes = [content_id(pixels).to(self.rows.device) for pixels in self.pixels]
+        places = [index - self.items.index(item) for index, item in enumerate(self.items)]
+        return torch.stack([hashes[item] + 2 * place for item, place in zip(self.items, places, strict=True)])
+
+    def row_ids(self) -> Tensor:
+        """(B,) long, a number that stands for all images of a batch row and their order."""
+        place = torch.arange(len(self.rows), device=self.rows.device) - torch.searchsorted(self.rows, self.rows)
+        ids = torch.zeros(self.batch, dtype=torch.long, device=self.rows.device)
+        return ids.index_add_(0, self.rows, self.ids * (2 * place + 1))  # place: of a unit in its row
 
     def free_tokens(self) -> list[int]:
         """Of each batch row, how many visual tokens a pruner may choose among."""

@@ -18,15 +18,16 @@ from tokenprune.core.signals import PAIRED, Signal
 from tokenprune.core.stages import PRE_LLM
 from tokenprune.core.steps import Selector, Step
 from tokenprune.engine.decoder.hooks import InsideLLM
-from tokenprune.engine.decoder.prefill import PromptTokens
+from tokenprune.engine.decoder.inside_plan import InsidePlan, PromptTokens
 from tokenprune.engine.prompt.controls import Evidence, question_of
-from tokenprune.engine.prompt.encoded import Encoded
+from tokenprune.engine.prompt.encoded import Encoded, encode
 from tokenprune.engine.prompt.encoder_features import EncoderFeatures
 from tokenprune.engine.prompt.layout import Choice, Layout, kept_tokens
 from tokenprune.engine.prompt.resized import Resized
 from tokenprune.engine.prompt.shorten import PrunedInputs, prune_prompt
 from tokenprune.engine.prompt.signals import Signals, Source, make_signals, rows_of
 from tokenprune.engine.stopwatch import stopwatch
+from tokenprune.towers.text.base import TextTower, load_text_tower
 from tokenprune.towers.timm_features import load_encoder
 
 if TYPE_CHECKING:
@@ -43,16 +44,15 @@ def prune_inputs(
     encoded: Encoded | None,
     samples: Sequence[Sample] | None = None,
 ) -> PrunedInputs:
-    """See ``ModelAdapter.prune_inputs``."""
+    """See ``Session.prune_inputs``."""
     steps, budget = _checked(adapter, pruner, budget) if pruner else ((), None)
     before = next((step.selector for step in steps if step.stage == PRE_LLM), None)
     requires = before.requires if before else frozenset()
-    # Loaded before the clock runs: it is not a part of the selection.
-    tower = adapter.load_text_tower(getattr(before, "text_tower", None)) if requires & PAIRED else None
+    tower = _paired_tower(adapter, before)  # before the clock runs: loading it is not a part of the selection
     device, seconds = adapter.device, {"vision": 0.0, "selection": 0.0}
     if encoded is None:
         with stopwatch(seconds, "vision", device):
-            encoded = adapter.encode(inputs, requires)
+            encoded = encode(adapter, inputs, requires)
     layout, left = encoded.layout, Left.all(encoded)
     chosen: tuple[Choice, ...] = ()
     counts = layout.counts(pruner, adapter.spec, budget) if pruner and budget else []
@@ -68,11 +68,19 @@ def prune_inputs(
     within = steps[1:] if before else steps
     operations, inside = pruner.operations(adapter.spec) if pruner else None, None
     if within or operations:
-        visual = adapter.placeholders(shorter["input_ids"])
         later = [each[len(steps) - len(within) :] for each in counts]
+        visual = adapter.placeholders(shorter["input_ids"])
         prompt = prompt_tokens(later, visual, layout, left.kept, chosen, operations)
-        inside = InsideLLM(adapter.model, within, prompt, operations.active if operations else None)
+        inside = InsidePlan(tuple(within), prompt, operations.active if operations else None)
+        InsideLLM(adapter.model, inside)  # refuses what it cannot prune before anything runs
     return PrunedInputs(shorter, chosen, left.kept, layout, seconds, inside)
+
+
+def _paired_tower(adapter: ModelAdapter, selector: Selector | None) -> TextTower | None:
+    """The text tower that a selector reads; None if it reads none."""
+    if selector is None or not selector.requires & PAIRED:
+        return None
+    return load_text_tower(adapter.model, adapter.text_tower, getattr(selector, "text_tower", None))
 
 
 def _sources(
@@ -210,15 +218,11 @@ def prompt_tokens(
     quota = [[0] * len(next(iter(counts), ())) for _ in range(layout.batch)]
     for row, each in zip(layout.item_rows, counts, strict=False):
         quota[row] = [total + count for total, count in zip(quota[row], each, strict=True)]
-    units = torch.arange(len(layout.rows), device=layout.rows.device)
-    place = units - torch.searchsorted(layout.rows, layout.rows)  # of a unit in its row
-    ids = torch.zeros(layout.batch, dtype=torch.long, device=layout.rows.device)
-    ids.index_add_(0, layout.rows, layout.ids * (2 * place + 1))
     group = None
     if operations is not None:
         group = torch.zeros_like(number)
         group[visual] = _groups(operations, layout, chosen)[kept].to(visual.device)
-    return PromptTokens(free, number, quota, ids, group)
+    return PromptTokens(free, number, quota, layout.row_ids, group)
 
 
 def _groups(operations: Operations, layout: Layout, chosen: Sequence[Choice]) -> Tensor:

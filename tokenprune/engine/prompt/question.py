@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tokenprune.adapters.base import ModelAdapter
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.engine.prompt.chat_format import (
@@ -98,6 +99,12 @@ def formats_of(processor: Any, roles: tuple[str, str] | None) -> tuple[ChatForma
     """Formats that prompts of a model may have: that of its adapter, that of its chat template, and common ones."""
     own = (ChatFormat(*roles, user=""),) if roles else ()
     return (*own, *template_format(processor), *COMMON)
+
+
+def questions_of(adapter: ModelAdapter, ids: Tensor) -> list[str]:
+    """What each of the prompts (B, L) asks."""
+    tokenizer, formats = adapter.processor.tokenizer, formats_of(adapter.processor, adapter.roles)
+    return [last_question(tokenizer, row, adapter.placeholders(row), formats) for row in ids]
 
 
 def last_question(tokenizer: Any, ids: Tensor, placeholder: Tensor, formats: Sequence[ChatFormat] = COMMON) -> str:

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +19,14 @@ from torch import Tensor
 
 from tokenprune.adapters.inputs import PIXELS, real_tokens
 from tokenprune.core.selection import TokenSelection
+from tokenprune.engine.decoder.inside_plan import InsidePlan
 from tokenprune.engine.prompt.encoders import names_of, without_pixels
 from tokenprune.engine.prompt.layout import Choice, Layout
-
-if TYPE_CHECKING:
-    from tokenprune.engine.decoder.hooks import InsideLLM
 
 
 @dataclass(frozen=True, eq=False)
 class PrunedInputs:
-    """Inputs whose images are encoded and pruned; an adapter's ``generate`` and ``prefill`` and the model take them.
+    """Inputs whose images are encoded and pruned; a session's ``generate`` and ``prefill`` take them.
 
     Attributes:
         inputs: keyword arguments of the model.
@@ -36,7 +34,7 @@ class PrunedInputs:
         kept: (T,) bool, which visual tokens of the batch entered the LLM.
         layout: of the visual tokens.
         seconds: of ``vision`` (tower and projector) and ``selection`` (signals, text tower and pruner) before the LLM.
-        inside: prunes inside the LLM while the model runs on these inputs; None if that is all done.
+        inside: what a session prunes inside the LLM while the model runs on these inputs; None if that is all done.
     """
 
     inputs: dict[str, Any]
@@ -44,7 +42,7 @@ class PrunedInputs:
     kept: Tensor
     layout: Layout
     seconds: dict[str, float]
-    inside: InsideLLM | None = None
+    inside: InsidePlan | None = None
 
     @property
     def selection(self) -> TokenSelection | None:
@@ -62,8 +60,8 @@ class PrunedInputs:
         return totals
 
 
-def unpack(inputs: Mapping[str, Any] | PrunedInputs) -> tuple[Mapping[str, Any], InsideLLM | None]:
-    """Keyword arguments of the model, and what prunes inside the LLM while it runs on them."""
+def unpack(inputs: Mapping[str, Any] | PrunedInputs) -> tuple[Mapping[str, Any], InsidePlan | None]:
+    """Keyword arguments of the model, and what is pruned inside the LLM while it runs on them."""
     return (inputs.inputs, inputs.inside) if isinstance(inputs, PrunedInputs) else (inputs, None)
 
 

@@ -16,7 +16,8 @@ from tokenprune.core.precision import exact, on_cpu_unless_said
 from tokenprune.core.signals import PAIRED, PROMPT, TEXTUAL, Signal
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.engine.prompt.encoded import Encoded
-from tokenprune.towers.text.base import TextTower
+from tokenprune.engine.prompt.question import questions_of
+from tokenprune.towers.text.base import TextTower, load_text_tower
 
 if TYPE_CHECKING:
     from tokenprune.adapters.base import ModelAdapter
@@ -48,14 +49,14 @@ def make_signals(
     tower: TextTower | None,
     sources: Mapping[Signal, Source] | None = None,
 ) -> Signals:
-    """See ``ModelAdapter.visual_tokens``; ``sources`` make signals that the model alone does not have."""
+    """See ``Session.visual_tokens``; ``sources`` make signals that the model alone does not have."""
     sources = sources or {}
     check_offered(adapter.offers | sources.keys(), requires, type(adapter).__name__)
-    tower = tower or (adapter.load_text_tower() if requires & PAIRED else None)
+    tower = tower or (load_text_tower(adapter.model, adapter.text_tower, None) if requires & PAIRED else None)
     if questions is not None and len(questions) != len(inputs["input_ids"]):
         raise ModelError(f"there are {len(questions)} questions for {len(inputs['input_ids'])} prompts")
     if questions is None and requires & TEXTUAL:
-        questions = adapter.questions(inputs)
+        questions = questions_of(adapter, inputs["input_ids"])
     asked = tuple(questions or ())
     made_by = {**dict.fromkeys(PAIRED, tower), **sources}
     keys = {signal: (signal, made_by.get(signal), asked if signal in TEXTUAL else ()) for signal in requires}
@@ -119,7 +120,7 @@ def rows_of(encoded: Encoded, signals: Signals, units: Sequence[int]) -> VisualT
     found |= {name: x[rows.to(x.device)].to(features.device) for name, x in signals.of_prompts.items()}
     grid = grids.pop() if len(grids) == 1 else None
     padded = None if len(set(lengths)) == 1 else valid
-    return VisualTokens(take(features), found, grid=grid, valid=padded, row_ids=layout.ids[which])
+    return VisualTokens(take(features), found, grid=grid, valid=padded, row_ids=lambda: layout.ids[which])
 
 
 def _embed(model: Any, tokenizer: Any, questions: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -64,7 +64,7 @@ class Run:
     """A forward that is under way.
 
     Attributes:
-        ids: (B,) long, hashes of the images.
+        images: (B, 3, height, width), pixels.
         grid: (height, width) of the patches.
         counts: patches that each stage leaves.
         attended: input of the attention before the next stage and its rotary embeddings; None if nobody asks.
@@ -72,7 +72,7 @@ class Run:
         stages: for the trace.
     """
 
-    ids: Tensor
+    images: Tensor
     grid: tuple[int, int]
     counts: tuple[int, ...]
     attended: tuple[Tensor, Tensor | None] | None = None
@@ -172,8 +172,7 @@ class VitCall:
         if self.block.model.grad_checkpointing and torch.is_grad_enabled():
             raise ModelError("gradient checkpointing runs blocks twice; call model.set_grad_checkpointing(False)")
         height, width = module.dynamic_feat_size(args[0].shape[-2:])
-        ids = torch.stack([content_id(image) for image in args[0]])
-        self.run = Run(ids, (height, width), self.block.counts(height * width))
+        self.run = Run(args[0], (height, width), self.block.counts(height * width))
 
     def _current(self) -> Run | None:
         return self.run if _CALL.get() is self else None
@@ -232,7 +231,11 @@ class VitCall:
             signals = attention_signals(attention, *run.attended, prefix, self.block.pruner.requires)
             run.attended = None
         # With the place, so that a random draw at one stage tells nothing about that at another.
-        ids, grid = run.ids + 2 * place, run.grid if run.kept is None else None
+        grid = run.grid if run.kept is None else None
+
+        def ids() -> Tensor:
+            return torch.stack([content_id(image) for image in run.images]) + 2 * place
+
         return self.block.pruner.select(VisualTokens(patches, signals, grid, row_ids=ids), run.counts[place])
 
 

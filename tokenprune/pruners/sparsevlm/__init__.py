@@ -149,6 +149,7 @@ class SparseVLM(Pruner):
         keep, merged = order[:, :k].sort(1).values, None
         if self._recycles and k < max(alive):
             dropped = [row[k:n] for row, n in zip(order, alive, strict=True)]
-            means = merge_dropped(tokens.features, dropped, self.noise, self.seed, tokens.row_ids)
+            ids = tokens.content_ids() if self.noise else None
+            means = merge_dropped(tokens.features, dropped, self.noise, self.seed, ids)
             merged = torch.cat([take(tokens.features, keep), means], 1)
         return TokenSelection(keep, tokens.num_tokens, scores=scores, merged=merged)

@@ -191,4 +191,4 @@ class Launcher(ABC):
         """
 
 
-LAUNCHERS: Registry[Launcher] = Registry("launcher", package="tokenprune.launch", group="tokenprune.launchers")
+LAUNCHERS: Registry[Launcher] = Registry("launcher", package="tokenprune.sweeps.launch", group="tokenprune.launchers")

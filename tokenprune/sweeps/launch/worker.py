@@ -7,10 +7,10 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from tokenprune.adapters.base import ModelAdapter
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.costs.memory import ran_out
+from tokenprune.engine.session import Session
 from tokenprune.sweeps import provenance
 from tokenprune.sweeps.build import Cell, build_checkpoint, build_task
 from tokenprune.sweeps.config import ModelConfig, Part
@@ -25,7 +25,7 @@ class Worker:
     """Holds the last model and task between jobs, so that a process loads each once."""
 
     def __init__(self) -> None:
-        self._model: tuple[ModelConfig, ModelAdapter, str] | None = None
+        self._model: tuple[ModelConfig, Session, str] | None = None
         self._task: tuple[Part, Task, dict[str, Sample], str] | None = None
 
     def run(self, job: Job) -> Iterator[Event]:
@@ -37,22 +37,22 @@ class Worker:
             TokenPruneError: if the model cannot be loaded, or model, data or code are not those that the job is about.
         """
         task, samples, data = self._questions(job.task)
-        adapter, weights = self._adapter(job.model)
+        session, weights = self._session(job.model)
         cells = {key: _made(job, key) for key in job.cells}
-        code = code_hashes(cells, task, adapter.spec, type(adapter))
+        code = code_hashes(cells, task, session.adapter.spec, type(session.adapter))
         for what, here, there in (("weights", weights, job.origin.model), ("questions", data, job.origin.data)):
             if here != there:
                 raise ModelError(f"a worker has other {what} ({here}) than the process that started it ({there})")
         if code != job.origin.code:
             raise ModelError("a worker has other code of tokenprune or a pruner than the process that started it")
-        doing = _Doing(Evaluator(adapter, task, job.max_new_tokens), cells)
+        doing = _Doing(Evaluator(session, task, job.max_new_tokens), cells)
         for batch in job.batches:
             yield from doing.batch(batch, [samples[name] for name in batch.samples])
-        questions, device = list(samples.values()), provenance.device_name(adapter.device)
+        questions, device = list(samples.values()), provenance.device_name(session.adapter.device)
         for key in job.measured:
             yield from doing.measure(key, questions, job.timing_repeats, device)
 
-    def _adapter(self, config: ModelConfig) -> tuple[ModelAdapter, str]:
+    def _session(self, config: ModelConfig) -> tuple[Session, str]:
         if self._model is None or self._model[0] != config:
             self._model = None  # the memory of the last one is needed
             checkpoint = build_checkpoint(config)

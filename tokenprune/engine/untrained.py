@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
-from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.loading import Checkpoint, running
 from tokenprune.adapters.registry import adapter_class
 from tokenprune.core.errors import ConfigError, ModelError
+from tokenprune.engine.loading import Checkpoint, running
+from tokenprune.engine.session import Session
 from tokenprune.towers.nominal import MARKER
 
 QUESTION = 8  # tokens of any
@@ -22,8 +22,8 @@ QUESTION = 8  # tokens of any
 class Untrained(Checkpoint):
     """A checkpoint that does not exist: its weights are drawn when it loads, and its processor knows no words."""
 
-    def load(self) -> ModelAdapter:
-        """Make the model and wrap it; the same weights each time.
+    def load(self) -> Session:
+        """Make the model; the same weights each time.
 
         Raises:
             ModelError: if its parts do not go together at this depth.
@@ -35,7 +35,7 @@ class Untrained(Checkpoint):
         except (ValueError, ImportError, IndexError) as error:
             raise ModelError(f"model {self.path!r} cannot be made: {error}") from error
         model.generation_config.pad_token_id = model.generation_config.eos_token_id = 0
-        return self.adapter(model.eval(), _wordless(self.config), scope=self.scope)
+        return Session(self.adapter(model.eval(), _wordless(self.config), scope=self.scope))
 
 
 def untrained(

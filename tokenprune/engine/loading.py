@@ -14,12 +14,14 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.checks import check_tower
-from tokenprune.adapters.registry import adapter_class
+from tokenprune.adapters.registry import adapter_class, served
 from tokenprune.core.errors import ConfigError, ModelError, hint
 from tokenprune.core.sample import Sample
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.steps import Step
+from tokenprune.engine.auto_check import auto_adapter
 from tokenprune.engine.prompt.question import check_words
+from tokenprune.engine.session import Session
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -59,8 +61,8 @@ class Checkpoint:
         """Raise ModelError, which says where it is written, if the model cannot be asked a sample; no weights load."""
         check_words(_load(AutoProcessor, self.path), samples)
 
-    def load(self) -> ModelAdapter:
-        """Load processor and weights, and wrap them.
+    def load(self) -> Session:
+        """Load processor and weights.
 
         Raises:
             ModelError: if they cannot be loaded.
@@ -68,7 +70,7 @@ class Checkpoint:
         processor = _load(AutoProcessor, self.path)
         model = _load(AutoModelForImageTextToText, self.path, **self.options)
         placed = model.eval() if "device_map" in self.options else model.eval().to(self.device)
-        return self.adapter(placed, processor, text_tower=self.text_tower, scope=self.scope)
+        return Session(self.adapter(placed, processor, text_tower=self.text_tower, scope=self.scope))
 
 
 def find_checkpoint(
@@ -125,9 +127,31 @@ def config_of(values: Mapping[str, Any]) -> Any:
     return AutoConfig.for_model(**copy.deepcopy(dict(values)))
 
 
-def load_adapter(path: str, **options: Any) -> ModelAdapter:
-    """Load a model by hub id or from a folder, as a user would, and wrap it; see ``find_checkpoint``."""
+def load_session(path: str, **options: Any) -> Session:
+    """A session with a model that is loaded by hub id or from a folder; see ``find_checkpoint``."""
     return find_checkpoint(path, **options).load()
+
+
+def session_for(model: Any, processor: Any, **options: Any) -> Session:
+    """A session with a model that is loaded already; see ``adapter_for``."""
+    return Session(adapter_for(model, processor, **options))
+
+
+def adapter_for(model: Any, processor: Any, **options: Any) -> ModelAdapter:
+    """The adapter of a loaded model, found by its type; one that is checked on the spot if none knows it.
+
+    Args:
+        model: the model.
+        processor: that belongs to it.
+        **options: of ``ModelAdapter``.
+
+    Raises:
+        ModelError: if the model cannot be pruned, or the processor is another model's.
+    """
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type and model_type not in served():
+        return auto_adapter(model, processor, **options)
+    return adapter_class(model_type)(model, processor, **options)
 
 
 def _load(kind: Any, path: str, **options: Any) -> Any:
