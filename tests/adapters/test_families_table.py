@@ -18,7 +18,7 @@ PRUNED["cdpruner, prompt_embedding"] = create_pruner("cdpruner", conditioning="p
 
 
 def cell(adapter, name, pruner):
-    """``yes``, or the signals that are missing, or the reason of a refusal, which test_matrix meets.
+    """``yes``, or the signals that are missing, or the reason of a refusal, which ``PrunerContract`` meets.
 
     Test_text_tower has those that must be given one.
     """
