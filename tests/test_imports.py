@@ -19,7 +19,7 @@ MAY = {
     "towers": "core functional",
     "adapters": "core functional towers",
     "engine": "core functional pruners towers adapters",
-    "embedded": "core functional adapters engine pruners tasks",
+    "embedded": "core",
     "tasks": "core embedded",
     "costs": "core functional pruners towers adapters engine",
     "sweeps": "core functional pruners adapters engine embedded tasks costs version",
