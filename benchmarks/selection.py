@@ -28,8 +28,8 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from tokenprune.costs.latency import timed
 from tokenprune.costs.memory import peak_bytes
-from tokenprune.engine.stopwatch import now
 from tokenprune.functional.cluster import dpc_knn
 from tokenprune.functional.dpp import greedy_map
 from tokenprune.functional.farthest import max_min
@@ -99,10 +99,9 @@ def median_ms(works: dict[str, Callable[[], object]], repeats: int, device: torc
     times: dict[str, list[float]] = {name: [] for name in works}
     for repeat in range(repeats + 1):
         for name, work in works.items():
-            start = now(device)
-            work()
+            _, seconds = timed(work, device)
             if repeat:
-                times[name].append(1e3 * (now(device) - start))
+                times[name].append(1e3 * seconds)
     return {name: sorted(spent)[len(spent) // 2] for name, spent in times.items()}
 
 
@@ -156,9 +155,8 @@ def video(method: str, n: int, k: int, d: int, device: torch.device) -> dict[str
     }  # type: ignore[misc]
     dropped = features[0, : 3 * (n - k) // 10]  # SparseVLM clusters 30 % of what it drops, into a tenth of that
     works["sparsevlm's clusters"] = lambda: dpc_knn(dropped, len(dropped) // 10)
-    start = now(device)
-    memory = peak_mb(works[method], device)
-    return {"method": method, "N": n, "T": k, "D": d, "seconds": now(device) - start, "mb": memory}
+    memory, seconds = timed(lambda: peak_mb(works[method], device), device)
+    return {"method": method, "N": n, "T": k, "D": d, "seconds": seconds, "mb": memory}
 
 
 def videos(device: torch.device, threads: int, out: Path) -> None:
