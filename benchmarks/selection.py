@@ -28,22 +28,22 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from tokenprune.costs.latency import timed
 from tokenprune.costs.memory import peak_bytes
-from tokenprune.engine.stopwatch import now
 from tokenprune.functional.cluster import dpc_knn
 from tokenprune.functional.dpp import greedy_map
 from tokenprune.functional.farthest import max_min
+from tokenprune.functional.greedy import Loop, lazy_greedy, stepwise_greedy
 from tokenprune.functional.kernels import KernelMatrix
-from tokenprune.functional.loops import LOOPS
 from tokenprune.sweeps.provenance import device_name
 
 SIZES, PICKS, WIDTHS = (576, 2880, 10_000), (64, 320, 640), (1024, 4096)
 COLUMNS = ("method", "N", "T", "D", "ours ms", "literal ms", "bound ms", "literal / ours", "ours / bound")
 
 
-def cdpruner_ours(features: Tensor, relevance: Tensor, k: int, loop: str = "blocks") -> Tensor:
+def cdpruner_ours(features: Tensor, relevance: Tensor, k: int, loop: Loop = lazy_greedy) -> Tensor:
     """(B, k) picks; features (B, N, D), relevance (B, N)."""
-    return greedy_map(KernelMatrix.of(features, "cosine", relevance), k, None, LOOPS[loop])
+    return greedy_map(KernelMatrix.of(features, "cosine", relevance), k, None, loop)
 
 
 def cdpruner_literal(features: Tensor, relevance: Tensor, k: int) -> Tensor:
@@ -64,9 +64,9 @@ def cdpruner_literal(features: Tensor, relevance: Tensor, k: int) -> Tensor:
     return picks.T
 
 
-def divprune_ours(features: Tensor, relevance: Tensor, k: int, loop: str = "blocks") -> Tensor:
+def divprune_ours(features: Tensor, relevance: Tensor, k: int, loop: Loop = lazy_greedy) -> Tensor:
     """(B, k) picks; features (B, N, D)."""
-    return max_min(features, k, None, LOOPS[loop])
+    return max_min(features, k, None, loop)
 
 
 def divprune_literal(features: Tensor, relevance: Tensor, k: int) -> Tensor:
@@ -99,10 +99,9 @@ def median_ms(works: dict[str, Callable[[], object]], repeats: int, device: torc
     times: dict[str, list[float]] = {name: [] for name in works}
     for repeat in range(repeats + 1):
         for name, work in works.items():
-            start = now(device)
-            work()
+            _, seconds = timed(work, device)
             if repeat:
-                times[name].append(1e3 * (now(device) - start))
+                times[name].append(1e3 * seconds)
     return {name: sorted(spent)[len(spent) // 2] for name, spent in times.items()}
 
 
@@ -134,14 +133,14 @@ def point(method: str, n: int, k: int, d: int, repeats: int, device: torch.devic
     ours, literal = (lambda f=f: f(features, relevance, k) for f in METHODS[method])
     works = {"ours": ours, "literal": literal, "bound": bound(n, d, k, device, orthogonalise=method != "divprune")}
     if device.type == "cuda" or n < 10_000:
-        works["steps"] = lambda: METHODS[method][0](features, relevance, k, "steps")
+        works["steps"] = lambda: METHODS[method][0](features, relevance, k, stepwise_greedy)
     mine, theirs = ours().cpu(), literal().cpu()
     shares = {"same_set": shared(mine, theirs)}
     if shares["same_set"] < 1:
         exact = METHODS[method][1](features.double(), relevance.double(), k).cpu()
         shares |= {"ours_of_float64": shared(mine, exact), "literal_of_float64": shared(theirs, exact)}
     if "steps" in works:
-        shares["steps_same_set"] = shared(mine, METHODS[method][0](features, relevance, k, "steps").cpu())
+        shares["steps_same_set"] = shared(mine, METHODS[method][0](features, relevance, k, stepwise_greedy).cpu())
     times = {f"{name}_ms": ms for name, ms in median_ms(works, repeats, device).items()}
     memory = {"ours_mb": peak_mb(ours, device), "literal_mb": peak_mb(literal, device)} if n * k <= 2880 * 640 else {}
     sizes = {"method": method, "N": n, "T": k, "D": d}
@@ -156,9 +155,8 @@ def video(method: str, n: int, k: int, d: int, device: torch.device) -> dict[str
     }  # type: ignore[misc]
     dropped = features[0, : 3 * (n - k) // 10]  # SparseVLM clusters 30 % of what it drops, into a tenth of that
     works["sparsevlm's clusters"] = lambda: dpc_knn(dropped, len(dropped) // 10)
-    start = now(device)
-    memory = peak_mb(works[method], device)
-    return {"method": method, "N": n, "T": k, "D": d, "seconds": now(device) - start, "mb": memory}
+    memory, seconds = timed(lambda: peak_mb(works[method], device), device)
+    return {"method": method, "N": n, "T": k, "D": d, "seconds": seconds, "mb": memory}
 
 
 def videos(device: torch.device, threads: int, out: Path) -> None:

@@ -1,8 +1,7 @@
 """Results of a study that nobody measured: policies whose divergence and answers are known by formula."""
 
 import numpy as np
-
-from tokenprune.study.results import Header, Row
+from study.results import Header, Row
 
 LAYERS, TOTAL = 3, 8
 ATTENTION = {1: 0.9, 2: 0.3, 3: 0.0}

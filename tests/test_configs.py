@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from study.config import load_study_config
+from study.run import checked
 
 from tokenprune.adapters.registry import ADAPTERS
 from tokenprune.bench.config import load_bench_config
@@ -14,8 +16,6 @@ from tokenprune.policies.fit import grid
 from tokenprune.policies.fit_config import load_fit_config
 from tokenprune.pruners.base import PRUNERS
 from tokenprune.pruners.dop import policy_file
-from tokenprune.study.config import load_study_config
-from tokenprune.study.run import checked
 from tokenprune.sweeps.build import build, build_all, build_base, build_task
 from tokenprune.sweeps.config import EMBEDDED, ModelConfig, Part, load_config, parse_config
 from tokenprune.sweeps.grid import load_sweep

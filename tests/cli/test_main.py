@@ -70,6 +70,9 @@ def test_again_computes_nothing_and_says_the_same(run, monkeypatch):
     first, folder, overrides = run
     before = (folder / "results.jsonl").read_bytes()
     monkeypatch.setattr(Evaluator, "ask", lambda *args: pytest.fail("computed again"))
+    monkeypatch.setattr(
+        "tokenprune.report.pictures.draw_kept", lambda *args: None
+    )  # slow, and nothing else depends on it
     again = call("run", QUICKSTART, *overrides)
     assert again.exit_code == 0, again.output
     assert again.stdout == first.stdout

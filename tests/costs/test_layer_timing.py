@@ -32,7 +32,7 @@ def clock(monkeypatch):
 
     monkeypatch.setattr(layer_timing, "_attention", attention)
     monkeypatch.setattr(layer_timing, "_mlp", mlp)
-    monkeypatch.setattr(layer_timing, "now", lambda device: clock.seconds)
+    monkeypatch.setattr("tokenprune.costs.latency.now", lambda device: clock.seconds)
     return clock
 
 

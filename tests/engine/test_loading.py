@@ -7,7 +7,7 @@ from tokenprune.adapters.llava import LlavaAdapter
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ConfigError, ModelError
 from tokenprune.engine import loading as load
-from tokenprune.engine.loading import load_session
+from tokenprune.engine.loading import find_checkpoint
 from tokenprune.engine.session import Session
 from tokenprune.testing.checkpoints import save_llava
 from tokenprune.testing.families.llava import ask, shared_llava
@@ -15,6 +15,10 @@ from tokenprune.testing.pruners import Project, Relevance
 from tokenprune.testing.towers import tiny_clip
 from tokenprune.towers.clip import CLS_TOKENS
 from tokenprune.towers.text.base import load_text_tower
+
+
+def load_session(path, **options):
+    return find_checkpoint(path, **options).load()
 
 
 @pytest.fixture(scope="module")

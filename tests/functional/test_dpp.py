@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from tokenprune.functional.dpp import greedy_map
+from tokenprune.functional.greedy import CANDIDATES
 from tokenprune.functional.kernels import KERNELS, KernelMatrix
-from tokenprune.functional.lazy import CANDIDATES
 
 
 def plain(kernel, k, floor=1e-10):
@@ -42,13 +42,13 @@ def test_many_blocks_of_few_candidates_give_the_same_picks(monkeypatch):
     quality = 0.5 + torch.rand(1, 120, generator=torch.Generator().manual_seed(1))
     matrix = KernelMatrix.of(features(120, 200).double(), quality=quality)
     once = greedy_map(matrix, 100)
-    monkeypatch.setattr("tokenprune.functional.lazy.CANDIDATES", (5, 9))
+    monkeypatch.setattr("tokenprune.functional.greedy.CANDIDATES", (5, 9))
     assert torch.equal(greedy_map(matrix, 100), once)
     assert once[0].tolist() == plain(matrix.rows(torch.arange(120)[None])[0], 100)
 
 
 def test_rows_that_need_different_numbers_of_blocks(monkeypatch):
-    monkeypatch.setattr("tokenprune.functional.lazy.CANDIDATES", (8, 8))
+    monkeypatch.setattr("tokenprune.functional.greedy.CANDIDATES", (8, 8))
     x = torch.cat([features(90, 30), features(90, 4, seed=1).repeat(1, 1, 8)[..., :30]])
     both = greedy_map(KernelMatrix.of(x), 40)
     assert all(torch.equal(both[i], greedy_map(KernelMatrix.of(x[i : i + 1]), 40)[0]) for i in range(2))

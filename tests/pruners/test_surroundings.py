@@ -6,16 +6,15 @@ import torch
 from tokenprune import VisualTokens, create_pruner
 from tokenprune.functional.dpp import greedy_map
 from tokenprune.functional.farthest import max_min
+from tokenprune.functional.greedy import lazy_greedy, stepwise_greedy
 from tokenprune.functional.kernels import KERNELS, KernelMatrix
-from tokenprune.functional.loops import LOOPS
 from tokenprune.testing.surroundings import AUTOCAST, HARMLESS
 from tokenprune.testing.tokens import make
 
 CASES = [  # options that the contract does not have
     ("cdpruner", {"conditioning": "prompt_embedding"}),
     ("cdpruner", {"conditioning": "none", "kernel": "rbf"}),
-    ("cdpruner", {"conditioning": "none", "kernel": "laplacian", "loop": "steps"}),
-    ("divprune", {"loop": "steps"}),
+    ("cdpruner", {"conditioning": "none", "kernel": "laplacian"}),
     ("sparsevlm", {"version": "plus"}),
     ("sparsevlm", {"noise": 0.5}),
     ("sparsevlm", {"count": "rank", "rank_scale": 1.0}),
@@ -49,7 +48,7 @@ def test_at_the_size_of_a_model(name, around):
 
 
 @pytest.mark.parametrize("around", AUTOCAST)
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", [lazy_greedy, stepwise_greedy])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_picks_without_a_pruner(kernel, loop, around):
     """Of ``functional`` alone."""
@@ -57,7 +56,7 @@ def test_picks_without_a_pruner(kernel, loop, around):
 
     def picks():
         matrix = KernelMatrix.of(features, kernel)
-        return torch.cat([greedy_map(matrix, 12, loop=LOOPS[loop]), max_min(features, 12, loop=LOOPS[loop])])
+        return torch.cat([greedy_map(matrix, 12, loop=loop), max_min(features, 12, loop=loop)])
 
     wanted = picks()
     with AUTOCAST[around]():

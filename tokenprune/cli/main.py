@@ -105,31 +105,6 @@ def show_policy_command(
     console.print(f"picture: {picture}", soft_wrap=True, markup=False)
 
 
-@app.command("study-policies")
-def study_command(
-    config: Annotated[Path, typer.Argument(help="YAML file, such as experiments/dop_additivity/study.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="test.num_samples=120 ...")] = None,
-) -> None:
-    """Measure whole grids of policies as they are, to judge what fit-policy estimates. Finished batches are skipped."""
-    from tokenprune.study.config import load_study_config
-    from tokenprune.study.run import study
-
-    results = study(load_study_config(config, overrides or ()), console=Console(stderr=True))
-    Console().print(f"results: {results}", soft_wrap=True, markup=False)
-    study_report_command(results)
-
-
-@app.command("study-report")
-def study_report_command(
-    results: Annotated[Path, typer.Argument(help="File that study-policies wrote.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to write to; that of the file if not given.")] = None,
-) -> None:
-    """Make the report of a study again, from its results alone."""
-    from tokenprune.study_report.report import write
-
-    Console().print(f"report: {write(results, out or results.parent)}", soft_wrap=True, markup=False)
-
-
 @app.command("flops")
 def flops_command(
     overrides: Annotated[list[str] | None, typer.Argument(help="pruner.layer=3 budget.average_tokens=320 ...")] = None,

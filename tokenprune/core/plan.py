@@ -115,8 +115,3 @@ class Operations:
         """How many of so many tokens are in each group."""
         ends = [round(tokens * share) for share in accumulate(self.shares)]
         return [end - start for start, end in pairwise([0, *ends])]
-
-    @property
-    def trivial(self) -> bool:
-        """Whether everything runs."""
-        return bool(self.active.all())

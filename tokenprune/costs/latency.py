@@ -6,13 +6,14 @@ median over the pairs.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
 
 import torch
+
+from tokenprune.engine.stopwatch import now
 
 T = TypeVar("T")
 
@@ -48,16 +49,9 @@ class PrefillTimes:
 
 def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
     """A function's result and its seconds; waits for the device before and after."""
-    _synchronize(device)
-    start = time.perf_counter()
+    start = now(device)
     result = function()
-    _synchronize(device)
-    return result, time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return result, now(device) - start
 
 
 def compare(unpruned: Callable[[], Stages], pruned: Callable[[], Stages], *, repeats: int) -> PrefillTimes:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.core.errors import ModelError
-from tokenprune.engine.stopwatch import now
+from tokenprune.costs.latency import timed
 from tokenprune.pruners.dop.latency import AttentionTiming, LatencyModel, MlpTiming
 
 REPEATS = 7
@@ -45,10 +45,9 @@ def time_layers(adapter: ModelAdapter, text_tokens: int) -> LatencyModel:
     spent: dict[tuple[int, ...], list[float]] = {key: [] for key in works}
     for turn in range(REPEATS + 1):
         for key, work in works.items():
-            start = now(weight.device)
-            work()
-            if turn:
-                spent[key].append(1e3 * (now(weight.device) - start))
+            _, seconds = timed(work, weight.device)
+            if turn:  # the first one warms up
+                spent[key].append(1e3 * seconds)
     times = {key: median(values) for key, values in spent.items()}
     return LatencyModel.fit(
         [AttentionTiming(*key, ms) for key, ms in times.items() if len(key) == 2],

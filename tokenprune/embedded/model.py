@@ -21,7 +21,6 @@ from tokenprune.embedded.scenes import IMAGE_SIZE, PATCH_SIZE
 from tokenprune.embedded.tokenizer import CHAT_TEMPLATE, VOCABULARY, build_tokenizer
 
 WEIGHTS = Path(__file__).parent / "weights"
-PROMPT = "USER: <image>\n{question} ASSISTANT:"
 TEXT_POSITIONS = 77  # context of the CLIP text tower, tokens; as in OpenAI's CLIP
 
 

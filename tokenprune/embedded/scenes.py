@@ -20,6 +20,7 @@ PATCH_SIZE = 8  # pixels
 GRID = IMAGE_SIZE // PATCH_SIZE  # visual tokens per side: 12
 CELLS = 4  # objects sit on a jittered CELLS x CELLS raster
 MAX_OBJECTS = 5
+MIN_COVER = 0.2  # share of a patch's pixels that an object must cover to own it
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
@@ -178,12 +179,11 @@ def render(layout: Layout, rng: random.Random) -> Image.Image:
     return image
 
 
-def object_tokens(layout: Layout, min_cover: float = 0.2) -> np.ndarray:
+def object_tokens(layout: Layout) -> np.ndarray:
     """Which object each visual token shows.
 
     Args:
         layout: the objects.
-        min_cover: share of a patch's pixels that an object must cover to own it, in [0, 1].
 
     Returns:
         (``GRID * GRID``,) int array in raster order: index into ``layout``, or -1 for background.
@@ -195,4 +195,4 @@ def object_tokens(layout: Layout, min_cover: float = 0.2) -> np.ndarray:
     raster = np.asarray(canvas).reshape(GRID, PATCH_SIZE, GRID, PATCH_SIZE).transpose(0, 2, 1, 3)
     patches = raster.reshape(GRID * GRID, PATCH_SIZE * PATCH_SIZE)
     cover = np.stack([(patches == index + 1).mean(1) for index in range(len(layout))], 1)
-    return np.where(cover.max(1) >= min_cover, cover.argmax(1), -1)
+    return np.where(cover.max(1) >= MIN_COVER, cover.argmax(1), -1)

@@ -127,11 +127,6 @@ def config_of(values: Mapping[str, Any]) -> Any:
     return AutoConfig.for_model(**copy.deepcopy(dict(values)))
 
 
-def load_session(path: str, **options: Any) -> Session:
-    """A session with a model that is loaded by hub id or from a folder; see ``find_checkpoint``."""
-    return find_checkpoint(path, **options).load()
-
-
 def session_for(model: Any, processor: Any, **options: Any) -> Session:
     """A session with a model that is loaded already; see ``adapter_for``."""
     return Session(adapter_for(model, processor, **options))

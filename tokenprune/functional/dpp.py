@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.precision import exact
+from tokenprune.functional.greedy import NEVER, Array, Criterion, Loop, lazy_greedy
 from tokenprune.functional.kernels import KernelMatrix
-from tokenprune.functional.lazy import NEVER, Array, Criterion, lazy_greedy
-from tokenprune.functional.loops import Loop
 
 ROUNDING = 100  # ulps of L_ii; the gain of a token that the picks already span is below that
 

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.precision import exact
+from tokenprune.functional.greedy import NEVER, Array, Criterion, Loop, lazy_greedy
 from tokenprune.functional.kernels import KernelMatrix
-from tokenprune.functional.lazy import NEVER, Array, Criterion, lazy_greedy
-from tokenprune.functional.loops import Loop
 from tokenprune.functional.vectors import widen
 
 ROUNDING = 16  # ulps of 1; tokens that are closer than that coincide

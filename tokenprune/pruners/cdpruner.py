@@ -29,7 +29,6 @@ from tokenprune.core.signals import Signal
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.dpp import greedy_map
 from tokenprune.functional.kernels import KERNELS, KernelMatrix, relevance_quality
-from tokenprune.functional.loops import LOOPS
 from tokenprune.functional.scale import SCALES
 from tokenprune.pruners.base import Pruner, check_choice, register_pruner
 from tokenprune.pruners.feature_space import OWN, check_space, in_space, space_signals
@@ -56,8 +55,6 @@ class CDPruner(Pruner):
             exp(alpha r), alpha = theta / (2 (1 - theta)).
         theta: weight of relevance against diversity in the exponential form, in [0, 1); 0 is a plain DPP.
         features: what S compares: ``own``, or ``timm:<model>`` for the patches of another encoder.
-        loop: how the picks are found, the same up to rounding: ``blocks``: many at a time, partly on the host;
-            ``steps``: one at a time, on a GPU as a CUDA graph.
     """
 
     conditioning: str = "clip_text"
@@ -70,7 +67,6 @@ class CDPruner(Pruner):
     kernel_form: KernelForm = "relevance"
     theta: float = 0.5
     features: str = OWN
-    loop: str = "blocks"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,7 +77,6 @@ class CDPruner(Pruner):
         check_choice("kernel", self.kernel, KERNELS)
         check_choice("kernel_form", self.kernel_form, get_args(KernelForm))
         check_space(self.features)
-        check_choice("loop", self.loop, LOOPS)
         if self.sign not in (None, 1, -1):
             raise ConfigError(f"option 'sign' is {self.sign!r}; allowed: 1, -1, or None for that of the conditioning")
         if not 0 < self.bandwidth < math.inf or (self.bandwidth != 1 and not KERNELS[self.kernel].radial):
@@ -121,4 +116,4 @@ class CDPruner(Pruner):
         relevance = self.relevance(tokens)
         quality = relevance_quality(relevance, self.theta if self.kernel_form == "exponential" else None)
         matrix = KernelMatrix.of(in_space(tokens, self.features), self.kernel, quality, tokens.valid, self.bandwidth)
-        return TokenSelection.from_order(greedy_map(matrix, k, tokens.valid, LOOPS[self.loop]), tokens.num_tokens)
+        return TokenSelection.from_order(greedy_map(matrix, k, tokens.valid), tokens.num_tokens)

@@ -18,8 +18,7 @@ from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import Signal
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.farthest import max_min
-from tokenprune.functional.loops import LOOPS
-from tokenprune.pruners.base import Pruner, check_choice, register_pruner
+from tokenprune.pruners.base import Pruner, register_pruner
 from tokenprune.pruners.feature_space import OWN, check_space, in_space, space_signals
 
 
@@ -30,17 +29,13 @@ class DivPrune(Pruner):
 
     Attributes:
         features: what distances are of: ``own``, or ``timm:<model>`` for the patches of another encoder.
-        loop: how the picks are found, the same up to rounding: ``blocks``: many at a time, partly on the host;
-            ``steps``: one at a time, on a GPU as a CUDA graph.
     """
 
     features: str = OWN
-    loop: str = "blocks"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_space(self.features)
-        check_choice("loop", self.loop, LOOPS)
 
     @property
     def requires(self) -> frozenset[Signal]:
@@ -48,5 +43,5 @@ class DivPrune(Pruner):
         return space_signals(self.features)
 
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
-        order = max_min(in_space(tokens, self.features), k, tokens.valid, LOOPS[self.loop])
+        order = max_min(in_space(tokens, self.features), k, tokens.valid)
         return TokenSelection.from_order(order, tokens.num_tokens)

@@ -20,6 +20,7 @@ SIDE = 384  # pixels of the long side, or a little less
 FADE = 0.78  # how far a dropped patch goes towards PAPER
 PAPER = 235  # light grey: dark and bright scenes both fade visibly, on screen and in print
 RIGHT, WRONG = "#009E73", "#D55E00"
+LONGEST = 28  # characters of an answer, in its picture
 Line = Mapping[str, Any]  # of samples.jsonl
 
 
@@ -120,7 +121,7 @@ def table_of_images(
     return figure, panels[:, 1:]
 
 
-def say_answer(axes: Axes, line: Line, name: str = "", down: float = 0.03, width: int = 28) -> None:
+def say_answer(axes: Axes, line: Line, name: str = "", down: float = 0.03) -> None:
     """Write an answer below an image, and whether it is right.
 
     Args:
@@ -128,10 +129,9 @@ def say_answer(axes: Axes, line: Line, name: str = "", down: float = 0.03, width
         line: of ``samples.jsonl``.
         name: who answers.
         down: how far below, as a share of the image's height.
-        width: longest text, characters.
     """
     right = line["correct"] >= 0.5
-    text = textwrap.shorten(f"{name} {'✓' if right else '✗'} {line['answer']}".strip(), width)
+    text = textwrap.shorten(f"{name} {'✓' if right else '✗'} {line['answer']}".strip(), LONGEST)
     how: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 10, "color": RIGHT if right else WRONG}
     axes.text(0.5, -down, text, transform=axes.transAxes, **how)
 

@@ -11,7 +11,7 @@ from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
 from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.prompt.chat_format import ChatFormat, marks_of, template_format, template_text, write_chat
-from tokenprune.engine.prompt.question import check_words, formats_of, last_question, write_prompt
+from tokenprune.engine.prompt.question import check_words, formats_of, last_question, write_prompts
 from tokenprune.engine.session import Session
 from tokenprune.testing.families import families
 from tokenprune.testing.families.llava import ask, tiny_processor
@@ -280,7 +280,7 @@ def test_earlier_turns_and_letters_of_another_width_are_checked():
 def test_braces_are_words(llava):
     sample = Sample("7", picture(1), "is {question} or {0} or {} there ?", "")
     bare = SimpleNamespace(chat_template=None, tokenizer=llava[1].tokenizer)
-    assert write_prompt(bare, "{<image>} {question}!", sample) == "{<image>} is {question} or {0} or {} there ?!"
+    assert write_prompts(bare, "{<image>} {question}!", [sample]) == ["{<image>} is {question} or {0} or {} there ?!"]
 
 
 def test_a_question_has_no_special_token_in_its_embeddings(llava):

@@ -54,11 +54,6 @@ def write_prompts(processor: Any, plain: str, samples: Sequence[Sample]) -> list
     return [write_chat(processor, chat, image=True) for chat in chats]
 
 
-def write_prompt(processor: Any, plain: str, sample: Sample) -> str:
-    """That of one sample, see ``write_prompts``."""
-    return write_prompts(processor, plain, [sample])[0]
-
-
 def check_words(processor: Any, samples: Iterable[Sample]) -> None:
     """Refuse samples of which a text holds what the tokenizer takes for a mark, such as ``<image>``.
 

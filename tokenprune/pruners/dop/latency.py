@@ -40,20 +40,6 @@ class MlpTiming(NamedTuple):
     milliseconds: float
 
 
-class RelativeErrors(NamedTuple):
-    """How far predictions are from timings, as shares of the timings.
-
-    Attributes:
-        attention, attention_worst: mean and largest of the attention's.
-        mlp, mlp_worst: of the MLP's.
-    """
-
-    attention: float
-    attention_worst: float
-    mlp: float
-    mlp_worst: float
-
-
 @dataclass(frozen=True)
 class LatencyModel:
     """Milliseconds of one decoder layer; no coefficient is negative, so more tokens never cost less.
@@ -98,20 +84,6 @@ class LatencyModel:
     def mlp_milliseconds(self, tokens: int) -> float:
         """Of one layer's MLP; the number of tokens includes text."""
         return _sum_of_products(self.mlp, _mlp_terms(tokens))
-
-    def errors(self, attention: Sequence[AttentionTiming], mlp: Sequence[MlpTiming]) -> RelativeErrors:
-        """Relative errors on timings, to be asked of some that the fit has not seen.
-
-        Raises:
-            ConfigError: if there are no timings of one of the two.
-        """
-        if not attention or not mlp:
-            raise ConfigError("relative errors of a latency model need timings of the attention and of the MLP")
-        errors = [
-            [abs(self.attention_milliseconds(t.sources, t.receivers) / t.milliseconds - 1) for t in attention],
-            [abs(self.mlp_milliseconds(t.tokens) / t.milliseconds - 1) for t in mlp],
-        ]
-        return RelativeErrors(*(figure for of in errors for figure in (sum(of) / len(of), max(of))))
 
 
 def _attention_terms(sources: int, receivers: int) -> tuple[int, ...]:

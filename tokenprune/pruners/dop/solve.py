@@ -52,9 +52,7 @@ class Candidate:
                 raise ConfigError(f"{name} must be a finite number, got {value}")
 
 
-def solve(
-    curves: Curves, cost: Cost, budgets: Sequence[float], *, top: int = 5, keep: Sequence[int] | None = None
-) -> list[list[Candidate]]:
+def solve(curves: Curves, cost: Cost, budgets: Sequence[float], *, top: int = 5) -> list[list[Candidate]]:
     """The best policies for each budget, none of them measured jointly.
 
     Args:
@@ -62,22 +60,20 @@ def solve(
         cost: of a model with as many layers.
         budgets: most that a policy may cost, in the unit of ``cost``.
         top: how many policies a budget gets, if it allows so many; no two of them have the same depths.
-        keep: numbers of visual tokens that may enter the LLM; None is all.
 
     Returns:
         A list for each budget, by rising predicted divergence, of equal ones the cheaper first. Each has the number of
         visual tokens that is best for its depths within the budget, the fewest of equally good ones.
 
     Raises:
-        BudgetError: if a budget is not a positive number or no policy meets it, or ``top`` or ``keep`` is out of range.
+        BudgetError: if a budget is not a positive number or no policy meets it, or ``top`` is below 1.
     """
-    sizes = _sizes(curves, keep)
     if top < 1:
         raise BudgetError(f"top must be at least 1, got {top}")
     for budget in budgets:
         if not (math.isfinite(budget) and budget > 0):
             raise BudgetError(f"a budget must be a positive number of {cost.kind}, got {budget!r}")
-    shapes = _shapes(curves)
+    shapes, sizes = _shapes(curves), range(1, curves.visual_tokens + 1)
     divergence = _divergence(curves, shapes, sizes)
     costs = cost.table(_active(curves, shapes), sizes)
     found = []
@@ -87,14 +83,6 @@ def solve(
         numbers = zip(depths, divergence[at].tolist(), costs[at].tolist(), strict=True)
         found.append([Candidate(one, predicted, float(price)) for one, predicted, price in numbers])
     return found
-
-
-def _sizes(curves: Curves, keep: Sequence[int] | None) -> list[int]:
-    total = curves.visual_tokens
-    sizes = sorted(set(range(1, total + 1) if keep is None else keep))
-    if not sizes or sizes[0] < 1 or sizes[-1] > total:
-        raise BudgetError(f"keep must be numbers of visual tokens from 1 to {total}, got {sizes}")
-    return sizes
 
 
 def _shapes(curves: Curves) -> list[Depths]:

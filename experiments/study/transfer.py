@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from tokenprune.study.results import Header, Row
-from tokenprune.study_report.grid import Grid
-from tokenprune.study_report.tables import markdown, percent
+from study.grid import Grid
+from study.results import Header, Row
+from study.tables import markdown, percent
 
 POOLED, CHANCE = "all kinds", "chance"
 

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
+from study import objective
+from study.grid import Grid
 from study_rows import HEADER, additive, rows
-
-from tokenprune.study_report import objective
-from tokenprune.study_report.grid import Grid
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from study import measurements
+from study.config import GridConfig, StudyConfig
+from study.entered import Entered
+from study.results import load, save
+from study.run import shapes, study
 
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ConfigError, DataError, ModelError
@@ -15,11 +20,6 @@ from tokenprune.engine.session import Session
 from tokenprune.policies.divergence import Batch, Objective
 from tokenprune.pruners.dop import DOP
 from tokenprune.pruners.dop.depths import Depths
-from tokenprune.study import measurements
-from tokenprune.study.config import GridConfig, StudyConfig
-from tokenprune.study.entered import Entered
-from tokenprune.study.results import load, save
-from tokenprune.study.run import shapes, study
 from tokenprune.sweeps.build import build_base
 from tokenprune.sweeps.config import ModelConfig, Part
 from tokenprune.tasks.scenes import Scenes
@@ -189,7 +189,7 @@ def test_other_code_is_measured_anew(done, encoded, monkeypatch):
     config, path = done
     small = dataclasses.replace(config, greedy=())
     before = path.read_bytes()
-    monkeypatch.setattr("tokenprune.study.run.provenance.code_hash", lambda *classes: "other")
+    monkeypatch.setattr("study.run.provenance.code_hash", lambda *classes: "other")
     study(small)
     assert next(encoded) > 0
     monkeypatch.undo()

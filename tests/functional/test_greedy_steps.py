@@ -2,12 +2,11 @@ import pytest
 import torch
 from tape import Tape
 
-from tokenprune.functional import steps
+from tokenprune.functional import greedy
 from tokenprune.functional.dpp import greedy_map
 from tokenprune.functional.farthest import max_min
+from tokenprune.functional.greedy import lazy_greedy, stepwise_greedy
 from tokenprune.functional.kernels import KERNELS, KernelMatrix
-from tokenprune.functional.lazy import lazy_greedy
-from tokenprune.functional.steps import stepwise_greedy
 
 
 def features(n, d, batch=2):
@@ -26,7 +25,7 @@ def replayed(step, times, device):
 @pytest.fixture(params=["plain", "replayed"])
 def repeat(request, monkeypatch):
     if request.param == "replayed":
-        monkeypatch.setattr(steps, "_repeat", replayed)
+        monkeypatch.setattr(greedy, "_repeat", replayed)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from study import agreement
 
 from tokenprune.core.errors import BudgetError, DataError
-from tokenprune.study import agreement
 
 ESTIMATE = [0.4, 0.1, 0.3, 0.2]
 LOSS = [0.5, 0.2, 0.1, 0.3]

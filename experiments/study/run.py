@@ -1,13 +1,26 @@
-"""Run a study: measure its grids and its greedy paths, as far as an earlier call did not, and write the results."""
+"""Run a study: measure its grids and its greedy paths, as far as an earlier call did not, and write the results.
+
+As a script: ``python experiments/study/run.py experiments/dop_additivity/study.yaml [samples=50 ...]``.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds its own folder alone
+
 from rich.console import Console
 
+from study import greedy, report
+from study.command import ending
+from study.config import StudyConfig, load_study_config
+from study.measurements import SPLITS, PlanSet, StudyMeasurements
+from study.results import Header, Row, rows, save
 from tokenprune.core.errors import ConfigError, DataError
 from tokenprune.core.plan import OperationPlan
 from tokenprune.core.sample import Sample
@@ -18,10 +31,6 @@ from tokenprune.policies.measurements import mean_text_tokens
 from tokenprune.pruners.base import Pruner
 from tokenprune.pruners.dop import cost as costs
 from tokenprune.pruners.dop.depths import Depths
-from tokenprune.study import greedy
-from tokenprune.study.config import StudyConfig
-from tokenprune.study.measurements import SPLITS, PlanSet, StudyMeasurements
-from tokenprune.study.results import Header, Row, rows, save
 from tokenprune.sweeps import provenance
 from tokenprune.sweeps.build import build_base, build_task
 from tokenprune.sweeps.journal import Journal
@@ -163,3 +172,19 @@ def _journal(config: StudyConfig) -> Journal:
     except OSError as error:
         raise DataError(f"folder {str(folder)!r} cannot be written: {error.strerror}") from None
     return journal
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="YAML file")
+    parser.add_argument("overrides", nargs="*", help="test.num_samples=120 ...")
+    asked = parser.parse_args(arguments)
+    with ending("study"):
+        results = study(load_study_config(asked.config, asked.overrides), console=Console(stderr=True))
+        print(f"results: {results}")
+        print(f"report: {report.write(results, results.parent)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Whether the embedded MLLM answers, and whether it looks: ``python -m tokenprune.embedded.evaluate``.
+"""Whether the embedded MLLM answers, and whether it looks: ``python experiments/embedded_model/evaluate.py``.
 
 Accuracy on held-out scenes, by type of question, under conditions that a model which has only learned the prior of the
 answers would not tell apart:

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from study.additivity import BEST, choices, curves, estimates, section
+from study.grid import Grid
 from study_rows import HEADER, MLP, additive, rows
 
 from tokenprune.core.errors import DataError
-from tokenprune.study_report.additivity import BEST, choices, curves, estimates, section
-from tokenprune.study_report.grid import Grid
 
 
 def grid(**changes):

@@ -4,9 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+from study.free_subsets import DEPTH_WISE, FREE, GRID, Rivals, section
 from study_rows import HEADER, LAYERS, row, rows
-
-from tokenprune.study_report.free_subsets import DEPTH_WISE, FREE, GRID, Rivals, section
 
 TOKENS = 4
 

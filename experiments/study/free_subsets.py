@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from study import agreement
+from study.grid import Grid
+from study.results import Header, Row
+from study.tables import chance, markdown, millions, nats, percent
 from tokenprune.core.plan import Operation
 from tokenprune.report.plots import COLOURS, MARKERS
 from tokenprune.report.significance import holm, mcnemar
-from tokenprune.study import agreement
-from tokenprune.study.results import Header, Row
-from tokenprune.study_report.grid import Grid
-from tokenprune.study_report.tables import chance, markdown, millions, nats, percent
 
 SHARES = (0.85, 0.7, 0.55, 0.4)  # of the way from the least that such tokens can cost to what they cost in full
 GRID, DEPTH_WISE, FREE = "two depths, whole grid", "depth-wise, greedy", "free, greedy"

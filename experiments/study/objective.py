@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from study import agreement
+from study.grid import Grid
+from study.tables import markdown, percent, spread
 from tokenprune.report.plots import COLOURS, MARKERS
-from tokenprune.study import agreement
-from tokenprune.study_report.grid import Grid
-from tokenprune.study_report.tables import markdown, percent, spread
 
 SIZES, DRAWS = (10, 25, 50, 100), 200  # validation questions; how often so many are drawn
 

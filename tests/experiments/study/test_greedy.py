@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from study.greedy import removable, remove, without_dead_work
 
 from tokenprune.core.plan import Operation
-from tokenprune.study.greedy import removable, remove, without_dead_work
 
 SOURCE, RECEIVER, MLP = Operation
 PRICE = np.array([1.0, 2.0, 4.0])  # of a source, a receiver, an MLP

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from study.measurements import Measured, PlanSet
 from tokenprune.core.errors import DataError
 from tokenprune.core.plan import Operation, OperationPlan
 from tokenprune.pruners.dop.cost import Cost
 from tokenprune.pruners.dop.depths import Depths
-from tokenprune.study.measurements import Measured, PlanSet
 from tokenprune.sweeps.journal import Journal
 
 Line = dict[str, Any]
@@ -163,7 +163,7 @@ def load(path: Path) -> tuple[Header, list[Row]]:
         header = Header(*sizes, dict(head["budgets"]), validation, test)
         return header, [_row(header, line) for line in lines]
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise DataError(f"{str(path)!r} is not a file of results that study-policies wrote: {error!r}") from None
+        raise DataError(f"{str(path)!r} is not a file of results that a study wrote: {error!r}") from None
 
 
 def _line(header: Header, row: Row) -> Line:

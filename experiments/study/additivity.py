@@ -13,12 +13,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from study import agreement
+from study.grid import Grid
+from study.results import Row
+from study.tables import chance, markdown, millions, nats, percent
 from tokenprune.pruners.dop.curves import Curves
 from tokenprune.report.significance import holm, mcnemar
-from tokenprune.study import agreement
-from tokenprune.study.results import Row
-from tokenprune.study_report.grid import Grid
-from tokenprune.study_report.tables import chance, markdown, millions, nats, percent
 
 TOP = 5  # policies that the joint check looks at
 FLOOR = 1e-5  # nats; smaller ones are drawn there

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from study import greedy
+from study.entered import Entered
 from tokenprune.core.budget import Budget
 from tokenprune.core.plan import Operation, OperationPlan, Operations
 from tokenprune.core.sample import Sample
@@ -20,8 +22,6 @@ from tokenprune.engine.session import Session
 from tokenprune.policies.divergence import Batch, Objective, early_signals
 from tokenprune.pruners.base import Pruner
 from tokenprune.pruners.dop.cost import Cost
-from tokenprune.study import greedy
-from tokenprune.study.entered import Entered
 from tokenprune.sweeps.journal import Journal
 from tokenprune.tasks.base import Task
 

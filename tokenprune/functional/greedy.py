@@ -1,7 +1,8 @@
-"""Exact greedy selection by looking ahead among few candidates, for gains that only fall.
+"""Exact greedy selection, for gains that only fall.
 
 Greedy takes the token with the largest gain, then lowers the gains of the others, k times. Done one pick at a time that
-is k passes over all N tokens, bound by memory and by launches. Here, a block of picks at a time:
+is k passes over all N tokens, bound by memory and by launches. ``lazy_greedy`` looks ahead among few candidates, a
+block of picks at a time:
 
 1. Candidates are the tokens with the largest gains. The plain loop walks among them alone: a small matrix, on the host.
 2. Gains only fall, so the largest gain outside the candidates bounds all of those: a pick whose own gain exceeds it is
@@ -9,12 +10,20 @@ is k passes over all N tokens, bound by memory and by launches. Here, a block of
 3. All N gains are brought up to date for the block's picks at once, by matrix multiplication, all rows together.
 
 The first pick of a block is always exact, so there is progress; lower indices win ties, as in the plain loop.
+
+``stepwise_greedy`` is that plain loop, on buffers of fixed size. Its host never waits for a result: nothing is read
+back, and where the loop stands is a tensor. So on a GPU the k launches of a few kernels become k replays of one CUDA
+graph. Both return the same picks, up to the rounding of gains that are nearly equal. Pruners use the first, which is
+the faster one wherever both were measured; the second is there to be measured on GPUs.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -61,6 +70,9 @@ class Criterion(ABC):
     @abstractmethod
     def update(self, gain: Tensor, picks: Tensor, counts: list[int]) -> Tensor:
         """The gains (B, N) after the picks (B, S), token indices: ``counts`` of each row, then repetitions."""
+
+
+Loop = Callable[[Criterion, Tensor, Tensor, int], Tensor]  # ``lazy_greedy`` or ``stepwise_greedy``
 
 
 @torch.no_grad()
@@ -124,3 +136,54 @@ def _padded(walks: list[list[int]], done: list[int], k: int) -> tuple[Tensor, Te
         picks[row] = torch.tensor(walk + (walk or [0])[-1:] * (width - len(walk)))
         ranks[row, : len(walk)] = torch.arange(start, start + len(walk))
     return picks, ranks
+
+
+@torch.no_grad()
+def stepwise_greedy(criterion: Criterion, gain: Tensor, floor: Tensor, k: int) -> Tensor:
+    """The greedy picks, in order; arguments and result as of ``lazy_greedy``."""
+    batch, n = gain.shape
+    gain, free = gain.clone(), gain > NEVER
+    order = torch.zeros(batch, k, dtype=torch.long, device=gain.device)
+    at = torch.zeros(1, dtype=torch.long, device=gain.device)
+    tokens = torch.arange(n, device=gain.device)
+
+    def step() -> None:
+        live = torch.where(free & (gain > floor), gain, NEVER)
+        best = free & (live == live.amax(1, keepdim=True))
+        pick = torch.where(best, tokens, n).amin(1, keepdim=True)  # argmax may return any of equals on a GPU
+        gain.copy_(criterion.step(live, pick, at))
+        free.scatter_(1, pick, False)
+        order.index_copy_(1, at, pick)
+        at.add_(1)
+
+    _repeat(step, k, gain.device)
+    return order
+
+
+def _repeat(step: Callable[[], None], times: int, device: torch.device) -> None:
+    """Run a step; on a GPU the first time as it is, which also warms up, and after that as a graph."""
+    if device.type != "cuda" or times == 1:
+        for _ in range(times):
+            step()
+        return
+    with torch.cuda.device(device):
+        current, (side, pool) = torch.cuda.current_stream(), _place(torch.cuda.current_device(), threading.get_ident())
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            step()
+            graph = torch.cuda.CUDAGraph()
+            # Not torch.cuda.graph, which empties the allocator's cache.
+            graph.capture_begin(pool=pool.id, capture_error_mode="thread_local")  # type: ignore[arg-type]
+            try:
+                step()
+            finally:
+                graph.capture_end()
+            for _ in range(times - 1):
+                graph.replay()
+        current.wait_stream(side)
+
+
+@functools.cache
+def _place(device: int, thread: int) -> tuple[torch.cuda.Stream, torch.cuda.MemPool]:
+    """Where a thread's graphs run, one after another, and the memory that they use in turn."""
+    return torch.cuda.Stream(), torch.cuda.MemPool()  # type: ignore[no-untyped-call]

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from study.grid import Grid
 from study_rows import ATTENTION, HEADER, MLP, TOKENS, rows, sizes
 
 from tokenprune.core.errors import DataError
-from tokenprune.study_report.grid import Grid
 
 
 def test_a_base_has_its_own_policies_and_those_that_drop_nothing():

@@ -2,9 +2,9 @@
 
 import pytest
 import yaml
+from study.config import load_study_config
 
 from tokenprune.core.errors import BudgetError, ConfigError
-from tokenprune.study.config import load_study_config
 from tokenprune.sweeps.config import Part
 
 YAML = """

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from tokenprune.functional.lazy import NEVER, Criterion, lazy_greedy
-from tokenprune.functional.steps import stepwise_greedy
+from tokenprune.functional.greedy import NEVER, Criterion, lazy_greedy, stepwise_greedy
 
 
 class Farthest(Criterion):
@@ -41,7 +40,7 @@ def plain(distance, gain, k, floor):
 @pytest.mark.parametrize("candidates", [(1, 1), (3, 3), (2, 30), (1000, 1000)])
 @pytest.mark.parametrize("floor", [0.0, 4.0])
 def test_same_picks_as_the_plain_loop_with_ties_padding_and_exhaustion(monkeypatch, candidates, floor):
-    monkeypatch.setattr("tokenprune.functional.lazy.CANDIDATES", candidates)
+    monkeypatch.setattr("tokenprune.functional.greedy.CANDIDATES", candidates)
     generator = torch.Generator().manual_seed(0)
     half = torch.randint(0, 10, (2, 60, 60), generator=generator).float()
     distance = half + half.mT

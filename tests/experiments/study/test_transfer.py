@@ -4,10 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from study import transfer
+from study.grid import Grid
 from study_rows import HEADER, additive, rows
-
-from tokenprune.study_report import transfer
-from tokenprune.study_report.grid import Grid
 
 COLOR = np.arange(20) % 2 == 0
 BUDGET = HEADER.budgets[2]

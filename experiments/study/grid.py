@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from study import agreement
+from study.results import Header, Row
 from tokenprune.core.errors import DataError
-from tokenprune.study import agreement
-from tokenprune.study.results import Header, Row
 
 
 @dataclass(frozen=True, eq=False)

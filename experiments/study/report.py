@@ -1,13 +1,23 @@
-"""The report of a study: what its results say about the sum, the depth-wise rule, the objective, and transfer."""
+"""The report of a study: what its results say about the sum, the depth-wise rule, the objective, and transfer.
+
+As a script: ``python experiments/study/report.py experiments/dop_additivity --out report``, which writes
+``report/dop_additivity/report.md``.
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds its own folder alone
+
+from study import additivity, free_subsets, objective, transfer
+from study.command import ending
+from study.grid import Grid
+from study.results import load
 from tokenprune.core.errors import DataError
-from tokenprune.study.results import load
-from tokenprune.study_report import additivity, free_subsets, objective, transfer
-from tokenprune.study_report.grid import Grid
 
 
 def write(results: Path, folder: Path) -> Path:
@@ -45,3 +55,19 @@ def write(results: Path, folder: Path) -> Path:
     path = folder / "report.md"
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     return path
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+", help="folders with the results.jsonl of a study")
+    parser.add_argument("--out", type=Path, help="a report goes to a folder of the same name in here; default: its own")
+    asked = parser.parse_args(arguments)
+    with ending("study"):
+        for folder in asked.folders:
+            to = asked.out / folder.resolve().name if asked.out else folder
+            print(f"report: {write(folder / 'results.jsonl', to)}")
+
+
+if __name__ == "__main__":
+    main()

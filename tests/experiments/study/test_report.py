@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import pytest
+from study import objective
+from study.report import write
+from study.results import save
 from study_rows import HEADER, rows
 
 from tokenprune.core.errors import DataError
-from tokenprune.study.results import save
-from tokenprune.study_report import objective
-from tokenprune.study_report.report import write
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 SHOWN = ("dop_additivity", "dop_free_subsets", "dop_objective", "dop_transfer")
 
 
