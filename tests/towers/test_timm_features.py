@@ -250,8 +250,12 @@ def film(frames, height, width):
 )
 def test_frames_that_the_tower_sees_one_by_one(monkeypatch, name, side, pixels, image):
     """An image, then a video in each row; the last token of OneVision's is a newline."""
-    monkeypatch.setattr("checks.clip", lambda seed: torch.from_numpy(film(3, 50, 50)).permute(0, 3, 1, 2))
-    monkeypatch.setattr("checks.picture", lambda seed, height, width: Image.fromarray(ramp(height, width)))
+    monkeypatch.setattr(
+        "tokenprune.testing.families.tiles.clip", lambda seed: torch.from_numpy(film(3, 50, 50)).permute(0, 3, 1, 2)
+    )
+    monkeypatch.setattr(
+        "tokenprune.testing.families.tiles.picture", lambda seed, height, width: Image.fromarray(ramp(height, width))
+    )
     model, processor = families()[name].build("sdpa")
     inputs = families()[name].ask(processor, 2, sizes=[(40, 40)])
     for scope in type(adapter_for(model, processor)).scopes:
@@ -267,7 +271,10 @@ def test_frames_that_the_tower_sees_one_by_one(monkeypatch, name, side, pixels, 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_frames_that_are_made_of_two_pictures(monkeypatch, name):
-    monkeypatch.setattr("tiny_qwen_vl.pixels", lambda seed, *shape: film(*shape) if len(shape) == 3 else ramp(*shape))
+    monkeypatch.setattr(
+        "tokenprune.testing.families.qwen_vl.pixels",
+        lambda seed, *shape: film(*shape) if len(shape) == 3 else ramp(*shape),
+    )
     model, processor = families()[name].build("sdpa")
     inputs = families()[name].ask(processor, 1, 1, videos=(1, 0))  # an image and a video, then an image
     for scope in type(adapter_for(model, processor)).scopes:
@@ -280,7 +287,10 @@ def test_frames_that_are_made_of_two_pictures(monkeypatch, name):
 
 
 def test_each_modality_has_its_own_normalisation(monkeypatch):
-    monkeypatch.setattr("tiny_qwen_vl.pixels", lambda seed, *shape: film(*shape) if len(shape) == 3 else ramp(*shape))
+    monkeypatch.setattr(
+        "tokenprune.testing.families.qwen_vl.pixels",
+        lambda seed, *shape: film(*shape) if len(shape) == 3 else ramp(*shape),
+    )
     model, processor = families()["qwen2_vl"].build("sdpa")
     processor = copy.deepcopy(processor)
     processor.video_processor.image_mean, processor.video_processor.image_std = [0.1, 0.2, 0.3], [0.9, 0.8, 0.7]
