@@ -11,13 +11,13 @@ from masked_layers import masked_layers_logits
 from surroundings import AUTOCAST, HARMLESS
 from tiny import ask, randomise, save_llava, shared_llava
 from tiny_timm import images, tiny_vit
+from tokenprune.engine.decoder.inside_signals import StageView, stage_signals
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.core.budget import Budget
 from tokenprune.core.signals import Signal
 from tokenprune.engine.decoder.alive import Alive
-from tokenprune.engine.decoder.inside_signals import StageView, stage_signals
 from tokenprune.engine.decoder.tap import Attended
 from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.session import Session

@@ -2,16 +2,16 @@ import pytest
 import torch
 from PIL import Image
 from tiny import ask, shared_llava
+from tokenprune.adapters.checks import check_steps
+from tokenprune.engine.prompt.resized import Resized
 from torch.nn.functional import interpolate
 
 from tokenprune import VisualTokens, create_pruner
-from tokenprune.adapters.checks import check_steps
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError, SelectionError
 from tokenprune.core.sample import Sample
 from tokenprune.embedded.model import load_embedded
 from tokenprune.engine.loading import adapter_for
-from tokenprune.engine.prompt.resized import Resized
 from tokenprune.engine.session import Session
 from tokenprune.tasks.scenes import Scenes
 

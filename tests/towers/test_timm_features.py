@@ -7,6 +7,7 @@ import torch
 from families import families
 from PIL import Image
 from tiny import IMAGE_SIZE, ask, randomise, shared_llava, tiny_processor
+from tokenprune.engine.prompt.encoder_features import EncoderFeatures
 from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,7 +16,6 @@ from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
 from tokenprune.engine.loading import adapter_for
-from tokenprune.engine.prompt.encoder_features import EncoderFeatures
 from tokenprune.engine.session import Session
 from tokenprune.pruners.base import ScorePruner
 from tokenprune.towers.timm_features import TimmEncoder, denormalised, encoder_size, load_encoder

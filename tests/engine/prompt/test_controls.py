@@ -5,6 +5,7 @@ import torch
 from families import families
 from PIL import Image
 from tiny import ask, shared_llava
+from tokenprune.engine.prompt.controls import Evidence, check_samples
 
 import tokenprune as tp
 from tokenprune.core.budget import Budget
@@ -12,7 +13,6 @@ from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.embedded.model import load_embedded
 from tokenprune.engine.loading import adapter_for, session_for
-from tokenprune.engine.prompt.controls import Evidence, check_samples
 from tokenprune.engine.session import Session
 from tokenprune.functional.evidence import evidence_tokens
 from tokenprune.pruners.base import create_pruner
