@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 # Two processes of one thread each: threads of several processes slow one another many times over.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+# An idle one takes over tests from the end of the other's: until then neighbours share their models.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: run check lint types test oldest bench clean
+.PHONY: run check lint types test full oldest bench clean
 
 run: $(STAMP)
 	$(BIN)/tokenprune run configs/quickstart.yaml
@@ -28,10 +29,14 @@ types: $(STAMP)
 test: $(STAMP)
 	$(PYTEST)
 
+# With the products of cases of which `make test` runs a covering design; see CONTRIBUTING.
+full: $(STAMP)
+	$(PYTEST) -m 'not gpu and not slow and not network'
+
 # What meets transformers, on the oldest version that pyproject.toml allows: laid over the environment, for these tests only.
 OLD := .oldest
 oldest: $(OLD)/.installed
-	PYTHONPATH=$(OLD) $(PYTEST) tests/adapters/test_contract.py tests/adapters/test_arguments.py tests/engine/test_matrix.py \
+	PYTHONPATH=$(OLD) $(PYTEST) tests/adapters/test_contract.py tests/adapters/test_arguments.py tests/pruners/test_contract.py \
 		tests/engine/attach/test_block_contract.py
 
 $(OLD)/.installed: $(STAMP)

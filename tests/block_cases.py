@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_inside import Within
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     DynamicCache,
@@ -39,6 +38,7 @@ from transformers.generation import MaxLengthCriteria
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.engine.decoder.decoder_checks import HOOKS_RUN_ONCE
+from tokenprune.testing.pruners import Within
 
 KEEP, NEW = 4, 5
 PLACES = ("before", "inside")

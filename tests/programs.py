@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 import yaml
-from tiny import save_llava
+
+from tokenprune.testing.checkpoints import save_llava
 
 
 def sweep_file(folder):

@@ -27,11 +27,16 @@ MAY = {
     "bench": "core pruners towers adapters engine costs sweeps report",
     "policies": "core functional pruners adapters engine costs tasks sweeps",
     "cli": "core pruners sweeps report bench policies version",
+    "testing": "core functional conditioning pruners towers adapters engine embedded tasks costs sweeps report",
     "version": "",
     "__main__": "cli",
     "__init__": "core pruners adapters engine embedded version",
 }
-THIRD_PARTY = {"wandb": {"sweeps"}, "transformers": {"towers", "adapters", "engine", "embedded"}}
+THIRD_PARTY = {
+    "wandb": {"sweeps"},
+    "transformers": {"towers", "adapters", "engine", "embedded", "testing"},
+    "pytest": {"testing"},
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

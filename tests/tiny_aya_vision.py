@@ -1,7 +1,8 @@
 """A tiny Aya Vision of random weights: tiles with text between them, and no adapter that serves it."""
 
-from checks import Tiles, finish, text_config
-from tiny_gemma3 import siglip_config
+from tokenprune.testing.families.gemma3 import siglip_config
+from tokenprune.testing.families.parts import finish, text_config
+from tokenprune.testing.families.tiles import Tiles
 
 PIXELS = 48
 MARKS = ("<image>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>", "TILE", "TILE_GLOBAL")

@@ -2,10 +2,10 @@
 
 import timm
 import torch
-from tiny import randomise
 
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import TowerAttention, TowerKeys
 from tokenprune.pruners.base import ScorePruner
+from tokenprune.testing.families.parts import randomise
 
 SIZES = {"img_size": 24, "patch_size": 4, "num_classes": 10, "embed_dim": 32, "depth": 4, "num_heads": 4}  # 36 patches
 SCALED = {"num_classes": 10, "init_values": 0.7}  # of layer scales, which begin near zero
@@ -95,16 +95,16 @@ def masked(model, pixels, keeps):
 class ByCLS(ScorePruner):
     """Keeps the patches to which the CLS token attends most."""
 
-    requires = frozenset({Signal.CLS_ATTENTION})
+    requires = frozenset({TowerAttention("cls")})
 
     def score(self, tokens):
-        return tokens.signal(Signal.CLS_ATTENTION).mean(1)
+        return tokens.signal(TowerAttention("cls")).mean(1)
 
 
 class ByKeys(ScorePruner):
     """Keeps the patches with the largest keys."""
 
-    requires = frozenset({Signal.KEYS})
+    requires = frozenset({TowerKeys()})
 
     def score(self, tokens):
-        return tokens.signal(Signal.KEYS).norm(dim=-1)
+        return tokens.signal(TowerKeys()).norm(dim=-1)

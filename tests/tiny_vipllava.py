@@ -1,7 +1,9 @@
 """A tiny ViP-LLaVA, whose projector reads several layers of the tower, for models that no adapter serves."""
 
 import torch
-from tiny import randomise, tiny_llava, tiny_processor
+
+from tokenprune.testing.families.llava import tiny_llava, tiny_processor
+from tokenprune.testing.families.parts import randomise
 
 
 def vipllava():

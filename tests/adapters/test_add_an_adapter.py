@@ -7,11 +7,12 @@ from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs/add_an_adapter.md"
 CHECK = """
-from checks import check_masking, check_operations
-from tiny import Project, ask
-from tiny_inside import Within
-from tiny_llava import FAMILIES
-from tiny_plans import depthwise
+from tokenprune.testing.checks import check_masking, check_operations
+from tokenprune.testing.families.llava import ask
+from tokenprune.testing.pruners import Project
+from tokenprune.testing.pruners import Within
+from tokenprune.testing.families.llava import FAMILIES
+from tokenprune.testing.pruners import depthwise
 from tiny_vipllava import vipllava
 model, processor = vipllava()
 assert type(adapter_for(model, processor)) is VipLlavaAdapter

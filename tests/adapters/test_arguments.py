@@ -2,10 +2,10 @@
 
 import pytest
 import transformers
-from families import families
 
 from tokenprune.adapters.cache_argument import CACHE
 from tokenprune.engine.decoder.hooks import _named
+from tokenprune.testing.families import families
 
 FAMILIES = families()
 COMMON = {"attention_mask", "position_ids", CACHE}

@@ -2,9 +2,6 @@
 
 import pytest
 import torch
-from checks import check_identity, check_masking
-from families import families
-from tiny import Project, ask, picture, tiny_processor
 from tiny_aya_vision import AyaVision
 from tiny_vipllava import vipllava
 
@@ -14,6 +11,11 @@ from tokenprune.core.errors import ModelError
 from tokenprune.engine.auto_check import auto_adapter
 from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.session import Session
+from tokenprune.testing.checks import check_identity, check_masking
+from tokenprune.testing.families import families
+from tokenprune.testing.families.llava import ask, tiny_processor
+from tokenprune.testing.pictures import picture
+from tokenprune.testing.pruners import Project
 
 TILED = ("idefics3", "internvl", "llava_next", "llava_onevision", "mistral3", "smolvlm")  # or of any size
 REFUSED = {

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from families import families
-
 from tokenprune.adapters.registry import ADAPTERS
-from tokenprune.core.signals import PAIRED
+from tokenprune.core.signals import PairedImage
 from tokenprune.core.stages import PRE_LLM
+from tokenprune.engine.providers.base import Facts, missing
 from tokenprune.pruners.base import PRUNERS, create_pruner
+from tokenprune.testing.families import families
 from tokenprune.towers.text.base import TUNED
 
 DOCS = Path(__file__).parents[2] / "docs/families.md"
@@ -19,16 +19,21 @@ PRUNED["cdpruner, prompt_embedding"] = create_pruner("cdpruner", conditioning="p
 
 
 def cell(adapter, name, pruner):
-    """``yes``, or the signals that are missing, or the reason of a refusal, which test_matrix meets.
+    """``yes``, or the signals that are missing, or the reason of a refusal, which ``PrunerContract`` meets.
 
     Test_text_tower has those that must be given one.
     """
-    before = [step.selector.requires for step in pruner.steps(spec_of(adapter)) if step.stage == PRE_LLM]
-    unasked = any(requires & PAIRED for requires in before) and TUNED & {*ADAPTERS.get(adapter).model_types}
-    missing = sorted({signal for requires in before for signal in requires - ADAPTERS.get(adapter).offers})
-    reasons = {family.refused[name] for family in families(adapter).values() if name in family.refused}
-    if missing or reasons:
-        return f"no: {', '.join(missing)}" if missing else f"refused: {', '.join(reasons)}"
+    steps = pruner.steps(spec_of(adapter))
+    before = [step.selector.requires for step in steps if step.stage == PRE_LLM]
+    wanted, facts = {signal for requires in before for signal in requires}, Facts(ADAPTERS.get(adapter))
+    paired = any(isinstance(signal, PairedImage) for signal in wanted)
+    unasked = paired and TUNED & {*ADAPTERS.get(adapter).model_types}
+    absent = sorted(signal.plain for signal in missing(wanted, facts))
+    inside = {step.selector.positions for step in steps if step.stage != PRE_LLM}
+    if absent:
+        return f"no: {', '.join(absent)}"
+    if not all(inside <= {*family.inside} for family in families(adapter).values()):
+        return "refused: gaps cannot be closed inside the LLM"
     return "yes, given `text_tower`" if unasked else "yes"
 
 

@@ -1,11 +1,5 @@
 import pytest
 import torch
-from checks import check_identity, check_masking, check_operations, picture
-from tiny import Project
-from tiny_gemma3 import FAMILIES, TOKENS, tiny_gemma3
-from tiny_inside import Within
-from tiny_plans import depthwise
-from tiny_siglip import shared_tower
 from transformers import Gemma3Config, StaticCache
 
 import tokenprune as tp
@@ -13,15 +7,20 @@ from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.gemma3 import Gemma3Adapter
 from tokenprune.adapters.inputs import CHUNKS_WORK
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import PairedImage, TowerKeys, TowerStates
 from tokenprune.costs.flops import projector_flops, vision_flops
 from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.session import Session
+from tokenprune.testing.checks import check_identity, check_masking, check_operations
+from tokenprune.testing.families.gemma3 import FAMILIES, TOKENS, tiny_gemma3
+from tokenprune.testing.pictures import picture
+from tokenprune.testing.pruners import Project, Within, depthwise
+from tokenprune.testing.towers import shared_tower
 
 ROWS = (1, 0, 2)
 WINDOW = 13  # of the prompts with two images even those that are pruned are longer
 FAMILY = FAMILIES["gemma3"]
-VISION = frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.KEYS, Signal.VISION_HIDDEN})
+VISION = frozenset({PairedImage(), TowerKeys(), TowerStates()})
 
 
 @pytest.fixture(params=["sdpa", "eager"])

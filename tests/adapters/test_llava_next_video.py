@@ -1,20 +1,21 @@
 import pytest
 import torch
-from checks import FRAMES, ROWS, check_beams, check_identity, check_masking, check_second_turn
-from tiny import Project
-from tiny_llava_next_video import FAMILIES, tiny_llava_next_video, tiny_processor
 from transformers import LlamaConfig, LlavaNextVideoConfig
 
 import tokenprune as tp
 from tokenprune.adapters.llava_next_video import LlavaNextVideoAdapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import TowerAttention, TowerKeys, TowerStates
 from tokenprune.costs.model_card import load_card
 from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.session import Session
+from tokenprune.testing.checks import ROWS, check_beams, check_identity, check_masking, check_second_turn
+from tokenprune.testing.families.llava_next_video import FAMILIES, tiny_llava_next_video, tiny_processor
+from tokenprune.testing.pictures import FRAMES
+from tokenprune.testing.pruners import Project
 
 FAMILY = FAMILIES["llava_next_video"]
-VISION = frozenset({Signal.CLS_ATTENTION, Signal.KEYS, Signal.VISION_HIDDEN})
+VISION = frozenset({TowerAttention("cls"), TowerKeys(), TowerStates()})
 
 
 @pytest.fixture

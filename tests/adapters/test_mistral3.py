@@ -1,23 +1,21 @@
 import pytest
 import torch
-from checks import check_beams, check_identity, check_masking, check_second_turn
-from tiny import Project
-from tiny_inside import Within
-from tiny_mistral3 import FAMILIES, tiny_mistral3, tiny_processor
-from tiny_plans import Planned, depthwise
 from transformers import CLIPVisionConfig, Mistral3Config
 
 import tokenprune as tp
 from tokenprune.adapters.mistral3 import Mistral3Adapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import TowerKeys, TowerStates
 from tokenprune.costs.flops import projector_flops, vision_flops
 from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.session import Session
+from tokenprune.testing.checks import check_beams, check_identity, check_masking, check_second_turn
+from tokenprune.testing.families.mistral3 import FAMILIES, tiny_mistral3, tiny_processor
+from tokenprune.testing.pruners import Planned, Project, Within, depthwise
 
 ROWS = (1, 0, 2)
 FAMILY = FAMILIES["mistral3"]
-VISION = frozenset({Signal.KEYS, Signal.VISION_HIDDEN})
+VISION = frozenset({TowerKeys(), TowerStates()})
 
 
 @pytest.fixture

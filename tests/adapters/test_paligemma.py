@@ -1,11 +1,5 @@
 import pytest
 import torch
-from checks import check_identity, check_masking, check_operations, generated, picture
-from tiny import Project
-from tiny_inside import Within
-from tiny_paligemma import FAMILIES, TOKENS, tiny_paligemma, tiny_processor
-from tiny_plans import depthwise
-from tiny_siglip import shared_tower
 from transformers import PaliGemmaConfig
 
 import tokenprune as tp
@@ -14,16 +8,21 @@ from tokenprune.adapters.paligemma import PaliGemmaAdapter
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import PairedImage, TowerKeys, TowerStates
 from tokenprune.costs.flops import projector_flops, vision_flops
 from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.session import Session
 from tokenprune.policies.divergence import Batch, Objective
+from tokenprune.testing.checks import check_identity, check_masking, check_operations, generated
+from tokenprune.testing.families.paligemma import FAMILIES, TOKENS, tiny_paligemma, tiny_processor
+from tokenprune.testing.pictures import picture
+from tokenprune.testing.pruners import Project, Within, depthwise
+from tokenprune.testing.towers import shared_tower
 
 ROWS = (1, 0, 2)
 WINDOW = 13  # of the prompts with two images even those that are pruned are longer
 FAMILY = FAMILIES["paligemma"]
-VISION = frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.KEYS, Signal.VISION_HIDDEN})
+VISION = frozenset({PairedImage(), TowerKeys(), TowerStates()})
 
 
 @pytest.fixture(params=["sdpa", "eager"])

@@ -4,13 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from checks import check_masking, generated
-from masked_layers import masked_layers_logits
-from tiny import Project
-from tiny_inside import Within
-from tiny_plans import LAYERS, Planned, depthwise, random_plan
-from tiny_qwen3_vl import FAMILIES, VISION
-from tiny_qwen_vl import tiny_qwen
 from transformers import Qwen3VLConfig
 
 import tokenprune as tp
@@ -27,6 +20,11 @@ from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.prompt.pruned import prompt_tokens
 from tokenprune.engine.prompt.shorten import fresh
 from tokenprune.engine.session import Session
+from tokenprune.testing.checks import check_masking, generated
+from tokenprune.testing.families.qwen3_vl import FAMILIES, VISION
+from tokenprune.testing.families.qwen_vl import tiny_qwen
+from tokenprune.testing.masked_layers import masked_layers_logits
+from tokenprune.testing.pruners import LAYERS, Planned, Project, Within, depthwise, random_plan
 
 FAMILY = FAMILIES["qwen3_vl"]
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from tiny import save_llava
 from typer.testing import CliRunner
 
 from tokenprune.bench.flops_request import request
@@ -14,6 +13,7 @@ from tokenprune.costs.conventions import CONVENTIONS
 from tokenprune.costs.flops import llm_prefill_flops, vision_flops
 from tokenprune.costs.model_card import card_names, load_card
 from tokenprune.pruners.base import PRUNERS, create_pruner
+from tokenprune.testing.checkpoints import save_llava
 
 
 def call(*arguments):

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import save_llava
 from typer.testing import CliRunner
 
 from tokenprune.cli.main import app
 from tokenprune.sweeps import evaluate
 from tokenprune.tasks import images
+from tokenprune.testing.checkpoints import save_llava
 
 QUICKSTART = str(Path(__file__).parents[2] / "configs/quickstart.yaml")
 
@@ -236,8 +236,8 @@ def test_half_written_last_line(call, checkpoint, tmp_path):
     [
         ("conditioning: oracle", "conditioning oracle needs a task that says where in the image the evidence is"),
         (
-            "relevance_question: other",
-            "relevance_question 'other' needs a task whose samples come with another question",
+            "conditioning: {name: clip_text, question: other}",
+            "relevance to another question needs a task whose samples come with another question",
         ),
     ],
 )

@@ -76,9 +76,10 @@ def test_again_computes_nothing_and_says_the_same(run, monkeypatch):
     assert (folder / "results.jsonl").read_bytes() == before
 
 
-def test_the_written_config_is_the_run(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(Evaluator, "ask", lambda *args: pytest.fail("computed again"))
-    assert call("run", run[1] / "config.yaml").exit_code == 0
+def test_the_written_config_is_the_run(run):
+    result = call("sweep", run[1] / "config.yaml", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "19 cells of 1 points, 19 of them finished" in " ".join(result.stdout.split())
 
 
 def test_a_dry_run_says_where_its_speeds_are_from(run):
@@ -88,6 +89,7 @@ def test_a_dry_run_says_where_its_speeds_are_from(run):
     assert f"at the speed of the records in '{folder.parent}'" in " ".join(result.stdout.split())
 
 
+@pytest.mark.full  # the command itself is in report/test_files
 def test_report_again(run):
     folder = run[1]
     for path in folder.glob("*.png"):

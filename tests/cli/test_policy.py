@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 from matplotlib.image import imread
-from tiny import save_llava
 from typer.testing import CliRunner
 
 from tokenprune.cli.main import app
 from tokenprune.policies import measurements
 from tokenprune.policies.divergence import Batch
 from tokenprune.pruners.dop import policy_file
+from tokenprune.testing.checkpoints import save_llava
 
 ROOT = Path(__file__).parents[2]
 FIT, QUICKSTART = str(ROOT / "configs/fit_policy.yaml"), str(ROOT / "configs/quickstart.yaml")

@@ -8,13 +8,6 @@ from dataclasses import replace
 
 import pytest
 from counted_parts import counted
-from families import families
-from tiny import tiny_llava, tiny_processor, tiny_vision_config
-from tiny_gemma3 import Gemma3, tiny_gemma3
-from tiny_llava import Llava
-from tiny_mistral3 import Mistral3, tiny_mistral3
-from tiny_paligemma import PaliGemma, tiny_paligemma
-from tiny_qwen_vl import MERGE, PATCH
 from transformers import SiglipVisionConfig
 
 import tokenprune as tp
@@ -24,6 +17,12 @@ from tokenprune.costs.flops import llm_decode_flops, llm_prefill_flops, lm_head_
 from tokenprune.costs.memory import kv_cache_bytes_by_layer, planned_kv_bytes_by_layer
 from tokenprune.costs.selector import selection_flops
 from tokenprune.engine.loading import adapter_for
+from tokenprune.testing.families import families
+from tokenprune.testing.families.gemma3 import Gemma3, tiny_gemma3
+from tokenprune.testing.families.llava import Llava, tiny_llava, tiny_processor, tiny_vision_config
+from tokenprune.testing.families.mistral3 import Mistral3, tiny_mistral3
+from tokenprune.testing.families.paligemma import PaliGemma, tiny_paligemma
+from tokenprune.testing.families.qwen_vl import MERGE, PATCH
 
 FAMILIES = families()
 KEEP, NEW = 7, 3  # visual tokens of an image; answer tokens, the first of which is the prefill's

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny import ask, shared_llava
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
 from transformers.models.clip.modeling_clip import CLIPVisionConfig, CLIPVisionModel
@@ -17,6 +16,7 @@ from tokenprune.embedded.model import llava_config
 from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.session import Session
 from tokenprune.pruners.base import create_pruner
+from tokenprune.testing.families.llava import ask, shared_llava
 
 LLAMA_7B = TransformerSpec(layers=32, width=4096, mlp_width=11008, heads=32, kv_heads=32, head_dim=128, mlp_matrices=3)
 LLAVA_7B = ModelSpec(llm=LLAMA_7B, vocabulary=32064, visual_tokens=576)

@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import shared_llava, tiny_llava, tiny_processor
 
 from tokenprune.core.errors import ModelError
 from tokenprune.costs import layer_timing
 from tokenprune.costs.layer_timing import time_layers
 from tokenprune.engine.loading import adapter_for
+from tokenprune.testing.families.llava import shared_llava, tiny_llava, tiny_processor
 
 TEXT, TOTAL = 12, 25
 

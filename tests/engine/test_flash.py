@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tiny import ask, tiny_llava, tiny_processor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
 import tokenprune as tp
+from tokenprune.testing.families.llava import ask, tiny_llava, tiny_processor
 
 NAMES = [
     "flash_attention_2",

@@ -5,7 +5,6 @@ from statistics import fmean
 
 import pytest
 import torch
-from tiny import save_llava
 
 from tokenprune.adapters.cache_argument import cache_of
 from tokenprune.core.plan import OperationPlan
@@ -17,6 +16,7 @@ from tokenprune.pruners.base import PRUNERS
 from tokenprune.sweeps import runner
 from tokenprune.sweeps.build import build
 from tokenprune.sweeps.config import parse_config
+from tokenprune.testing.checkpoints import save_llava
 
 BUDGET, QUESTIONS = 9, 8
 SPARSE = {"name": "sparsevlm"}

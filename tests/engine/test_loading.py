@@ -1,6 +1,5 @@
 import pytest
 import torch
-from tiny import Project, Relevance, ask, save_llava, shared_llava, tiny_clip
 from transformers import AutoModelForImageTextToText, AutoProcessor, GPT2Config
 
 import tokenprune as tp
@@ -10,6 +9,10 @@ from tokenprune.core.errors import ConfigError, ModelError
 from tokenprune.engine import loading as load
 from tokenprune.engine.loading import find_checkpoint
 from tokenprune.engine.session import Session
+from tokenprune.testing.checkpoints import save_llava
+from tokenprune.testing.families.llava import ask, shared_llava
+from tokenprune.testing.pruners import Project, Relevance
+from tokenprune.testing.towers import tiny_clip
 from tokenprune.towers.clip import CLS_TOKENS
 from tokenprune.towers.text.base import load_text_tower
 

@@ -7,13 +7,14 @@ import tempfile
 import pytest
 import torch
 from accelerate import dispatch_model
-from families import families
-from tiny import ask, save_llava
 from two_gpus import dispatched, on_cpu, on_gpus, spread
 
 import tokenprune as tp
 from tokenprune.core.errors import ModelError
 from tokenprune.engine.stopwatch import now
+from tokenprune.testing.checkpoints import save_llava
+from tokenprune.testing.families import families
+from tokenprune.testing.families.llava import ask
 
 METHODS = {
     "cdpruner": {"conditioning": "prompt_embedding"},

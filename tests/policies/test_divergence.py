@@ -4,18 +4,19 @@ import functools
 
 import pytest
 import torch
-from masked_operations import masked_operations_logits
-from tiny import Project, shared_llava, tiny_llava, tiny_processor
 
 import tokenprune as tp
 from tokenprune.core.budget import Budget
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import PairedImage
 from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.session import Session
 from tokenprune.policies.divergence import Batch, Objective, early_signals, measure
 from tokenprune.pruners.dop import DOP
 from tokenprune.pruners.dop.depths import Depths
 from tokenprune.tasks.scenes import Scenes
+from tokenprune.testing.families.llava import shared_llava, tiny_llava, tiny_processor
+from tokenprune.testing.masked_operations import masked_operations_logits
+from tokenprune.testing.pruners import Project
 
 LAYERS, TOTAL = 4, 25
 BASE = Project(positions="original")
@@ -187,4 +188,4 @@ def test_early_signals():
     assert early_signals(adapter, tp.create_pruner("fastv", layer=2)) == frozenset()  # what it needs is inside the LLM
     needs = early_signals(adapter, tp.create_pruner("dop", base={"name": "cdpruner"}))
     assert needs == tp.create_pruner("cdpruner").requires
-    assert Signal.CLIP_IMAGE_EMBEDS in needs
+    assert PairedImage() in needs

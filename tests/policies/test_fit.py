@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import save_llava
 
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import BudgetError, ConfigError, DataError
@@ -22,6 +21,7 @@ from tokenprune.sweeps import provenance, runner
 from tokenprune.sweeps.build import build_base
 from tokenprune.sweeps.config import ModelConfig, Part, parse_config
 from tokenprune.tasks.scenes import Scenes
+from tokenprune.testing.checkpoints import save_llava
 
 SAMPLES, POINTS = 3, 3
 TASK = {"num_samples": 7}

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from families import families
 from torch.nn.functional import adaptive_avg_pool2d
 
 from tokenprune import VisualTokens, create_pruner
@@ -8,6 +7,7 @@ from tokenprune.core.budget import Budget
 from tokenprune.core.errors import SelectionError
 from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.session import Session
+from tokenprune.testing.families import families
 
 X = torch.randn(2, 144, 5, generator=torch.Generator().manual_seed(0))
 

@@ -7,17 +7,16 @@ import time
 
 import pytest
 from programs import sweep_file, work
-from tiny import save_llava
 
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ConfigError, DataError, TokenPruneError
 from tokenprune.sweeps import runner
 from tokenprune.sweeps.grid import load_sweep, parse_sweep
 from tokenprune.sweeps.store import RunFolder
+from tokenprune.testing.checkpoints import save_llava
 
 BASE = {"pruner": "uniform", "budget": {"keep_tokens": 10}, "task": {"name": "scenes", "num_samples": 7}}
 VARIED = {"pruner": ["uniform", {"name": "cdpruner", "conditioning": "none"}], "budget.keep_tokens": [10, 5]}
-KILLS = 20
 
 
 def points(**keys):
@@ -126,7 +125,8 @@ def test_a_second_sweep_in_the_folder_is_refused(sweep, tmp_path):
         runner.sweep(sweep(tmp_path))
 
 
-def test_killed_at_random_moments_it_leaves_what_an_undisturbed_sweep_leaves(tmp_path):
+@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.full)])
+def test_killed_at_random_moments_it_leaves_what_an_undisturbed_sweep_leaves(tmp_path, kills):
     path = sweep_file(tmp_path)
     server = multiprocessing.get_context("forkserver")  # forks a process without threads, which do not survive that
     server.set_forkserver_preload(["programs", "tokenprune.sweeps.runner", "transformers.models.llava.modeling_llava"])
@@ -142,9 +142,9 @@ def test_killed_at_random_moments_it_leaves_what_an_undisturbed_sweep_leaves(tmp
         assert process.exitcode == 0
     duration, draw = time.perf_counter() - start, random.Random(0)
     whole, killed, folders = left(RunFolder(tmp_path / "undisturbed/tiny")), 0, 0
-    while killed < KILLS or process.exitcode:
+    while killed < kills or process.exitcode:
         process = child(str(folders))
-        process.join(draw.uniform(0.2, 0.9) * duration if killed < KILLS else None)
+        process.join(draw.uniform(0.2, 0.9) * duration if killed < kills else None)
         if process.is_alive():
             process.kill()
             killed += 1

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import save_llava
 
 from tokenprune.core.errors import BudgetError, DataError, TokenPruneError
 from tokenprune.core.plan import OperationPlan
@@ -20,6 +19,7 @@ from tokenprune.sweeps.build import build
 from tokenprune.sweeps.config import parse_config
 from tokenprune.sweeps.tracking import TRACKERS, Tracked, Tracker
 from tokenprune.tasks.scenes import Scenes
+from tokenprune.testing.checkpoints import save_llava
 
 
 @pytest.fixture(scope="module")

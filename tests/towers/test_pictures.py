@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from families import families
 from PIL import Image
-from tiny_qwen_vl import MERGE, PATCH, tiny_processor
 
 from tokenprune.engine.loading import session_for
+from tokenprune.testing.families import families
+from tokenprune.testing.families.qwen_vl import MERGE, PATCH, tiny_processor
 from tokenprune.towers.pictures import Pictures, over_time, unpack
 from tokenprune.towers.timm_features import denormalised
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -45,7 +46,8 @@ class VisualTokens:
         if not bool(torch.stack(f.aminmax()).isfinite().all()):  # f.isfinite().all() reads and writes much more
             raise SelectionError("features hold values that are not finite")
         signals = {parse(name): value for name, value in self.signals.items()}
-        given = Given({name: self._signal(name, value) for name, value in signals.items()})
+        given = Given({str(name): self._signal(str(name), value) for name, value in signals.items()})
+        given.plain = {signal.plain: str(signal) for signal in signals if isinstance(signal, Signal)}
         object.__setattr__(self, "signals", given)
         if self.grid is not None and self.grid[0] * self.grid[1] != self.num_tokens:
             raise SelectionError(f"grid {self.grid} does not hold {self.num_tokens} visual tokens")
@@ -103,13 +105,20 @@ class VisualTokens:
 
 
 class Given(dict[str, Tensor]):
-    """Signals by their strings; a ``Signal`` finds itself there, its plain name, or the first of its alternatives."""
+    """Signals by their strings.
+
+    A ``Signal`` finds itself there, what was given under its plain name, or the first of its alternatives; a plain name
+    finds a signal of that name.
+    """
+
+    plain: Mapping[str, str] = MappingProxyType({})  # from plain names to the strings of those that were given
 
     def __missing__(self, key: object) -> Tensor:
-        """What stands for a signal whose string is no key."""
-        if isinstance(key, Signal):
-            names = (name for each in key.alternatives for name in (str(each), each.plain))
-            for name in names:
-                if name in self:
-                    return self[name]
+        """What stands for a key that is not there."""
+        alternatives = key.alternatives if isinstance(key, Signal) else ()
+        names = [name for each in alternatives for name in (str(each), each.plain)]
+        names += [self.plain[key]] if isinstance(key, str) and key in self.plain else []
+        for name in names:
+            if name in self:
+                return self[name]
         raise KeyError(key)

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from masked import masked_logits, masked_rows
-from tiny import IMAGE_SIZE, Project, Relevance, ask, picture, shared_llava, tiny_llava, tiny_processor
 from transformers import DynamicCache, GenerationConfig
 
 import tokenprune as tp
@@ -20,6 +18,10 @@ from tokenprune.core.errors import BudgetError, ConfigError, ModelError, Registr
 from tokenprune.core.plan import OperationPlan
 from tokenprune.core.stages import PRE_LLM, Stage
 from tokenprune.engine.loading import adapter_for
+from tokenprune.testing.families.llava import ask, shared_llava, tiny_llava, tiny_processor
+from tokenprune.testing.masked import masked_logits, masked_rows
+from tokenprune.testing.pictures import IMAGE_SIZE, picture
+from tokenprune.testing.pruners import Project, Relevance
 
 POSITIONS = ("original", "repacked")
 KEEP = 7

@@ -4,9 +4,9 @@ import threading
 
 import pytest
 import torch
-from tiny import shared_llava
 
 from tokenprune.engine.decoder.tap import Attended, attended
+from tokenprune.testing.families.llava import shared_llava
 
 
 def probabilities(scores, *, mask=None, window=None, valid=None, softcap=None):

@@ -4,9 +4,6 @@ import threading
 
 import pytest
 import torch
-from masked_layers import masked_layers_logits
-from tiny import Project, ask, shared_llava, tiny_llava, tiny_processor
-from tiny_inside import Within
 from transformers import DynamicCache
 from transformers.cache_utils import StaticSlidingWindowLayer
 
@@ -16,6 +13,9 @@ from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
 from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.session import Session
+from tokenprune.testing.families.llava import ask, shared_llava, tiny_llava, tiny_processor
+from tokenprune.testing.masked_layers import masked_layers_logits
+from tokenprune.testing.pruners import Project, Within
 
 STEPS = 17  # the first is the prefill's
 DETAILS = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False}
@@ -218,7 +218,7 @@ def test_a_forward_has_the_outputs_of_the_whole_prompt(llava, side, pruner):
 
 def masked_row(model, inputs, stages, positions):
     """Logits of all columns of one unpadded prompt."""
-    from masked_layers import layer_loop, llava_embeds
+    from tokenprune.testing.masked_layers import layer_loop, llava_embeds
 
     x, visual = llava_embeds(model)(inputs)[0], inputs["input_ids"][0] == model.config.image_token_id
     drops = [(stage.stage.layer, stage.keep[0]) for stage in stages]

@@ -4,9 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from masked_layers import masked_layers_logits
-from tiny import ask, shared_llava, tiny_llava, tiny_processor
-from tiny_inside import Within
 from transformers import DynamicCache
 
 import tokenprune as tp
@@ -18,6 +15,9 @@ from tokenprune.engine.decoder.inside_plan import InsidePlan, PromptTokens
 from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.prompt.shorten import fresh
 from tokenprune.engine.session import Session
+from tokenprune.testing.families.llava import ask, shared_llava, tiny_llava, tiny_processor
+from tokenprune.testing.masked_layers import masked_layers_logits
+from tokenprune.testing.pruners import Within
 
 DETAILS = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False}
 

@@ -4,11 +4,11 @@ import functools
 
 import pytest
 import torch
-from masked_layers import masked_layers_logits
-from tiny import ask, tiny_llava, tiny_processor
-from tiny_inside import Within
 
 import tokenprune as tp
+from tokenprune.testing.families.llava import ask, tiny_llava, tiny_processor
+from tokenprune.testing.masked_layers import masked_layers_logits
+from tokenprune.testing.pruners import Within
 
 SLIDING = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
 DECODERS = {

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from masked_layers import llava_embeds
-from tiny import ask, shared_llava
-from tiny_inside import Within
 
 import tokenprune as tp
 from tokenprune.core.selection import TokenSelection
 from tokenprune.functional.vectors import take
+from tokenprune.testing.families.llava import ask, shared_llava
+from tokenprune.testing.masked_layers import llava_embeds
+from tokenprune.testing.pruners import Within
 
 STEPS = 9  # the first is the prefill's
 

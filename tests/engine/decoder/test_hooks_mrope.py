@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from masked_layers import masked_layers_logits
-from tiny_inside import Within
-from tiny_qwen_vl import FAMILIES
 
 from tokenprune.core.errors import ModelError
 from tokenprune.core.steps import Step
 from tokenprune.engine.decoder.hooks import InsideLLM
 from tokenprune.engine.decoder.inside_plan import InsidePlan, PromptTokens
 from tokenprune.engine.trace import StageTrace
+from tokenprune.testing.families.qwen_vl import FAMILIES
+from tokenprune.testing.masked_layers import masked_layers_logits
+from tokenprune.testing.pruners import Within
 
 FAMILY = FAMILIES["qwen2_5_vl"]
 

@@ -3,18 +3,18 @@
 import dataclasses
 
 import torch
-from families import dense
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from masked_layers import layer_loop, llava_embeds, masked_layers_logits
-from tiny import Project, ask, shared_llava
-from tiny_inside import Within
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import cache_of
 from tokenprune.core.budget import Budget
 from tokenprune.core.stages import PRE_LLM
 from tokenprune.pruners.compose import Compose
+from tokenprune.testing.families.base import dense
+from tokenprune.testing.families.llava import ask, shared_llava
+from tokenprune.testing.masked_layers import layer_loop, llava_embeds, masked_layers_logits
+from tokenprune.testing.pruners import Project, Within
 
 STEPS = 5  # the first is the prefill's
 IMAGE, LAYERS = 25, 4  # visual tokens of an image, decoder layers

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from tiny import ask, tiny_llava, tiny_processor
-from tiny_inside import Within
 from torch import nn
 from transformers import DynamicCache
 
@@ -14,6 +12,8 @@ from tokenprune.core.errors import ModelError
 from tokenprune.engine.decoder.hooks import InsideLLM
 from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.session import Session
+from tokenprune.testing.families.llava import ask, tiny_llava, tiny_processor
+from tokenprune.testing.pruners import Within
 
 
 def test_a_cache_that_holds_something_else_is_refused(llava):

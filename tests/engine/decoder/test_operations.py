@@ -4,10 +4,6 @@ import functools
 
 import pytest
 import torch
-from masked_operations import masked_operations_logits
-from tiny import ask, shared_llava, tiny_llava, tiny_processor
-from tiny_plans import LAYERS, Planned, depthwise, random_plan
-from tiny_qwen_vl import FAMILIES
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import cache_of
@@ -15,6 +11,10 @@ from tokenprune.core.errors import ModelError, SelectionError
 from tokenprune.core.plan import Operation, Operations
 from tokenprune.engine.decoder.hooks import InsideLLM
 from tokenprune.engine.decoder.inside_plan import InsidePlan, PromptTokens
+from tokenprune.testing.families.llava import ask, shared_llava, tiny_llava, tiny_processor
+from tokenprune.testing.families.qwen_vl import FAMILIES
+from tokenprune.testing.masked_operations import masked_operations_logits
+from tokenprune.testing.pruners import LAYERS, Planned, depthwise, random_plan
 
 STEPS = 9
 QWEN = FAMILIES["qwen2_5_vl"]

@@ -5,8 +5,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from tiny import ask, shared_llava, tiny_llava, tiny_processor
-from tiny_plans import LAYERS, Planned, depthwise, random_plan
 
 import tokenprune as tp
 from tokenprune.core.budget import Budget
@@ -19,6 +17,8 @@ from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.prompt.pruned import prompt_tokens
 from tokenprune.engine.prompt.shorten import fresh
 from tokenprune.engine.session import Session
+from tokenprune.testing.families.llava import ask, shared_llava, tiny_llava, tiny_processor
+from tokenprune.testing.pruners import LAYERS, Planned, depthwise, random_plan
 
 TOTAL = 25
 PLANS = [

@@ -4,10 +4,10 @@ import functools
 
 import pytest
 import torch
-from tiny import randomise
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tokenprune.engine.decoder.tap import PREFIX, attended, tapped
+from tokenprune.testing.families.parts import randomise
 
 SIZES = {
     "vocab_size": 50,

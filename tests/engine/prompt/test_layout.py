@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny import ask, tiny_processor
 
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
@@ -12,6 +11,7 @@ from tokenprune.engine.prompt.encoded import Encoded
 from tokenprune.engine.prompt.layout import Choice, Layout, content_id, kept_tokens, place_items
 from tokenprune.engine.prompt.pruned import Left, prompt_tokens
 from tokenprune.pruners.random import Random
+from tokenprune.testing.families.llava import ask, tiny_processor
 from tokenprune.towers.items import Item, Unit
 
 SPEC = ModelSpec(TransformerSpec(4, 8, 16, 2, 2, 4, 3), vocabulary=10, visual_tokens=6)

@@ -13,7 +13,6 @@ from study.config import GridConfig, StudyConfig
 from study.entered import Entered
 from study.results import load, save
 from study.run import shapes, study
-from tiny import save_llava
 
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ConfigError, DataError, ModelError
@@ -24,6 +23,7 @@ from tokenprune.pruners.dop.depths import Depths
 from tokenprune.sweeps.build import build_base
 from tokenprune.sweeps.config import ModelConfig, Part
 from tokenprune.tasks.scenes import Scenes
+from tokenprune.testing.checkpoints import save_llava
 
 QUESTIONS = {"validation": Scenes(split="validation", num_samples=5), "test": Scenes(split="test", num_samples=5)}
 CONFIG = StudyConfig(

@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from tiny import Project, ask, shared_llava
 
 import tokenprune as tp
 from tokenprune import Budget, create_pruner
@@ -21,6 +20,8 @@ from tokenprune.pruners.dop.solve import Candidate
 from tokenprune.sweeps.build import build
 from tokenprune.sweeps.config import parse_config
 from tokenprune.sweeps.store import run_id
+from tokenprune.testing.families.llava import ask, shared_llava
+from tokenprune.testing.pruners import Project
 
 LLM = TransformerSpec(layers=4, width=64, mlp_width=128, heads=4, kv_heads=2, head_dim=16, mlp_matrices=3)
 SPEC = ModelSpec(llm=LLM, vocabulary=99, visual_tokens=25)

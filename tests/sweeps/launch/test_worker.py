@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from tiny import save_llava
 
 from tokenprune.core.errors import ModelError
 from tokenprune.sweeps import evaluate
@@ -13,6 +12,7 @@ from tokenprune.sweeps.launch.base import Answered, Failed, Halved, Measured
 from tokenprune.sweeps.launch.worker import Worker
 from tokenprune.sweeps.progress import job_of, prepare, states
 from tokenprune.sweeps.store import RunFolder
+from tokenprune.testing.checkpoints import save_llava
 
 SWEEP = {
     "task": {"name": "scenes", "num_samples": 8},

@@ -1,12 +1,13 @@
 import open_clip
 import pytest
 import torch
-from families import families
-from tiny_gemma3 import PIXELS
-from tiny_siglip import save_open_clip, save_siglip, tiny_siglip, uneven
+from open_clip_siglip import save_open_clip
 
 import tokenprune as tp
 from tokenprune.core.errors import ModelError
+from tokenprune.testing.families import families
+from tokenprune.testing.families.gemma3 import PIXELS
+from tokenprune.testing.towers import save_siglip, tiny_siglip, uneven
 from tokenprune.towers.text import open_clip as open_clip_tower
 from tokenprune.towers.text import siglip as siglip_tower
 

@@ -5,7 +5,7 @@ Written down, a signal is its kind with all parameters, ``tower_attention[query=
 ``Signal`` is known by its name at once.
 """
 
-from tokenprune.core.signals.base import OneOf, Signal, Sizes, parse, plain_names
+from tokenprune.core.signals.base import KINDS, OneOf, Signal, Sizes, parse, plain_names
 from tokenprune.core.signals.early import (
     TOWER,
     Encoder,
@@ -37,6 +37,7 @@ from tokenprune.core.signals.inside import (
 )
 
 __all__ = [
+    "KINDS",
     "TOWER",
     "Encoder",
     "Evidence",

@@ -157,8 +157,8 @@ class Sizes:
         return int(name) if name.isdigit() else lengths[name]
 
 
-def parse(name: str | Signal) -> str:
-    """The string under which a signal is kept: with all of its parameters, or a plain name as it is.
+def parse(name: str | Signal) -> Signal | str:
+    """A signal from its string; a plain name, which stands for several, stays what it is.
 
     Args:
         name: a signal, a plain name, or a kind with some or all parameters, ``tower_attention[query=cls]``.
@@ -166,9 +166,7 @@ def parse(name: str | Signal) -> str:
     Raises:
         SelectionError: if there is no such kind or parameter.
     """
-    if isinstance(name, Signal):
-        return str(name)
-    if name in PLAIN:
+    if isinstance(name, Signal) or name in PLAIN:
         return name
     found = WRITTEN.fullmatch(name)
     if found is None or found[1] not in KINDS:
@@ -177,7 +175,7 @@ def parse(name: str | Signal) -> str:
     known = {field.name: field for field in dataclasses.fields(kind)}
     if unknown := parameters.keys() - known.keys():
         raise SelectionError(f"signal {name!r} has no parameter {min(unknown)!r}; {hint(min(unknown), known)}")
-    return str(kind(**{key: _value(text) for key, text in parameters.items()}))
+    return kind(**{key: _value(text) for key, text in parameters.items()})
 
 
 def _value(text: str) -> Any:

@@ -127,6 +127,11 @@ def choose(signal: Signal, facts: Facts, *, inside: bool) -> Signal | None:
     return None
 
 
+def missing(requires: Iterable[Signal], facts: Facts, *, inside: bool = False) -> list[Signal]:
+    """Signals that a family cannot give at a stage, in none of their alternatives."""
+    return [signal for signal in requires if choose(signal, facts, inside=inside) is None]
+
+
 def check_steps(steps: Sequence[Step], facts: Facts) -> None:
     """Refuse steps of a pruner whose signals a model cannot give; no weights are needed.
 
@@ -146,16 +151,15 @@ def check_signals(requires: Iterable[Signal], facts: Facts, *, inside: bool = Fa
         ModelError: if one cannot be given.
     """
     wanted = list(requires)
-    chosen = [choose(signal, facts, inside=inside) for signal in wanted]
-    if missing := [signal for signal, found in zip(wanted, chosen, strict=True) if found is None]:
+    if absent := missing(wanted, facts, inside=inside):
         who = f"a stage inside the LLM{where}" if inside else facts.adapter.__name__
-        raise refusal(who, missing, _offered(facts, inside=inside))
-    found = [signal for signal in chosen if signal is not None]
-    for signal in found:
+        raise refusal(who, absent, _offered(facts, inside=inside))
+    chosen = [found for signal in wanted if (found := choose(signal, facts, inside=inside)) is not None]
+    for signal in chosen:
         provider = provider_of(signal)
         assert provider is not None
         provider.check(signal, facts)
-    return found
+    return chosen
 
 
 def stage_signals(view: Any, selector: Selector) -> Iterator[tuple[Signal, Tensor]]:
@@ -182,17 +186,17 @@ def _offered(facts: Facts, *, inside: bool) -> set[str]:
     return {*towers, *paired, *PromptEmbeds.plain_names, *PromptMask.plain_names}
 
 
-def refusal(who: str, missing: Sequence[Signal], offered: Iterable[str]) -> ModelError:
+def refusal(who: str, absent: Sequence[Signal], offered: Iterable[str]) -> ModelError:
     """Why signals cannot be given, and what could be.
 
     Args:
         who: cannot give them.
-        missing: which.
+        absent: which.
         offered: plain names of those that it can give.
     """
     names, instead = sorted(offered), ""
-    if TowerAttention("cls") in missing and TowerAttention("patches").plain in names:
+    if TowerAttention("cls") in absent and TowerAttention("patches").plain in names:
         instead = "; received_attention stands in for cls_attention, as there is no CLS token"
-    if PromptEmbeds().plain in names and any(isinstance(each, PairedImage | PairedText) for each in missing):
+    if PromptEmbeds().plain in names and any(isinstance(each, PairedImage | PairedText) for each in absent):
         instead = "; no text tower is known for its vision tower: use conditioning prompt_embedding or none"
-    return ModelError(f"{who} cannot give the signals {plain_names(missing)}; it offers {', '.join(names)}{instead}")
+    return ModelError(f"{who} cannot give the signals {plain_names(absent)}; it offers {', '.join(names)}{instead}")
