@@ -90,8 +90,10 @@ def command(environment, *arguments):
 
 def test_a_pruner_from_outside_is_in_the_cli(outside):
     """Its contract is in testing/test_third_party."""
-    cli = "from tokenprune.cli.main import main; main()"
-    listing = command(outside, "-c", cli, "list", "pruners")
+    app = "from tokenprune.cli.main import app"
+    listing = command(
+        outside, "-c", f"{app}; app(['list', 'pruners'], standalone_mode=False); app(['show', 'large_norm'])"
+    )
     assert "large_norm" in listing
     assert "https://example.org/my-paper" in listing
-    assert "positions" in command(outside, "-c", cli, "show", "large_norm")
+    assert "positions" in listing

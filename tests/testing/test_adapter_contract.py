@@ -64,6 +64,18 @@ def of_the_batch(shortened):
 EVERYWHERE = {"attention": "sdpa", "scope": "image", "positions": "original"}
 BROKEN = [
     ("positions", with_a_gap, "test_dropping_is_masking", {**EVERYWHERE, "rows": (2, 1)}),
+    (
+        "positions",
+        with_a_gap,
+        "test_dropping_inside_is_masking_from_that_layer_on",
+        {"attention": "sdpa", "layers": (2,), "rows": (1, 0, 2)},
+    ),
+    (
+        "forward_positions",
+        with_a_gap,
+        "test_dropping_is_masking_in_a_forward",
+        {"attention": "sdpa", "positions": "original", "side": "right"},
+    ),
     ("shortened", reversed_parts, "test_keeping_everything_is_the_model_bit_for_bit", {**EVERYWHERE, "rows": (1,)}),
     ("shortened", reversed_parts, "test_dropping_is_masking", {**EVERYWHERE, "rows": (1,)}),
     ("shortened", reversed_parts, "test_dropping_from_a_chat_is_masking", {"attention": "sdpa"}),

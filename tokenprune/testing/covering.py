@@ -30,8 +30,8 @@ def over(**axes: Values) -> Callable[[Test], Test]:
 def parametrize(metafunc: pytest.Metafunc, axes: Mapping[str, Values]) -> None:
     """Parametrise a contract's test with the product of those axes that it takes.
 
-    Under ``sdpa`` all cases run. Of another attention the last one runs, in which the batch is ragged; the others have
-    the marker ``full``.
+    The last ``rows`` are a ragged batch: with them, all cases run under the first ``attention``. Of each other batch
+    under it, and of each other attention, the last case runs; the rest have the marker ``full``.
 
     Args:
         metafunc: of the test, as ``pytest_generate_tests`` gets it.
@@ -41,12 +41,8 @@ def parametrize(metafunc: pytest.Metafunc, axes: Mapping[str, Values]) -> None:
     names = [name for name in axes if name in metafunc.fixturenames]
     if not names:
         return
-    values = [list(_named(axes[name])) for name in names]
-    cases = list(itertools.product(*values))
-    last = {case[0][0]: case for case in cases} if names[0] == "attention" else {}
-    rest = {
-        number for number, case in enumerate(cases) if last and case[0][0] != "sdpa" and case is not last[case[0][0]]
-    }
+    cases = list(itertools.product(*(_named(axes[name]) for name in names)))
+    rest = _spare(names, cases)
     full = _full(metafunc.config)
     metafunc.parametrize(
         names,
@@ -59,6 +55,22 @@ def parametrize(metafunc: pytest.Metafunc, axes: Mapping[str, Values]) -> None:
             for number, case in enumerate(cases)
         ],
     )
+
+
+def _spare(names: list[str], cases: list[tuple[tuple[str, Any], ...]]) -> set[int]:
+    """Numbers of the cases that are left out by default."""
+    if names[0] != "attention":
+        return set()
+    groups: dict[tuple[str, str], list[int]] = {}
+    for number, case in enumerate(cases):
+        batch = case[names.index("rows")][0] if "rows" in names else ""
+        groups.setdefault((case[0][0], batch), []).append(number)
+    (first, _), *_, (_, ragged) = [*groups, *groups]
+    kept: set[int] = set()
+    for (attention, batch), numbers in groups.items():
+        if attention == first or batch == ragged:
+            kept |= {*(numbers if (attention, batch) == (first, ragged) else numbers[-1:])}
+    return set(range(len(cases))) - kept
 
 
 def _named(values: Values) -> list[tuple[str, Any]]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from study import report, run
-from tiny import save_llava
+
+from tokenprune.testing.checkpoints import save_llava
 
 ROOT = Path(__file__).parents[3]
 STUDY = ROOT / "experiments/dop_additivity/study.yaml"
