@@ -27,7 +27,8 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from tokenprune import ScorePruner, Signal, VisualTokens, create_pruner, prune_vit
+from tokenprune import ScorePruner, VisualTokens, create_pruner, prune_vit
+from tokenprune.core.signals import Signal, TowerAttention
 from tokenprune.towers.timm_sizes import vit_spec
 
 
@@ -38,11 +39,11 @@ class ClsAttention(ScorePruner):
     @property
     def requires(self) -> frozenset[Signal]:
         """The attention of the block before."""
-        return frozenset({Signal.CLS_ATTENTION})
+        return frozenset({TowerAttention("cls")})
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """(B, N), mean over the heads."""
-        return tokens.signal(Signal.CLS_ATTENTION).mean(1)
+        return tokens.signal(TowerAttention("cls")).mean(1)
 
 
 PRUNERS = {

@@ -36,7 +36,8 @@ def test_a_row_is_found_again(path, session):
     # A longer set begins with the shorter one.
     task = build_task(Part.of(record["config"]["task"] | {"num_samples": len(lines)}, "task"))
     samples = task.samples()
-    part, pruner = make_pruner(Part.of(record["pruner"], "pruner"), 0)
+    options = {name: value for name, value in record["pruner"].items() if name != "relevance_question"}  # it was own
+    part, pruner = make_pruner(Part.of(options, "pruner"), 0)
     cell = Cell(record["label"], part, pruner, Budget(**record["budget"]))
     evaluator = Evaluator(session, task, record["config"]["max_new_tokens"])
     again = evaluator.answer(cell, evaluator.ask(samples, [cell]))

@@ -3,7 +3,7 @@
 import timm
 import torch
 
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import TowerAttention, TowerKeys
 from tokenprune.pruners.base import ScorePruner
 from tokenprune.testing.families.parts import randomise
 
@@ -95,16 +95,16 @@ def masked(model, pixels, keeps):
 class ByCLS(ScorePruner):
     """Keeps the patches to which the CLS token attends most."""
 
-    requires = frozenset({Signal.CLS_ATTENTION})
+    requires = frozenset({TowerAttention("cls")})
 
     def score(self, tokens):
-        return tokens.signal(Signal.CLS_ATTENTION).mean(1)
+        return tokens.signal(TowerAttention("cls")).mean(1)
 
 
 class ByKeys(ScorePruner):
     """Keeps the patches with the largest keys."""
 
-    requires = frozenset({Signal.KEYS})
+    requires = frozenset({TowerKeys()})
 
     def score(self, tokens):
-        return tokens.signal(Signal.KEYS).norm(dim=-1)
+        return tokens.signal(TowerKeys()).norm(dim=-1)

@@ -139,7 +139,7 @@ class StudyMeasurements:
 
     def _batch(self, split: str, start: int, end: int | None = None) -> Batch:
         samples = self.questions[split][start : start + self.batch_size][: None if end is None else end - start]
-        requires = frozenset[Any]().union(*(early_signals(self.session.adapter, base) for base in self.bases.values()))
+        requires = frozenset[Any]().union(*(early_signals(self.session, base) for base in self.bases.values()))
         objective = Objective(teacher_forced=True, max_new_tokens=self.max_new_tokens)
         return Batch(self.session, samples, objective, requires)
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from tokenprune.adapters.registry import ADAPTERS
-from tokenprune.core.signals import PAIRED
+from tokenprune.core.signals import PairedImage
 from tokenprune.core.stages import PRE_LLM
+from tokenprune.engine.providers.base import Facts, missing
 from tokenprune.pruners.base import PRUNERS, create_pruner
 from tokenprune.testing.families import families
 from tokenprune.towers.text.base import TUNED
@@ -24,11 +25,13 @@ def cell(adapter, name, pruner):
     """
     steps = pruner.steps(spec_of(adapter))
     before = [step.selector.requires for step in steps if step.stage == PRE_LLM]
-    unasked = any(requires & PAIRED for requires in before) and TUNED & {*ADAPTERS.get(adapter).model_types}
-    missing = sorted({signal for requires in before for signal in requires - ADAPTERS.get(adapter).offers})
+    wanted, facts = {signal for requires in before for signal in requires}, Facts(ADAPTERS.get(adapter))
+    paired = any(isinstance(signal, PairedImage) for signal in wanted)
+    unasked = paired and TUNED & {*ADAPTERS.get(adapter).model_types}
+    absent = sorted(signal.plain for signal in missing(wanted, facts))
     inside = {step.selector.positions for step in steps if step.stage != PRE_LLM}
-    if missing:
-        return f"no: {', '.join(missing)}"
+    if absent:
+        return f"no: {', '.join(absent)}"
     if not all(inside <= {*family.inside} for family in families(adapter).values()):
         return "refused: gaps cannot be closed inside the LLM"
     return "yes, given `text_tower`" if unasked else "yes"

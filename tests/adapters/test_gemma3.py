@@ -7,7 +7,7 @@ from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.gemma3 import Gemma3Adapter
 from tokenprune.adapters.inputs import CHUNKS_WORK
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import PairedImage, TowerKeys, TowerStates
 from tokenprune.costs.flops import projector_flops, vision_flops
 from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.session import Session
@@ -20,7 +20,7 @@ from tokenprune.testing.towers import shared_tower
 ROWS = (1, 0, 2)
 WINDOW = 13  # of the prompts with two images even those that are pruned are longer
 FAMILY = FAMILIES["gemma3"]
-VISION = frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.KEYS, Signal.VISION_HIDDEN})
+VISION = frozenset({PairedImage(), TowerKeys(), TowerStates()})
 
 
 @pytest.fixture(params=["sdpa", "eager"])

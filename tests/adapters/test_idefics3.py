@@ -5,7 +5,7 @@ from transformers import SmolVLMConfig
 import tokenprune as tp
 from tokenprune.adapters.idefics3 import Idefics3Adapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import PairedImage, TowerKeys, TowerStates
 from tokenprune.costs.flops import projector_flops, vision_flops
 from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.session import Session
@@ -14,7 +14,7 @@ from tokenprune.testing.families.idefics3 import FAMILIES, PIXELS, tiny_idefics3
 from tokenprune.testing.pruners import Project, Within
 from tokenprune.testing.towers import shared_tower
 
-VISION = frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.KEYS, Signal.VISION_HIDDEN})
+VISION = frozenset({PairedImage(), TowerKeys(), TowerStates()})
 SCOPES = ["tile", "image"]
 ROWS = (1, 0, 2)
 

@@ -6,7 +6,7 @@ import tokenprune as tp
 from tokenprune.adapters.internvl import InternVLAdapter
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import TowerAttention, TowerKeys, TowerStates
 from tokenprune.costs.model_card import load_card
 from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.session import Session
@@ -16,7 +16,7 @@ from tokenprune.testing.pictures import picture
 from tokenprune.testing.pruners import Project
 
 FAMILY = FAMILIES["internvl"]
-VISION = frozenset({Signal.CLS_ATTENTION, Signal.KEYS, Signal.VISION_HIDDEN})
+VISION = frozenset({TowerAttention("cls"), TowerKeys(), TowerStates()})
 
 
 @pytest.fixture(params=["sdpa", "eager"])
@@ -141,4 +141,4 @@ def test_no_text_tower_pairs_with_its_vision_tower(model, processor):
 def test_the_patch_embeddings_have_no_attention():
     model, processor = tiny_internvl(vision_feature_layer=0), tiny_processor()
     with pytest.raises(ModelError, match="no attention layer before it"):
-        session_for(model, processor).visual_tokens(FAMILY.ask(processor, 1), frozenset({Signal.KEYS}))
+        session_for(model, processor).visual_tokens(FAMILY.ask(processor, 1), frozenset({TowerKeys()}))

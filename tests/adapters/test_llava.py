@@ -6,14 +6,14 @@ import tokenprune as tp
 from tokenprune.adapters.llava import LlavaAdapter
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import PromptEmbeds, PromptMask, TextAttention, TowerAttention, TowerKeys, TowerStates
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
 from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.session import Session
 from tokenprune.testing.families.llava import ask, shared_llava, tiny_llava, tiny_processor, tiny_vision_config
 from tokenprune.testing.pruners import Project
 
-VISION = frozenset({Signal.CLS_ATTENTION, Signal.KEYS, Signal.VISION_HIDDEN})
+VISION = frozenset({TowerAttention("cls"), TowerKeys(), TowerStates()})
 
 
 def test_the_spec_of_llava_1_5_7b():
@@ -73,7 +73,7 @@ def test_vision_signals_are_those_of_the_tower(layer, strategy):
 
 def test_each_signal_alone_and_nothing_else(llava):
     adapter, inputs = adapter_for(*llava), ask(llava[1], 1)
-    for signal in (*VISION, Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK):
+    for signal in (*VISION, PromptEmbeds(), PromptMask()):
         assert Session(adapter).visual_tokens(inputs, frozenset({signal})).signals.keys() == {signal}
     assert Session(adapter).visual_tokens(inputs, frozenset()).signals == {}
 
@@ -87,7 +87,7 @@ def test_asking_for_all_hidden_states_changes_nothing(llava):
 @torch.no_grad()
 def test_prompt_embeddings(llava):
     model, processor = llava
-    requires = frozenset({Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK})
+    requires = frozenset({PromptEmbeds(), PromptMask()})
     tokens = session_for(model, processor).visual_tokens(ask(processor, 1, 2), requires)
     embeds, mask = tokens.signals["prompt_embeds"], tokens.signals["prompt_mask"]
     assert mask.dtype == torch.bool
@@ -100,13 +100,13 @@ def test_prompt_embeddings(llava):
 def test_an_empty_question_has_no_embedding(llava):
     adapter, inputs = adapter_for(*llava), ask(llava[1], 1)
     with pytest.raises(ModelError, match="a question is empty"):
-        Session(adapter).visual_tokens(inputs, frozenset({Signal.PROMPT_EMBEDS}), [""])
+        Session(adapter).visual_tokens(inputs, frozenset({PromptEmbeds()}), [""])
 
 
 def test_signals_that_are_not_on_offer(llava):
     adapter, inputs = adapter_for(*llava), ask(llava[1], 1)
     with pytest.raises(ModelError, match="cannot give the signals text_attention; it offers clip_image_embeds"):
-        Session(adapter).visual_tokens(inputs, frozenset({Signal.TEXT_ATTENTION}))
+        Session(adapter).visual_tokens(inputs, frozenset({TextAttention()}))
 
 
 def test_several_feature_layers():
@@ -118,7 +118,7 @@ def test_several_feature_layers():
         model.generate(**inputs, max_new_tokens=1)
     assert trace.counts == [(25, 8)]
     with pytest.raises(ModelError, match=r"several layers, \[-2, -3\], so vision_hidden could be any"):
-        Session(adapter).visual_tokens(inputs, frozenset({Signal.VISION_HIDDEN}))
+        Session(adapter).visual_tokens(inputs, frozenset({TowerStates()}))
 
 
 def test_the_patch_embeddings_have_no_attention():
@@ -145,7 +145,7 @@ def test_a_siglip_tower():
     with tp.prune(model, processor, Project(), keep_tokens=8) as trace:
         model.generate(**inputs, max_new_tokens=1)
     assert trace.counts == [(25, 8)]
-    wanted = frozenset({Signal.KEYS, Signal.VISION_HIDDEN, Signal.RECEIVED_ATTENTION})
+    wanted = frozenset({TowerKeys(), TowerStates(), TowerAttention("patches")})
     signals = Session(adapter).visual_tokens(inputs, wanted).signals
     assert signals["keys"].shape == signals["vision_hidden"].shape == (1, 25, 32)
     with torch.no_grad():
@@ -153,7 +153,7 @@ def test_a_siglip_tower():
         seen = model.base_model.vision_tower(inputs["pixel_values"], output_attentions=True)
     torch.testing.assert_close(signals["received_attention"], seen.attentions[-2].mean(2))
     with pytest.raises(ModelError, match=r"has no CLS token .*; received_attention stands in for cls_attention"):
-        Session(adapter).visual_tokens(inputs, frozenset({Signal.CLS_ATTENTION}))
+        Session(adapter).visual_tokens(inputs, frozenset({TowerAttention("cls")}))
 
 
 def test_prepare(llava):

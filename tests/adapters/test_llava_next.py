@@ -7,7 +7,7 @@ import tokenprune as tp
 from tokenprune.adapters.llava_next import LlavaNextAdapter
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import TowerAttention, TowerKeys, TowerStates
 from tokenprune.costs.model_card import load_card
 from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.session import Session
@@ -16,7 +16,7 @@ from tokenprune.testing.families.llava_next import FAMILIES, tiny_llava_next, ti
 from tokenprune.testing.pictures import picture
 from tokenprune.testing.pruners import Project, Within
 
-VISION = frozenset({Signal.CLS_ATTENTION, Signal.KEYS, Signal.VISION_HIDDEN})
+VISION = frozenset({TowerAttention("cls"), TowerKeys(), TowerStates()})
 FAMILY = FAMILIES["llava_next"]
 
 
@@ -105,7 +105,7 @@ def test_a_tile_is_a_row(model, processor):
     """Rows of the scope ``tile`` hold the patches of one tile in raster order."""
     inputs = FAMILY.ask(processor, 1)
     with torch.no_grad():
-        tokens = session_for(model, processor).visual_tokens(inputs, frozenset({Signal.VISION_HIDDEN}))
+        tokens = session_for(model, processor).visual_tokens(inputs, frozenset({TowerStates()}))
         seen = model.base_model.vision_tower(inputs["pixel_values"][0], output_hidden_states=True)
     assert tokens.grid == (5, 5)
     torch.testing.assert_close(tokens.signals["vision_hidden"], seen.hidden_states[-2][:, 1:])

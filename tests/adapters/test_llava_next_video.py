@@ -5,7 +5,7 @@ from transformers import LlamaConfig, LlavaNextVideoConfig
 import tokenprune as tp
 from tokenprune.adapters.llava_next_video import LlavaNextVideoAdapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import TowerAttention, TowerKeys, TowerStates
 from tokenprune.costs.model_card import load_card
 from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.session import Session
@@ -15,7 +15,7 @@ from tokenprune.testing.pictures import FRAMES
 from tokenprune.testing.pruners import Project
 
 FAMILY = FAMILIES["llava_next_video"]
-VISION = frozenset({Signal.CLS_ATTENTION, Signal.KEYS, Signal.VISION_HIDDEN})
+VISION = frozenset({TowerAttention("cls"), TowerKeys(), TowerStates()})
 
 
 @pytest.fixture

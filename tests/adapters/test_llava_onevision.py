@@ -5,7 +5,7 @@ from transformers import LlavaOnevisionConfig, Qwen2Config
 import tokenprune as tp
 from tokenprune.adapters.llava_onevision import LlavaOnevisionAdapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import PairedImage, TowerAttention, TowerKeys, TowerStates
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
 from tokenprune.costs.flops import vision_flops
 from tokenprune.engine.loading import adapter_for, session_for
@@ -17,7 +17,7 @@ from tokenprune.testing.pruners import Project
 from tokenprune.testing.towers import shared_tower
 
 FAMILY, MIXED = FAMILIES["llava_onevision"], FAMILIES["llava_onevision_video"]
-VISION = frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.KEYS, Signal.VISION_HIDDEN})
+VISION = frozenset({PairedImage(), TowerKeys(), TowerStates()})
 
 
 @pytest.fixture(params=["sdpa", "eager"])
@@ -160,4 +160,4 @@ def test_inputs_that_do_not_fit(model, processor):
 def test_its_tower_has_no_cls_token(model, processor):
     adapter = adapter_for(model, processor)
     with pytest.raises(ModelError, match="LlavaOnevisionAdapter cannot give the signals cls_attention"):
-        Session(adapter).visual_tokens(FAMILY.ask(processor, 1), frozenset({Signal.CLS_ATTENTION}))
+        Session(adapter).visual_tokens(FAMILY.ask(processor, 1), frozenset({TowerAttention("cls")}))

@@ -5,7 +5,7 @@ from transformers import CLIPVisionConfig, Mistral3Config
 import tokenprune as tp
 from tokenprune.adapters.mistral3 import Mistral3Adapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import TowerKeys, TowerStates
 from tokenprune.costs.flops import projector_flops, vision_flops
 from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.session import Session
@@ -15,7 +15,7 @@ from tokenprune.testing.pruners import Planned, Project, Within, depthwise
 
 ROWS = (1, 0, 2)
 FAMILY = FAMILIES["mistral3"]
-VISION = frozenset({Signal.KEYS, Signal.VISION_HIDDEN})
+VISION = frozenset({TowerKeys(), TowerStates()})
 
 
 @pytest.fixture

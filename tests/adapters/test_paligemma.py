@@ -8,7 +8,7 @@ from tokenprune.adapters.paligemma import PaliGemmaAdapter
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import PairedImage, TowerKeys, TowerStates
 from tokenprune.costs.flops import projector_flops, vision_flops
 from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.session import Session
@@ -22,7 +22,7 @@ from tokenprune.testing.towers import shared_tower
 ROWS = (1, 0, 2)
 WINDOW = 13  # of the prompts with two images even those that are pruned are longer
 FAMILY = FAMILIES["paligemma"]
-VISION = frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.KEYS, Signal.VISION_HIDDEN})
+VISION = frozenset({PairedImage(), TowerKeys(), TowerStates()})
 
 
 @pytest.fixture(params=["sdpa", "eager"])

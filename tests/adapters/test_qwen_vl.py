@@ -16,7 +16,7 @@ from tokenprune.adapters.qwen_vl import QwenVLAdapter
 from tokenprune.adapters.registry import adapter_class
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import TowerAttention, TowerKeys, TowerStates
 from tokenprune.core.sizes import TransformerSpec
 from tokenprune.costs.flops import projector_flops, vision_flops
 from tokenprune.costs.model_card import load_card
@@ -29,7 +29,7 @@ from tokenprune.testing.masked_layers import masked_layers_logits
 from tokenprune.testing.pruners import Project, Within
 
 FAMILIES = families("qwen_vl") | families("qwen3_vl")
-TOWER = frozenset({Signal.KEYS, Signal.VISION_HIDDEN})
+TOWER = frozenset({TowerKeys(), TowerStates()})
 VIDEOS = {"images only": {}, "a video": {"videos": (1, 0)}, "videos and images": {"videos": (1, 2)}}
 
 
@@ -295,7 +295,7 @@ def test_received_attention_is_the_mean_of_the_tower_s_own_softmax(name, full, m
 
     monkeypatch.setattr(modeling, "eager_attention_forward", recording)
     models["eager"](**inputs)
-    requires, pictures = frozenset({Signal.RECEIVED_ATTENTION}), iter([*seen])
+    requires, pictures = frozenset({TowerAttention("patches")}), iter([*seen])
     adapter = adapter_for(model, processor)
     encoded = Session(adapter).encode(inputs, requires)
     for modality, output in encoded.outputs.items():
@@ -304,7 +304,7 @@ def test_received_attention_is_the_mean_of_the_tower_s_own_softmax(name, full, m
         wanted = patches.view(-1, MERGE**2, patches.shape[1]).mean(1)[tower_order(model, grids)]
         found = adapter.vision_signals(modality, output, inputs, requires)
         assert found.keys() == requires
-        torch.testing.assert_close(found[Signal.RECEIVED_ATTENTION], wanted, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(found[TowerAttention("patches")], wanted, atol=1e-6, rtol=1e-4)
     assert next(pictures, None) is None
     assert Session(adapter).visual_tokens(inputs, requires).signals["received_attention"].shape[1] == 4
 
@@ -314,7 +314,7 @@ def test_a_tower_of_windows_alone_has_no_received_attention():
     processor = tiny_processor("Qwen2_5_VL")
     inputs = FAMILIES["qwen2_5_vl"].ask(processor, 1)
     with pytest.raises(ModelError, match="attend within windows, so received_attention is not known"):
-        session_for(model, processor).visual_tokens(inputs, frozenset({Signal.RECEIVED_ATTENTION}))
+        session_for(model, processor).visual_tokens(inputs, frozenset({TowerAttention("patches")}))
 
 
 def tower_order(model, grids):

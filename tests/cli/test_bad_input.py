@@ -236,8 +236,8 @@ def test_half_written_last_line(call, checkpoint, tmp_path):
     [
         ("conditioning: oracle", "conditioning oracle needs a task that says where in the image the evidence is"),
         (
-            "relevance_question: other",
-            "relevance_question 'other' needs a task whose samples come with another question",
+            "conditioning: {name: clip_text, question: other}",
+            "relevance to another question needs a task whose samples come with another question",
         ),
     ],
 )

@@ -3,39 +3,30 @@ import torch
 
 from tokenprune.core.errors import SelectionError
 from tokenprune.core.selection import TokenSelection
-from tokenprune.core.signals import LLM_SIGNALS, Signal
+from tokenprune.core.signals import Keys, OneOf, PairedText, TextAttention, TowerAttention, TowerKeys
 from tokenprune.core.tokens import VisualTokens
 
 F = torch.randn(2, 6, 4)
 
 
-def test_signals_are_public_strings():
-    assert [s.value for s in Signal] == [
-        "clip_image_embeds",
-        "clip_text_embeds",
-        "prompt_embeds",
-        "prompt_mask",
-        "cls_attention",
-        "received_attention",
-        "vision_hidden",
-        "encoder_features",
-        "resized_features",
-        "evidence",
-        "keys",
-        "text_attention",
-        "text_mask",
-        "text_embeds",
-        "image_embeds",
-        "text_keys",
-        "normed_hidden",
-        "text_normed_hidden",
-        "rope_similarity",
-    ]
-    assert set(list(Signal)[10:]) == LLM_SIGNALS
-    tokens = VisualTokens(F, {"keys": torch.ones(2, 6, 3)})
-    assert torch.equal(tokens.signal(Signal.KEYS), torch.ones(2, 6, 3))
+def test_signals_under_their_plain_names():
+    tokens = VisualTokens(F, {"keys": torch.ones(2, 6, 3), TextAttention(rows="all"): torch.ones(2, 1, 3, 6)})
+    for signal in (TowerKeys(), TowerKeys(layer=3), Keys()):
+        assert torch.equal(tokens.signal(signal), torch.ones(2, 6, 3))
+    assert list(tokens.signals) == ["keys", "text_attention[layer=previous,rows=all]"]
+    assert tokens.get(TextAttention(rows="last")) is None  # other parameters were given
+    assert tokens.signals["text_attention"] is tokens.signal(TextAttention(rows="all"))
     shared = VisualTokens(F, {"clip_text_embeds": torch.ones(5, 3)})
-    assert shared.signal(Signal.CLIP_TEXT_EMBEDS).shape == (2, 5, 3)
+    assert shared.signal(PairedText("clip")).shape == (2, 5, 3)
+
+
+def test_the_first_alternative_that_is_given():
+    either = OneOf(TowerAttention("cls"), TowerAttention("patches"))
+    cls, received = torch.zeros(2, 1, 6), torch.ones(2, 1, 6)
+    assert VisualTokens(F, {"received_attention": received}).signal(either) is received
+    assert VisualTokens(F, {"received_attention": received, "cls_attention": cls}).signal(either) is cls
+    with pytest.raises(SelectionError, match="'cls_attention or received_attention' is needed"):
+        VisualTokens(F).signal(either)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +41,7 @@ def test_signals_are_public_strings():
         ),
         ({"features": F, "signals": {"kyes": F}}, "did you mean 'keys'"),
         ({"features": F, "signals": {"keys": F[:1]}}, "1 rows"),
+        ({"features": F, "signals": {"tower_keys[leyer=3]": F}}, "no parameter 'leyer'; did you mean 'layer'"),
         ({"features": F, "grid": (2, 2)}, "grid"),
         ({"features": F, "valid": torch.ones(2, 5, dtype=torch.bool)}, "valid"),
         ({"features": F, "valid": torch.ones(2, 6)}, "valid"),

@@ -6,7 +6,6 @@ from tokenprune.embedded.symbols import TOKENS, describe_tokens, multi_hot, show
 from tokenprune.embedded.tokenizer import VOCABULARY
 from tokenprune.embedded.train import STAGES, Stage, Trainer
 from tokenprune.embedded.turns import language_loss
-from tokenprune.engine.session import Session
 
 
 def _answers(trainer, visual, at, turns):
@@ -22,7 +21,7 @@ def test_questions_of_a_sequence_are_blind_to_one_another(tmp_path):
     trainer = Trainer(tmp_path, seed=0)
     stage = Stage(steps=1, scenes=2, questions=4, rate=0.0)
     layouts, _ = trainer.draw(stage)
-    turns = Session(trainer).questions(layouts, stage)
+    turns = trainer.questions(layouts, stage)
     at = torch.arange(TOKENS).expand(2, -1)
     visual = 0.1 * torch.randn(2, TOKENS, 160)
     before, block = _answers(trainer, visual, at, turns)
@@ -36,7 +35,7 @@ def test_questions_of_a_sequence_are_blind_to_one_another(tmp_path):
 def test_answers_do_not_see_themselves(tmp_path):
     trainer = Trainer(tmp_path, seed=0)
     stage = Stage(steps=1, scenes=1, questions=1, rate=0.0)
-    turns = Session(trainer).questions(trainer.draw(stage)[0], stage)
+    turns = trainer.questions(trainer.draw(stage)[0], stage)
     at, visual = torch.arange(TOKENS)[None], 0.1 * torch.randn(1, TOKENS, 160)
     before, _ = _answers(trainer, visual, at, turns)
     turns.ids[0, -1] = VOCABULARY["red"]  # the closing token, only ever a target of the one before it
@@ -83,5 +82,5 @@ def test_a_stage_resumes_where_it_was_killed(tmp_path, monkeypatch):
 def test_questions_cover_all_types(tmp_path):
     trainer = Trainer(tmp_path, seed=0)
     stage = Stage(steps=1, scenes=16, questions=12, rate=0.0)
-    turns = Session(trainer).questions(trainer.draw(stage)[0], stage)
+    turns = trainer.questions(trainer.draw(stage)[0], stage)
     assert {kind for kinds in turns.kinds for kind in kinds} == set(QUESTION_TYPES)

@@ -6,13 +6,13 @@ import pytest
 import timm
 import torch
 from tiny_timm import images, tiny_vit
+from tokenprune.engine.decoder.inside_signals import StageView, stage_signals
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.core.budget import Budget
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import PairedImage, PairedText
 from tokenprune.engine.decoder.alive import Alive
-from tokenprune.engine.decoder.inside_signals import StageView, stage_signals
 from tokenprune.engine.decoder.tap import Attended
 from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.session import Session
@@ -106,12 +106,12 @@ def test_a_text_tower(llava, tmp_path, around):
 def test_a_text_tower_computes_in_float32(llava, tmp_path, around):
     model, processor = llava
     adapter = adapter_for(model, processor, text_tower=str(save_llava(tmp_path) / "clip"))
-    inputs, both = ask(processor, 1, 2), frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.CLIP_TEXT_EMBEDS})
+    inputs, both = ask(processor, 1, 2), frozenset({PairedImage(), PairedText()})
     wanted = Session(adapter).visual_tokens(inputs, both).signals
     with AUTOCAST[around]():
         found = Session(adapter).visual_tokens(inputs, both).signals
-    assert torch.equal(found[Signal.CLIP_TEXT_EMBEDS], wanted[Signal.CLIP_TEXT_EMBEDS])
-    assert found[Signal.CLIP_IMAGE_EMBEDS].dtype == torch.float32
+    assert torch.equal(found[PairedText()], wanted[PairedText()])
+    assert found[PairedImage()].dtype == torch.float32
 
 
 @pytest.mark.parametrize("around", {**HARMLESS, **AUTOCAST})

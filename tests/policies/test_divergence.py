@@ -7,7 +7,7 @@ import torch
 
 import tokenprune as tp
 from tokenprune.core.budget import Budget
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import PairedImage
 from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.session import Session
 from tokenprune.policies.divergence import Batch, Objective, early_signals, measure
@@ -188,4 +188,4 @@ def test_early_signals():
     assert early_signals(adapter, tp.create_pruner("fastv", layer=2)) == frozenset()  # what it needs is inside the LLM
     needs = early_signals(adapter, tp.create_pruner("dop", base={"name": "cdpruner"}))
     assert needs == tp.create_pruner("cdpruner").requires
-    assert Signal.CLIP_IMAGE_EMBEDS in needs
+    assert PairedImage() in needs

@@ -10,7 +10,7 @@ from tokenprune import Budget, VisualTokens, create_pruner
 from tokenprune.core.errors import BudgetError, ConfigError, RegistryError
 from tokenprune.core.plan import Operation
 from tokenprune.core.registry import Entry
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import PairedImage, PairedText, TowerKeys
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
 from tokenprune.core.stages import PRE_LLM, Stage
 from tokenprune.pruners.base import PRUNERS, ScorePruner
@@ -31,7 +31,7 @@ class Largest(ScorePruner):
 
     @property
     def requires(self):
-        return frozenset({Signal.KEYS})
+        return frozenset({TowerKeys()})
 
     @property
     def budget(self):
@@ -90,7 +90,7 @@ def test_each_member_selects_at_its_own_step():
 
 def test_properties_are_those_of_the_members():
     pruner = compose("cdpruner", Largest())
-    assert pruner.requires == {Signal.CLIP_IMAGE_EMBEDS, Signal.CLIP_TEXT_EMBEDS, Signal.KEYS}
+    assert pruner.requires == {PairedImage(), PairedText(), TowerKeys()}
     assert not pruner.adaptive
     assert compose("uniform", Largest(adaptive=True)).adaptive
 

@@ -3,8 +3,9 @@ import torch
 
 import tokenprune as tp
 from tokenprune.core.errors import ConfigError, SelectionError
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import Encoder
 
+SPACE = "timm:vit_tiny_patch16_224"
 NAMES = [("divprune", {}), ("cdpruner", {"conditioning": "none"})]
 
 
@@ -13,10 +14,10 @@ def test_similarity_is_measured_in_the_space_that_is_named(name, options):
     generator = torch.Generator().manual_seed(0)
     own, other = torch.randn(2, 36, 8, generator=generator), torch.randn(2, 36, 5, generator=generator)
     plain = tp.create_pruner(name, **options)
-    elsewhere = tp.create_pruner(name, features="timm:vit_tiny_patch16_224", **options)
-    assert elsewhere.requires == plain.requires | {Signal.ENCODER_FEATURES}
-    assert Signal.ENCODER_FEATURES not in plain.requires
-    tokens = tp.VisualTokens(own, {Signal.ENCODER_FEATURES: other})
+    elsewhere = tp.create_pruner(name, features=SPACE, **options)
+    assert elsewhere.requires == plain.requires | {Encoder(SPACE)}
+    assert Encoder(SPACE) not in plain.requires
+    tokens = tp.VisualTokens(own, {Encoder(SPACE): other})
     ours = elsewhere.select(tokens, 9).order
     assert torch.equal(ours, plain.select(tp.VisualTokens(other), 9).order)
     assert torch.equal(plain.select(tokens, 9).order, plain.select(tp.VisualTokens(own), 9).order)

@@ -7,6 +7,7 @@ from golden_data import load
 
 from tokenprune import Budget, VisualTokens, create_pruner
 from tokenprune.core.errors import BudgetError, ConfigError
+from tokenprune.core.signals import TextAttention
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
 
 SPEC = ModelSpec(TransformerSpec(32, 8, 16, 2, 2, 4, 3), vocabulary=10, visual_tokens=576)
@@ -107,7 +108,7 @@ def test_layers_follow_the_depth_of_the_model():
 
 
 def test_the_stages_own_layer_scores_and_positions_are_packed():
-    assert PYRAMIDDROP.scoring_layer == "own"
+    assert PYRAMIDDROP.requires == {TextAttention("own")}
     assert PYRAMIDDROP.positions == "repacked"
 
 

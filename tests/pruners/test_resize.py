@@ -4,13 +4,16 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from tokenprune import VisualTokens, create_pruner
-from tokenprune.adapters.checks import check_steps
+from tokenprune.adapters.registry import ADAPTERS
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError, SelectionError
 from tokenprune.core.sample import Sample
+from tokenprune.core.signals import SmallerPicture
 from tokenprune.embedded.model import load_embedded
 from tokenprune.engine.loading import adapter_for
-from tokenprune.engine.prompt.resized import Resized
+from tokenprune.engine.providers.base import Facts, check_steps
+from tokenprune.engine.providers.encoding import Encoding
+from tokenprune.engine.providers.smaller_picture import smaller_picture
 from tokenprune.engine.session import Session
 from tokenprune.tasks.scenes import Scenes
 from tokenprune.testing.families.llava import ask, shared_llava
@@ -51,8 +54,9 @@ def test_all_tokens_are_the_picture_as_it_is():
     model, processor = shared_llava("sdpa")
     adapter, inputs = adapter_for(model, processor), ask(processor, 1, 2)
     encoded = Session(adapter).encode(inputs)
-    assert torch.equal(Resized(model, (25, 25, 25))(encoded), encoded.features)
-    some = Resized(model, (25, 6, 0))(encoded).view(3, 25, -1)
+    whole, less = (Encoding(adapter, inputs, encoded, quotas=quotas) for quotas in ((25, 25, 25), (25, 6, 0)))
+    assert torch.equal(smaller_picture(SmallerPicture(), whole), encoded.features)
+    some = smaller_picture(SmallerPicture(), less).view(3, 25, -1)
     assert torch.equal(some[0], encoded.features[:25])
     assert some[1].abs().sum(1).count_nonzero() == 6
     assert some[2].abs().sum(1).count_nonzero() <= 1
@@ -98,7 +102,7 @@ def test_refusals():
         create_pruner("resize").select(VisualTokens(torch.randn(1, 9, 2), grid=(3, 3)), 4)
     model, processor = shared_llava("sdpa")
     adapter = adapter_for(model, processor)
-    type(adapter).check_steps(create_pruner("resize").steps(adapter.spec))
-    offers = type(adapter).offers - {"resized_features"}
-    with pytest.raises(ModelError, match="cannot give the signals resized_features"):
-        check_steps(create_pruner("resize").steps(adapter.spec), offers, "Another")
+    steps = create_pruner("resize").steps(adapter.spec)
+    check_steps(steps, Facts(type(adapter)))
+    with pytest.raises(ModelError, match="Mistral3Adapter cannot give the signals resized_features"):
+        check_steps(steps, Facts(ADAPTERS.get("mistral3")))

@@ -9,7 +9,7 @@ from tokenprune.adapters.llava import LlavaAdapter
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import BudgetError, ConfigError, ModelError, RegistryError
 from tokenprune.core.registry import Entry
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import TextAttention, TowerAttention
 from tokenprune.core.stages import Stage
 from tokenprune.engine import loading as load
 from tokenprune.pruners.base import PRUNERS, ScorePruner, create_pruner
@@ -308,7 +308,7 @@ def test_signals_are_those_of_the_stage(monkeypatch, requires, layer, message, c
     class Needy(ScorePruner):
         @property
         def requires(self):
-            return frozenset({Signal(requires)})
+            return frozenset({{"text_attention": TextAttention(), "cls_attention": TowerAttention()}[requires]})
 
         def stages(self, spec):
             return (Stage(layer),)

@@ -52,7 +52,10 @@ def test_a_dialogue_is_in_the_prompt_and_the_cache_continues_it():
     inputs = Session(adapter).prepare([sample]).inputs
     text = processor.tokenizer.decode(inputs["input_ids"][0])
     assert text.index(first.lower().rstrip("?")[:8]) < text.index(answer.lower()) < text.rindex("USER:")
-    pruner, k = create_pruner("cdpruner", relevance_question="other"), Budget(keep_tokens=24)
+    pruner, k = (
+        create_pruner("cdpruner", conditioning={"name": "clip_text", "question": "other"}),
+        Budget(keep_tokens=24),
+    )
     whole = (
         Session(adapter)
         .generate(Session(adapter).prune_inputs(inputs, pruner, k, samples=[sample]), max_new_tokens=4)

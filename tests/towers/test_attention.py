@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 import tokenprune as tp
 from tokenprune.adapters.registry import ADAPTERS
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import TowerAttention, TowerKeys
 from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.session import Session
 from tokenprune.pruners.base import ScorePruner
@@ -17,7 +17,7 @@ from tokenprune.testing.families import families
 from tokenprune.testing.families.llava import tiny_llava, tiny_processor, tiny_vision_config
 from tokenprune.towers.attention import ROWS, mean_attention, received_in_pictures
 
-RECEIVED = frozenset({Signal.RECEIVED_ATTENTION})
+RECEIVED = frozenset({TowerAttention("patches")})
 
 
 def grid(x, height, width):
@@ -106,7 +106,7 @@ def test_received_attention_is_the_mean_of_the_tower_s_own_softmax(name, attenti
     wanted = arrange(weights[:, :, first:, first:].mean(2).mT)
     found = session_for(model, processor, scope=scope).visual_tokens(inputs, RECEIVED).signals
     assert found.keys() == RECEIVED
-    received = found[Signal.RECEIVED_ATTENTION]
+    received = found[TowerAttention("patches")]
     assert received.shape == (len(wanted), 4, max(x.shape[1] for x in wanted))
     for row, x in zip(received, wanted, strict=True):
         torch.testing.assert_close(row[:, : x.shape[1]], x, atol=1e-6, rtol=1e-4)
@@ -122,21 +122,21 @@ def test_received_attention_of_frames():
     image = inputs["input_ids"] == model.config.image_token_id
     inputs["input_ids"] = inputs["input_ids"].masked_fill(image, model.config.text_config.pad_token_id)
     wanted = onevision_video(tower_weights(model, module, inputs).mean(2).mT)
-    found = session_for(model, processor).visual_tokens(inputs, RECEIVED).signals[Signal.RECEIVED_ATTENTION]
+    found = session_for(model, processor).visual_tokens(inputs, RECEIVED).signals[TowerAttention("patches")]
     torch.testing.assert_close(found, torch.stack(wanted))
 
 
 def test_every_family_that_has_keys_has_received_attention():
     for name in ADAPTERS.names():
         offers = ADAPTERS.get(name).offers
-        assert (Signal.KEYS in offers) == (Signal.RECEIVED_ATTENTION in offers), name
+        assert (TowerKeys() in offers) == (TowerAttention("patches") in offers), name
 
 
 def test_the_layer_is_the_one_that_the_projector_reads():
     model = tiny_llava("eager", vision_feature_layer=-1)
     inputs = families()["llava"].ask(tiny_processor(), 1)
     weights = tower_weights(model, "vision_tower.encoder.layers.3.self_attn", inputs)
-    found = session_for(model, tiny_processor()).visual_tokens(inputs, RECEIVED).signals[Signal.RECEIVED_ATTENTION]
+    found = session_for(model, tiny_processor()).visual_tokens(inputs, RECEIVED).signals[TowerAttention("patches")]
     torch.testing.assert_close(found, weights[:, :, 1:, 1:].mean(2))
 
 
@@ -146,7 +146,7 @@ def test_a_cls_token_that_is_a_visual_token_receives_too_but_does_not_ask():
     processor.vision_feature_select_strategy = "full"
     inputs = families()["llava"].ask(processor, 1)
     weights = tower_weights(model, "vision_tower.encoder.layers.2.self_attn", inputs)
-    found = session_for(model, processor).visual_tokens(inputs, RECEIVED).signals[Signal.RECEIVED_ATTENTION]
+    found = session_for(model, processor).visual_tokens(inputs, RECEIVED).signals[TowerAttention("patches")]
     torch.testing.assert_close(found, weights[:, :, 1:].mean(2))
 
 
@@ -178,10 +178,10 @@ def test_memory_is_that_of_some_rows(monkeypatch):
 
 
 class ByCLS(ScorePruner):
-    requires = frozenset({Signal.CLS_ATTENTION})
+    requires = frozenset({TowerAttention("cls")})
 
     def score(self, tokens):
-        return tokens.signal(Signal.CLS_ATTENTION).mean(1)
+        return tokens.signal(TowerAttention("cls")).mean(1)
 
 
 @pytest.mark.parametrize("name", sorted(set(families()) - WITH_CLS - {"llava_next_video", "llava_next_video_images"}))
@@ -204,4 +204,4 @@ def test_a_tile_of_which_a_part_is_hidden():
     mask[0, 0, -8:] = 0
     with pytest.raises(ModelError, match="pixel_attention_mask hides a part of a tile"):
         Session(adapter).visual_tokens({**inputs, "pixel_attention_mask": mask}, RECEIVED)
-    Session(adapter).visual_tokens({**inputs, "pixel_attention_mask": mask}, frozenset({Signal.KEYS}))
+    Session(adapter).visual_tokens({**inputs, "pixel_attention_mask": mask}, frozenset({TowerKeys()}))

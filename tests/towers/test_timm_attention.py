@@ -2,10 +2,10 @@ import pytest
 import torch
 from tiny_timm import VITS, WITH_CLS, images, tiny_vit
 
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import TowerAttention, TowerKeys
 from tokenprune.towers.timm_attention import attention_signals
 
-BOTH = frozenset({Signal.KEYS, Signal.CLS_ATTENTION})
+BOTH = frozenset({TowerKeys(), TowerAttention("cls")})
 
 
 def given(model, block):
@@ -42,7 +42,7 @@ def test_the_keys_are_those_that_the_kernel_gets(name, monkeypatch):
     with torch.no_grad():
         model(images())
     prefix = model.num_prefix_tokens
-    found = attention_signals(attention, seen["x"], seen.get("rope"), prefix, frozenset({Signal.KEYS}))
+    found = attention_signals(attention, seen["x"], seen.get("rope"), prefix, frozenset({TowerKeys()}))
     assert set(found) == {"keys"}
     ours = found["keys"].unflatten(2, (-1, 8)).transpose(1, 2)
     theirs = handed[1][:, :: 4 // ours.shape[1], prefix:]  # a key that several heads share is handed over for each

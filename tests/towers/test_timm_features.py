@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import tokenprune as tp
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import Encoder, TowerKeys
 from tokenprune.engine.loading import adapter_for
-from tokenprune.engine.prompt.encoder_features import EncoderFeatures
+from tokenprune.engine.providers.encoder import features_of
+from tokenprune.engine.providers.encoding import Encoding
 from tokenprune.engine.session import Session
 from tokenprune.pruners.base import ScorePruner
 from tokenprune.testing.families import families
@@ -87,7 +88,7 @@ def test_features_lie_where_the_tokens_do(llava):
     encoded = Session(adapter).encode(inputs)
     encoder = TimmEncoder(tiny_encoder())
     encoder.patches = lambda pictures: pictures
-    found = EncoderFeatures(encoder, processor)(encoded)
+    found = features_of(encoder, Encoding(adapter, inputs, encoded))
     assert found.shape == (75, 3)
     for index, pixels in enumerate(inputs["pixel_values"]):
         squares = torch.nn.functional.avg_pool2d(denormalised(pixels, processor.image_processor), 8)
@@ -108,7 +109,7 @@ def test_pruners_choose_in_the_encoder_s_space(llava, name, options):
         alone = trace.keep
     assert asked == [("vit_tiny_patch16_224", {"pretrained": True, "num_classes": 0})]  # once
     adapter = adapter_for(model, processor)
-    features = EncoderFeatures(load_encoder(model, NAME), processor)(Session(adapter).encode(inputs))
+    features = features_of(load_encoder(model, NAME), Encoding(adapter, inputs, Session(adapter).encode(inputs)))
     expected = tp.create_pruner(name, **options).select(tp.VisualTokens(features.view(3, 25, -1)), 8)
     assert torch.equal(together, expected.keep)
     assert torch.equal(alone, together[:1])
@@ -121,12 +122,12 @@ def test_signals_of_the_model_and_of_the_encoder_together(llava):
     seen = []
 
     class Spy(ScorePruner):
-        requires = frozenset({Signal.ENCODER_FEATURES, Signal.KEYS})
+        requires = frozenset({Encoder("timm:x"), TowerKeys()})
         features = NAME
 
         def score(self, tokens):
             seen.append({name: tuple(value.shape) for name, value in tokens.signals.items()})
-            return tokens.signal(Signal.KEYS).norm(dim=-1)
+            return tokens.signal(TowerKeys()).norm(dim=-1)
 
     model, processor, _ = llava
     with tp.prune(model, processor, Spy(), keep_tokens=8):
@@ -206,7 +207,7 @@ def seen(adapter, inputs, pixels=8):
     """(T, 3) of an encoder that gives the mean color of each square of so many pixels."""
     encoder = TimmEncoder(tiny_encoder())
     encoder.patches = lambda x: adaptive_avg_pool2d(x, (round(x.shape[2] / pixels), round(x.shape[3] / pixels)))
-    return EncoderFeatures(encoder, adapter.processor)(Session(adapter).encode(inputs))
+    return features_of(encoder, Encoding(adapter, inputs, Session(adapter).encode(inputs)))
 
 
 def check_places(found, places, atol=0.03):
@@ -308,7 +309,7 @@ def test_every_family_is_pruned_in_the_encoder_s_space(llava, name):
         model.generate(**inputs, max_new_tokens=1)
     assert trace.counts == family.counts(model, inputs, 8)
     encoded = Session(adapter).encode(inputs)
-    features = EncoderFeatures(load_encoder(model, NAME), processor)(encoded)
+    features = features_of(load_encoder(model, NAME), Encoding(adapter, inputs, encoded))
     kept = torch.zeros(len(features), dtype=torch.bool)
     quotas = encoded.layout.divided(
         [row[0] for row in encoded.layout.counts(pruner, adapter.spec, tp.Budget(keep_tokens=8))]
@@ -363,7 +364,7 @@ def test_what_the_features_cost_is_what_their_encoder_computes(monkeypatch, name
     inputs = family.ask(processor, 1, **family.nominal)
     encoded, encoder = Session(adapter).encode(inputs), TimmEncoder(tiny_encoder())
     with FlopCounterMode(display=False) as counter:
-        EncoderFeatures(encoder, processor)(encoded)
+        features_of(encoder, Encoding(adapter, inputs, encoded))
     pictures = sum(len(shown.pixels) for shown in encoded.pictures)
     counted = counter.get_total_flops() + pictures * attention_flops(encoder.model, 144)
     size = encoder_size(features)

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import PIXELS, real_tokens
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import PROMPT, Signal
+from tokenprune.core.signals import Signal
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers.items import Item, Unit
 from tokenprune.towers.sizes import decoder_spec
@@ -30,7 +30,7 @@ class AutoAdapter(ModelAdapter):
     """
 
     model_types = ()
-    offers = PROMPT
+    offers = frozenset()
     example = ""
     any_size = True
 

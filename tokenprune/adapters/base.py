@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tokenprune.adapters import inputs as prompts
-from tokenprune.adapters.checks import check_steps, check_tower
 from tokenprune.adapters.inputs import PIXELS
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import BudgetExceedsError, ModelError, hint
@@ -34,7 +33,7 @@ class ModelAdapter(ABC):
 
     Attributes:
         model_types: values of ``config.model_type`` that it serves.
-        offers: signals that it can give.
+        offers: signals that its vision tower can give.
         example: hub id of a checkpoint.
         prompt: of a question, for processors without a chat template.
         roles: what comes before a question and after it in prompts of models that have no chat template and one turn.
@@ -42,7 +41,7 @@ class ModelAdapter(ABC):
         scopes: what a row that a pruner chooses among can be; the first is the default. Budgets are of an image or a
             video, unless the scope is ``per_frame``.
         any_size: whether an image or video can have more visual tokens than the nominal image of the spec.
-        normed: whether VISION_HIDDEN has been through the vision tower's last norm.
+        normed: whether ``TowerStates`` have been through the vision tower's last norm.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -97,7 +96,7 @@ class ModelAdapter(ABC):
     def vision_signals(
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
-        """CLS_ATTENTION, RECEIVED_ATTENTION (T, H), KEYS and VISION_HIDDEN (T, C), as far as required.
+        """``TowerAttention`` (T, H), ``TowerKeys`` and ``TowerStates`` (T, C), as far as required.
 
         T are the visual tokens of the modality in the order of their placeholders; arguments as those of ``items``.
         Where tokens are made of several patches, of each patch, as ``per_token`` takes it.
@@ -174,21 +173,10 @@ class ModelAdapter(ABC):
             raise ModelError("inputs_embeds do not tell where the images are; give input_ids and pixel_values")
         prompts.check(inputs, self.placeholders(inputs["input_ids"]))
 
-    def check_pruner(self, pruner: Selector) -> tuple[Step, ...]:
-        """The steps of a pruner; ModelError if one needs a signal that is not on offer, or a text tower not known.
-
-        Raises:
-            ConfigError: if the LLM has no such layer.
-        """
-        steps = pruner.steps(self.spec)
-        self.check_steps(steps)
-        check_tower(steps, self.model.config, self.text_tower)
-        return steps
-
     @classmethod
     def check_steps(cls, steps: Sequence[Step]) -> None:
-        """Raise ModelError unless such a model can do these steps of a pruner."""
-        check_steps(steps, cls.offers, cls.__name__)
+        """Raise ModelError for steps of a pruner that no model of this family can do, whatever their signals."""
+        return  # any, unless a family says otherwise
 
     @classmethod
     def check_budget(cls, pruner: Selector, spec: ModelSpec, budget: Budget) -> None:

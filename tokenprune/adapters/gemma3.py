@@ -21,7 +21,7 @@ from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import CHUNKS_WORK, check_pixels
 from tokenprune.adapters.registry import register_adapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import PAIRED, PROMPT, VISION, Signal
+from tokenprune.core.signals import TOWER, PairedImage, Signal
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers import nominal
 from tokenprune.towers.items import Grid
@@ -36,7 +36,7 @@ class Gemma3Adapter(ModelAdapter):
     model_types = ("gemma3",)
     example = "google/gemma-3-4b-it"
     normed = True
-    offers = PAIRED | PROMPT | VISION
+    offers = TOWER | {PairedImage()}
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:

@@ -21,7 +21,7 @@ from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import check_pixels, no_new_images
 from tokenprune.adapters.registry import register_adapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import PAIRED, PROMPT, VISION, Signal
+from tokenprune.core.signals import TOWER, PairedImage, Signal, TowerAttention
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers import nominal
 from tokenprune.towers.items import Grid, Item, Unit
@@ -43,7 +43,7 @@ class Idefics3Adapter(ModelAdapter):
     example = "HuggingFaceTB/SmolVLM-500M-Instruct"
     scopes = ("tile", "image")
     normed = True
-    offers = PAIRED | PROMPT | VISION
+    offers = TOWER | {PairedImage()}
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -125,7 +125,7 @@ class Idefics3Adapter(ModelAdapter):
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
         """See ``ModelAdapter``; of the last layer."""
-        if Signal.RECEIVED_ATTENTION in requires:
+        if TowerAttention("patches") in requires:
             _check_whole(inputs)
         return last_layer(self.model.base_model.vision_model.encoder.layers, output, requires)
 

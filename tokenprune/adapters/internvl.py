@@ -21,7 +21,7 @@ from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import check_pixels, no_new_images
 from tokenprune.adapters.registry import register_adapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import OF_A_LAYER, PROMPT, VISION, Signal
+from tokenprune.core.signals import TOWER, Signal, TowerAttention, TowerKeys, TowerStates
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers.attention import attention_to
 from tokenprune.towers.clip import attention_layer
@@ -40,7 +40,7 @@ class InternVLAdapter(ModelAdapter):
     example = "OpenGVLab/InternVL3-8B-hf"
     prompt = "<|im_start|>user\n<IMG_CONTEXT>\n{question}<|im_end|>\n<|im_start|>assistant\n"
     scopes = ("tile", "image")
-    offers = PROMPT | VISION | {Signal.CLS_ATTENTION}
+    offers = TOWER | {TowerAttention("cls")}
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -103,17 +103,18 @@ class InternVLAdapter(ModelAdapter):
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
         """See ``ModelAdapter``; all are of the encoder layer whose output the projector reads."""
-        layer, signals = self.model.config.vision_feature_layer, {}
-        if Signal.VISION_HIDDEN in requires:
+        signals: dict[Signal, Tensor] = {}
+        layer = self.model.config.vision_feature_layer
+        if TowerStates() in requires:
             read = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
-            signals[Signal.VISION_HIDDEN] = self._shuffled(read)
-        if requires & OF_A_LAYER:
+            signals[TowerStates()] = self._shuffled(read)
+        if any(signal.reads_layers for signal in requires):
             index = attention_layer(layer, output.hidden_states)
             block = self.model.base_model.vision_tower.encoder.layer[index]
             x, attention = block.layernorm_before(output.hidden_states[index]), block.attention
             keys = attention.k_norm(attention.k_proj(x))
-            signals[Signal.KEYS] = self._shuffled(keys)
-            asking = {Signal.CLS_ATTENTION: x[:, :1], Signal.RECEIVED_ATTENTION: x[:, 1:]}
+            signals[TowerKeys()] = self._shuffled(keys)
+            asking: dict[Signal, Tensor] = {TowerAttention("cls"): x[:, :1], TowerAttention("patches"): x[:, 1:]}
             for name in requires & asking.keys():
                 query = attention.q_norm(attention.q_proj(asking[name]))
                 signals[name] = self._shuffled(attention_to(keys, query, attention))

@@ -14,7 +14,7 @@ from torch import Tensor
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import check_pixels
 from tokenprune.adapters.registry import register_adapter
-from tokenprune.core.signals import PAIRED, PROMPT, VISION, Signal
+from tokenprune.core.signals import TOWER, PairedImage, Signal, SmallerPicture, TowerAttention
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers.clip import llava_spec, tower_signals
 
@@ -25,7 +25,7 @@ class LlavaAdapter(ModelAdapter):
 
     model_types = ("llava",)
     example = "llava-hf/llava-1.5-7b-hf"
-    offers = PAIRED | PROMPT | VISION | {Signal.CLS_ATTENTION, Signal.RESIZED_FEATURES}
+    offers = TOWER | {PairedImage(), TowerAttention("cls"), SmallerPicture()}
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:

@@ -21,7 +21,7 @@ from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import no_new_images
 from tokenprune.adapters.registry import register_adapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import PAIRED, PROMPT, VISION, Signal
+from tokenprune.core.signals import TOWER, PairedImage, Signal, TowerAttention
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers import anyres
 from tokenprune.towers.anyres import NEWLINE, check_tiles, image_items, pack, tile_counts, token_tiles
@@ -44,7 +44,7 @@ class LlavaNextAdapter(ModelAdapter):
     model_types = ("llava_next",)
     example = "llava-hf/llava-v1.6-vicuna-7b-hf"
     scopes: ClassVar[tuple[str, ...]] = ("tile", "image", "all", "papers")
-    offers = PAIRED | PROMPT | VISION | {Signal.CLS_ATTENTION}
+    offers = TOWER | {PairedImage(), TowerAttention("cls")}
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import check_pixels, no_new_images
 from tokenprune.adapters.registry import register_adapter
-from tokenprune.core.signals import PAIRED, PROMPT, VISION, Signal
+from tokenprune.core.signals import TOWER, PairedImage, Signal
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers import anyres
 from tokenprune.towers.anyres import check_tiles, image_items, pack
@@ -42,7 +42,7 @@ class LlavaOnevisionAdapter(ModelAdapter):
     prompt = "<|im_start|>user <image>\n{question}<|im_end|><|im_start|>assistant\n"
     scopes = ("tile", "image", "per_frame")
     any_size = True  # of videos
-    offers = PAIRED | PROMPT | VISION
+    offers = TOWER | {PairedImage()}
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:

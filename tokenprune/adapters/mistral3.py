@@ -20,7 +20,7 @@ from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import no_new_images
 from tokenprune.adapters.registry import register_adapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import PROMPT, VISION, Signal
+from tokenprune.core.signals import TOWER, Signal, TowerAttention, TowerKeys, TowerStates
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers import nominal
 from tokenprune.towers.attention import received_in_pictures
@@ -37,7 +37,7 @@ class Mistral3Adapter(ModelAdapter):
 
     model_types = ("mistral3",)
     example = "mistralai/Mistral-Small-3.1-24B-Instruct-2503"
-    offers = PROMPT | VISION
+    offers = TOWER
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -98,16 +98,17 @@ class Mistral3Adapter(ModelAdapter):
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
         """See ``ModelAdapter``; of the layer that is read, means over the patches of a token, keys before rotation."""
-        layer, found, grids = self.model.config.vision_feature_layer, {}, self._grids(inputs)
-        if Signal.VISION_HIDDEN in requires:
-            found[Signal.VISION_HIDDEN] = output.hidden_states[layer]
-        if requires & {Signal.KEYS, Signal.RECEIVED_ATTENTION}:
+        found: dict[Signal, Tensor] = {}
+        layer, grids = self.model.config.vision_feature_layer, self._grids(inputs)
+        if TowerStates() in requires:
+            found[TowerStates()] = output.hidden_states[layer]
+        if requires & {TowerKeys(), TowerAttention("patches")}:
             index = attention_layer(layer, output.hidden_states)
             block = self.model.base_model.vision_tower.transformer.layers[index]
             x = block.attention_norm(output.hidden_states[index])
-            found[Signal.KEYS] = block.attention.k_proj(x)
-            if Signal.RECEIVED_ATTENTION in requires:
-                found[Signal.RECEIVED_ATTENTION] = self._received(block.attention, x, found[Signal.KEYS], grids)
+            found[TowerKeys()] = block.attention.k_proj(x)
+            if TowerAttention("patches") in requires:
+                found[TowerAttention("patches")] = self._received(block.attention, x, found[TowerKeys()], grids)
         side = self.model.config.spatial_merge_size
 
         def pooled(x: Tensor) -> Tensor:

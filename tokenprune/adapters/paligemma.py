@@ -20,7 +20,7 @@ from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import check_pixels
 from tokenprune.adapters.registry import register_adapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import PAIRED, PROMPT, VISION, Signal
+from tokenprune.core.signals import TOWER, PairedImage, Signal
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers.items import Grid
 from tokenprune.towers.patches import last_layer
@@ -37,7 +37,7 @@ class PaliGemmaAdapter(ModelAdapter):
     roles = ("answer en", "\n")
     answer_type = 1
     normed = True
-    offers = PAIRED | PROMPT | VISION
+    offers = TOWER | {PairedImage()}
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:

@@ -23,7 +23,7 @@ from tokenprune.adapters.inputs import PIXELS, no_new_images, real_tokens
 from tokenprune.adapters.mrope import all_axes, check_axes, close_gaps, mrope_positions
 from tokenprune.adapters.registry import register_adapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import PROMPT, VISION, Signal
+from tokenprune.core.signals import TOWER, Signal, TowerAttention, TowerKeys, TowerStates
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
 from tokenprune.core.steps import Step
 from tokenprune.towers import nominal
@@ -48,7 +48,7 @@ class QwenVLAdapter(ModelAdapter):
     prompt = "USER: <|vision_start|><|image_pad|><|vision_end|>{question} ASSISTANT:"
     scopes = ("frame", "video", "per_frame")
     any_size = True
-    offers = PROMPT | VISION
+    offers = TOWER
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -139,14 +139,15 @@ class QwenVLAdapter(ModelAdapter):
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
         """See ``ModelAdapter``; of the last layer, the mean over the patches of each visual token."""
-        merge, grids, signals = self.model.config.vision_config.spatial_merge_size, inputs[f"{modality}_grid_thw"], {}
-        if Signal.VISION_HIDDEN in requires:
-            signals[Signal.VISION_HIDDEN] = output.last_hidden_state
-        if Signal.KEYS in requires:
+        signals: dict[Signal, Tensor] = {}
+        merge, grids = self.model.config.vision_config.spatial_merge_size, inputs[f"{modality}_grid_thw"]
+        if TowerStates() in requires:
+            signals[TowerStates()] = output.last_hidden_state
+        if TowerKeys() in requires:
             block = self.model.base_model.visual.blocks[-1]
-            signals[Signal.KEYS] = block.attn.qkv(block.norm1(output.hidden_states[-2])).chunk(3, dim=-1)[1]
-        if Signal.RECEIVED_ATTENTION in requires:
-            signals[Signal.RECEIVED_ATTENTION] = self._received(output.hidden_states, grids)
+            signals[TowerKeys()] = block.attn.qkv(block.norm1(output.hidden_states[-2])).chunk(3, dim=-1)[1]
+        if TowerAttention("patches") in requires:
+            signals[TowerAttention("patches")] = self._received(output.hidden_states, grids)
         tokens = {name: x.view(-1, merge**2, x.shape[-1]).mean(1) for name, x in signals.items()}
         return {name: x[self._tower_order(grids, x.device)] for name, x in tokens.items()}
 

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ConfigError
 from tokenprune.core.plan import OperationPlan
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import Encoder
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.steps import Step
 from tokenprune.costs import flops
@@ -72,8 +72,9 @@ def pruned(spec: ModelSpec, pruner: Pruner, budget: Budget, text_tokens: int) ->
 
 def _encoder(steps: Sequence[Step]) -> EncoderSize | None:
     """The other encoder, if a step needs its features."""
-    needing = [step.selector for step in steps if Signal.ENCODER_FEATURES in step.selector.requires]
-    return encoder_size(getattr(needing[0], "features", "")) if needing else None
+    signals = [signal.alternatives[0] for step in steps for signal in step.selector.requires]
+    sources = [signal.source for signal in signals if isinstance(signal, Encoder)]
+    return encoder_size(sources[0]) if sources else None
 
 
 @dataclass(frozen=True)

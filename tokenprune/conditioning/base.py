@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 
-from tokenprune.core.errors import SelectionError
+from tokenprune.core.errors import ConfigError, SelectionError, hint
+from tokenprune.core.options import construct
 from tokenprune.core.registry import Registry
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import Question, Signal, plain_names
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.vectors import widen
 
 Scope = Literal["row", "batch"]
-TextTower = Literal["clip", "open_clip"]
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,15 @@ class Conditioning(ABC):
     """A source of relevance to the prompt.
 
     Attributes:
-        requires: signals that it reads.
         sign: +1 if a token is the more relevant the larger the value, -1 if the smaller; a pruner may override it.
-        text_tower: library of the text tower that must be paired with the vision tower, or None if none is needed.
     """
 
-    requires: ClassVar[frozenset[Signal]] = frozenset()
     sign: ClassVar[int] = 1
-    text_tower: ClassVar[TextTower | None] = None
+
+    @property
+    def requires(self) -> frozenset[Signal]:
+        """Signals that it reads."""
+        return frozenset()
 
     def relevance(self, tokens: VisualTokens, scope: Scope) -> Tensor:
         """Relevance as the source gives it, before sign and scaling.
@@ -48,7 +50,7 @@ class Conditioning(ABC):
         relevance = self._relevance(tokens, scope)
         finite = relevance.isfinite()
         if not bool((finite if tokens.valid is None else finite | ~tokens.valid).all()):
-            names = ", ".join(sorted(self.requires))
+            names = plain_names(self.requires)
             raise SelectionError(f"relevance is not finite; check the values of the signals {names}")
         return relevance
 
@@ -57,40 +59,59 @@ class Conditioning(ABC):
         """(B, N)."""
 
 
-def per_token(tokens: VisualTokens, name: Signal) -> Tensor:
+def check_question(value: object) -> None:
+    """Raise ConfigError unless an option is one of ``own`` and ``other``."""
+    if value not in get_args(Question):
+        raise ConfigError(f"option 'question' is {value!r}; {hint(str(value), get_args(Question))}")
+
+
+def per_token(tokens: VisualTokens, signal: Signal) -> Tensor:
     """A signal (B, N, C) that has one vector for each visual token.
 
     Raises:
         SelectionError: if it is missing or has another shape.
     """
-    value = tokens.signal(name)
+    value = tokens.signal(signal)
     if value.dim() != 3 or value.shape[1] != tokens.num_tokens:
-        raise SelectionError(f"signal {name.value!r} must be (B, {tokens.num_tokens}, C), got {tuple(value.shape)}")
+        raise SelectionError(f"signal {signal.plain!r} must be (B, {tokens.num_tokens}, C), got {tuple(value.shape)}")
     return value
 
 
-def text_vectors(tokens: VisualTokens, name: Signal, width: int) -> Tensor:
+def text_vectors(tokens: VisualTokens, signal: Signal, width: int) -> Tensor:
     """A signal (B, M, C) of text vectors in a space of C = ``width`` numbers.
 
     Raises:
         SelectionError: if it is missing or has another shape.
     """
-    value = tokens.signal(name)
+    value = tokens.signal(signal)
     if value.dim() != 3 or value.shape[1] == 0 or value.shape[2] != width:
-        raise SelectionError(f"signal {name.value!r} must be (B, M, {width}) with M > 0, got {tuple(value.shape)}")
+        raise SelectionError(f"signal {signal.plain!r} must be (B, M, {width}) with M > 0, got {tuple(value.shape)}")
     return value
 
 
-def over_heads(tokens: VisualTokens, name: Signal) -> Tensor:
+def over_heads(tokens: VisualTokens, signal: Signal) -> Tensor:
     """(B, N) the mean over heads of a signal (B, H, N), widened.
 
     Raises:
         SelectionError: if it is missing or has another shape.
     """
-    value = tokens.signal(name)
+    value = tokens.signal(signal)
     if value.dim() != 3 or value.shape[1] == 0 or value.shape[2] != tokens.num_tokens:
-        raise SelectionError(f"signal {name.value!r} must be (B, H, {tokens.num_tokens}), got {tuple(value.shape)}")
+        raise SelectionError(f"signal {signal.plain!r} must be (B, H, {tokens.num_tokens}), got {tuple(value.shape)}")
     return widen(value).mean(1)
 
 
 CONDITIONINGS: Registry[Conditioning] = Registry("conditioning", package="tokenprune.conditioning", group=None)
+
+
+def make_conditioning(given: str | Mapping[str, Any]) -> Conditioning:
+    """A conditioning from its name, or from a mapping of name and options.
+
+    Raises:
+        ConfigError: if there is no such conditioning or option.
+    """
+    options = {"name": given} if isinstance(given, str) else dict(given)
+    name = options.pop("name", None)
+    if name not in CONDITIONINGS.names():
+        raise ConfigError(f"option 'conditioning' is {name!r}; {hint(str(name), CONDITIONINGS.names())}")
+    return construct(CONDITIONINGS.get(name), options, f"conditioning {name!r}")

@@ -14,8 +14,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tokenprune.conditioning.base import CONDITIONINGS, Conditioning, Scope, TextTower, per_token, text_vectors
-from tokenprune.core.signals import Signal
+from tokenprune.conditioning.base import CONDITIONINGS, Conditioning, Scope, check_question, per_token, text_vectors
+from tokenprune.core.signals import Library, PairedImage, PairedText, Question, Signal
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.vectors import mean_cosine
 
@@ -23,13 +23,27 @@ from tokenprune.functional.vectors import mean_cosine
 @CONDITIONINGS.register("clip_text", paper="https://arxiv.org/abs/2506.10967")
 @dataclass(frozen=True)
 class CLIPText(Conditioning):
-    """Mean cosine of a patch to the segments of the question, in the space of a Hugging Face CLIP or SigLIP."""
+    """Mean cosine of a patch to the segments of the question, in the space of a Hugging Face CLIP or SigLIP.
 
-    requires: ClassVar[frozenset[Signal]] = frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.CLIP_TEXT_EMBEDS})
+    Attributes:
+        question: ``own``: what is asked; ``other``: another question that the sample comes with, which shows what
+            conditioning is worth. The prompt stays as it is.
+    """
+
+    library: ClassVar[Library] = "clip"
     sign: ClassVar[int] = -1
-    text_tower: ClassVar[TextTower | None] = "clip"
+    question: Question = "own"
+
+    def __post_init__(self) -> None:
+        check_question(self.question)
+
+    @property
+    def requires(self) -> frozenset[Signal]:
+        """Image and text in the space of the library."""
+        return frozenset({PairedImage(self.library), PairedText(self.library, self.question)})
 
     def _relevance(self, tokens: VisualTokens, scope: Scope) -> Tensor:
-        patches = per_token(tokens, Signal.CLIP_IMAGE_EMBEDS)
-        segments = text_vectors(tokens, Signal.CLIP_TEXT_EMBEDS, width=patches.shape[2])
+        patches = per_token(tokens, PairedImage(self.library))
+        text = PairedText(self.library, self.question)
+        segments = text_vectors(tokens, text, width=patches.shape[2])
         return mean_cosine(patches, segments if scope == "row" else segments.flatten(0, 1)[None])

@@ -8,12 +8,11 @@ Differs: FasterVLM keeps the top tokens; as a conditioning it takes the place of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from tokenprune.conditioning.base import CONDITIONINGS, Conditioning, Scope, over_heads
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import Signal, TowerAttention
 from tokenprune.core.tokens import VisualTokens
 
 
@@ -22,7 +21,10 @@ from tokenprune.core.tokens import VisualTokens
 class CLSAttention(Conditioning):
     """Attention of the CLS token to a visual token's patches, mean over heads; the same for every prompt."""
 
-    requires: ClassVar[frozenset[Signal]] = frozenset({Signal.CLS_ATTENTION})
+    @property
+    def requires(self) -> frozenset[Signal]:
+        """Attention in the vision tower."""
+        return frozenset({TowerAttention("cls")})
 
     def _relevance(self, tokens: VisualTokens, scope: Scope) -> Tensor:
-        return over_heads(tokens, Signal.CLS_ATTENTION)
+        return over_heads(tokens, TowerAttention("cls"))

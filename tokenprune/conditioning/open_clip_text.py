@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tokenprune.conditioning.base import CONDITIONINGS, TextTower
+from tokenprune.conditioning.base import CONDITIONINGS
 from tokenprune.conditioning.clip_text import CLIPText
+from tokenprune.core.signals import Library
 
 
 @CONDITIONINGS.register("open_clip_text", paper="https://arxiv.org/abs/2506.10967")
@@ -19,4 +20,4 @@ from tokenprune.conditioning.clip_text import CLIPText
 class OpenCLIPText(CLIPText):
     """Mean cosine of a patch to the segments of the question, in the space of an open_clip model."""
 
-    text_tower: ClassVar[TextTower | None] = "open_clip"
+    library: ClassVar[Library] = "open_clip"

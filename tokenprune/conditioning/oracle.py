@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from tokenprune.conditioning.base import CONDITIONINGS, Conditioning, Scope
 from tokenprune.core.errors import SelectionError
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import Evidence, Signal
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.vectors import widen
 
@@ -19,10 +18,13 @@ from tokenprune.functional.vectors import widen
 class Oracle(Conditioning):
     """1 where a token shows what is asked about, else 0, as the task knows it; a ceiling, no method."""
 
-    requires: ClassVar[frozenset[Signal]] = frozenset({Signal.EVIDENCE})
+    @property
+    def requires(self) -> frozenset[Signal]:
+        """The truth."""
+        return frozenset({Evidence()})
 
     def _relevance(self, tokens: VisualTokens, scope: Scope) -> Tensor:
-        value = tokens.signal(Signal.EVIDENCE)
+        value = tokens.signal(Evidence())
         if value.shape != tokens.features.shape[:2]:
             wanted = f"(B, {tokens.num_tokens})"
             raise SelectionError(f"signal 'evidence' must be {wanted}, got {tuple(value.shape)}")

@@ -7,14 +7,13 @@ Differs: the paper's code for such models is unreleased; this follows its text. 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from tokenprune.conditioning.base import CONDITIONINGS, Conditioning, Scope, text_vectors
+from tokenprune.conditioning.base import CONDITIONINGS, Conditioning, Scope, check_question, text_vectors
 from tokenprune.core.errors import SelectionError
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import PromptEmbeds, PromptMask, Question, Signal
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.vectors import mean_cosine, widen
 
@@ -22,17 +21,30 @@ from tokenprune.functional.vectors import mean_cosine, widen
 @CONDITIONINGS.register("prompt_embedding", paper="https://arxiv.org/abs/2506.10967")
 @dataclass(frozen=True)
 class PromptEmbedding(Conditioning):
-    """Cosine of a visual token to the mean of the LLM's input embeddings of the instruction."""
+    """Cosine of a visual token to the mean of the LLM's input embeddings of the instruction.
 
-    requires: ClassVar[frozenset[Signal]] = frozenset({Signal.PROMPT_EMBEDS, Signal.PROMPT_MASK})
+    Attributes:
+        question: ``own``: what is asked; ``other``: another question that the sample comes with, which shows what
+            conditioning is worth. The prompt stays as it is.
+    """
+
+    question: Question = "own"
+
+    def __post_init__(self) -> None:
+        check_question(self.question)
+
+    @property
+    def requires(self) -> frozenset[Signal]:
+        """Embeddings of the question."""
+        return frozenset({PromptEmbeds(self.question), PromptMask(self.question)})
 
     def _relevance(self, tokens: VisualTokens, scope: Scope) -> Tensor:
-        prompt, mask = prompt_tokens(tokens, scope)
+        prompt, mask = prompt_tokens(tokens, scope, self.question)
         mean = (prompt * mask[..., None]).sum(1, keepdim=True) / mask.sum(1)[:, None, None]
         return mean_cosine(tokens.features, mean)
 
 
-def prompt_tokens(tokens: VisualTokens, scope: Scope) -> tuple[Tensor, Tensor]:
+def prompt_tokens(tokens: VisualTokens, scope: Scope, question: Question) -> tuple[Tensor, Tensor]:
     """Embeddings (B, P, D) of the instruction and (B, P) bool, which of them are not padding (none is without a mask).
 
     With scope ``batch``, (1, B P, D) and (1, B P): one prompt made of all.
@@ -40,8 +52,9 @@ def prompt_tokens(tokens: VisualTokens, scope: Scope) -> tuple[Tensor, Tensor]:
     Raises:
         SelectionError: if a signal is missing, has a shape that does not fit, or a prompt has no token.
     """
-    prompt = widen(text_vectors(tokens, Signal.PROMPT_EMBEDS, width=tokens.features.shape[2]))
-    mask = tokens.signals.get(Signal.PROMPT_MASK, prompt.new_ones(prompt.shape[:2], dtype=torch.bool)).bool()
+    prompt = widen(text_vectors(tokens, PromptEmbeds(question), width=tokens.features.shape[2]))
+    given = tokens.get(PromptMask(question))
+    mask = prompt.new_ones(prompt.shape[:2], dtype=torch.bool) if given is None else given.bool()
     if mask.shape != prompt.shape[:2]:
         raise SelectionError(f"signal 'prompt_mask' must be {tuple(prompt.shape[:2])}, got {tuple(mask.shape)}")
     if scope == "batch":

@@ -22,5 +22,5 @@ class PromptEmbeddingPerToken(PromptEmbedding):
     """Mean cosine of a visual token to each of the LLM's input embeddings of the instruction."""
 
     def _relevance(self, tokens: VisualTokens, scope: Scope) -> Tensor:
-        prompt, mask = prompt_tokens(tokens, scope)
+        prompt, mask = prompt_tokens(tokens, scope, self.question)
         return mean_cosine(tokens.features, prompt, mask)

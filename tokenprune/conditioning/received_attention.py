@@ -8,12 +8,11 @@ Differs: VisionZip keeps the top tokens and merges others; as a conditioning it 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from tokenprune.conditioning.base import CONDITIONINGS, Conditioning, Scope, over_heads
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import Signal, TowerAttention
 from tokenprune.core.tokens import VisualTokens
 
 
@@ -22,7 +21,10 @@ from tokenprune.core.tokens import VisualTokens
 class ReceivedAttention(Conditioning):
     """Attention of all patches of the picture to a visual token's, mean over heads; the same for every prompt."""
 
-    requires: ClassVar[frozenset[Signal]] = frozenset({Signal.RECEIVED_ATTENTION})
+    @property
+    def requires(self) -> frozenset[Signal]:
+        """Attention in the vision tower."""
+        return frozenset({TowerAttention("patches")})
 
     def _relevance(self, tokens: VisualTokens, scope: Scope) -> Tensor:
-        return over_heads(tokens, Signal.RECEIVED_ATTENTION)
+        return over_heads(tokens, TowerAttention("patches"))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from tokenprune.core.plan import Operations
 from tokenprune.core.selection import TokenSelection
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import Scored, ScoringLayer, Signal
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import Stage
 from tokenprune.core.tokens import VisualTokens
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 
 Positions = Literal["original", "repacked"]
-TextRows = Literal["last", "all"]
-ScoringLayer = Literal["previous", "own"]
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,14 @@ class Step:
     selector: Selector
 
 
+def scoring_layers(requires: Iterable[Signal]) -> set[ScoringLayer]:
+    """Which layers' attention some signals are of, alternatives included; empty if they are of none."""
+    alternatives = (each for signal in requires for each in signal.alternatives)
+    return {signal.layer for signal in alternatives if isinstance(signal, Scored)}
+
+
 class Selector(Protocol):
     """What an adapter needs of a pruner; ``tokenprune.pruners.base.Pruner`` is the real thing and explains it."""
-
-    text_rows: ClassVar[TextRows]
-    scoring_layer: ClassVar[ScoringLayer]
 
     @property
     def positions(self) -> Positions:

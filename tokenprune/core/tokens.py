@@ -1,19 +1,16 @@
-"""What pruners and adapters exchange. Frozen, checked when made, and free of any model library."""
+"""What a pruner sees at one stage. Frozen, checked when made, and free of any model library."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from tokenprune.core.errors import SelectionError, hint
-from tokenprune.core.signals import Signal
-
-if TYPE_CHECKING:
-    pass
+from tokenprune.core.errors import SelectionError
+from tokenprune.core.signals import PairedText, Signal, parse
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +19,7 @@ class VisualTokens:
 
     Attributes:
         features: (B, N, D) floating point, the visual tokens. A row is the unit of choice (an image, tile or frame).
-        signals: by name, see ``Signal``; first dimension B. Plain strings serve as keys. ``clip_text_embeds`` may be
+        signals: by a ``Signal`` or its string, which may be plain; first dimension B. ``clip_text_embeds`` may be
             (M, C), then it is shared by all rows.
         grid: (height, width) with height * width = N if tokens are in raster order of an image, else None.
         valid: (B, N) bool, False for padding; None if every token counts.
@@ -48,7 +45,10 @@ class VisualTokens:
             )
         if not bool(torch.stack(f.aminmax()).isfinite().all()):  # f.isfinite().all() reads and writes much more
             raise SelectionError("features hold values that are not finite")
-        object.__setattr__(self, "signals", {name: self._signal(name, value) for name, value in self.signals.items()})
+        signals = {parse(name): value for name, value in self.signals.items()}
+        given = Given({str(name): self._signal(str(name), value) for name, value in signals.items()})
+        given.plain = {signal.plain: str(signal) for signal in signals if isinstance(signal, Signal)}
+        object.__setattr__(self, "signals", given)
         if self.grid is not None and self.grid[0] * self.grid[1] != self.num_tokens:
             raise SelectionError(f"grid {self.grid} does not hold {self.num_tokens} visual tokens")
         if self.valid is not None and (self.valid.dtype != torch.bool or self.valid.shape != f.shape[:2]):
@@ -59,12 +59,10 @@ class VisualTokens:
             raise SelectionError(f"row_ids must be a ({self.batch_size},) tensor, got {tuple(self.row_ids.shape)}")
 
     def _signal(self, name: str, value: Tensor) -> Tensor:
-        if name not in set(Signal):
-            raise SelectionError(f"unknown signal {str(name)!r}; {hint(name, [s.value for s in Signal])}")
-        if name == Signal.CLIP_TEXT_EMBEDS and value.dim() == 2:
+        if name.startswith((PairedText.kind, PairedText.plain_names[0])) and value.dim() == 2:
             value = value.expand(self.batch_size, -1, -1)
         if value.shape[0] != self.batch_size:
-            raise SelectionError(f"signal {str(name)!r} has {value.shape[0]} rows, the features have {self.batch_size}")
+            raise SelectionError(f"signal {name!r} has {value.shape[0]} rows, the features have {self.batch_size}")
         return value
 
     @property
@@ -86,13 +84,41 @@ class VisualTokens:
         """(B,) long, ``row_ids`` made if it was not; None if there is none."""
         return self.row_ids() if callable(self.row_ids) else self.row_ids
 
-    def signal(self, name: Signal) -> Tensor:
-        """One signal.
+    def signal(self, signal: Signal) -> Tensor:
+        """A signal that was given, with these parameters or under its plain name; of several the first that was.
 
         Raises:
             SelectionError: if it was not given.
         """
-        if name not in self.signals:
-            given = ", ".join(map(str, self.signals)) or "none"
-            raise SelectionError(f"signal {name.value!r} is needed but was not given (given: {given})")
-        return self.signals[name]
+        found = self.get(signal)
+        if found is None:
+            given = ", ".join(self.signals) or "none"
+            raise SelectionError(f"signal {signal.plain!r} is needed but was not given (given: {given})")
+        return found
+
+    def get(self, signal: Signal) -> Tensor | None:
+        """A signal as ``signal`` finds it, or None if it was not given."""
+        try:
+            return self.signals[signal]  # type: ignore[index]
+        except KeyError:
+            return None
+
+
+class Given(dict[str, Tensor]):
+    """Signals by their strings.
+
+    A ``Signal`` finds itself there, what was given under its plain name, or the first of its alternatives; a plain name
+    finds a signal of that name.
+    """
+
+    plain: Mapping[str, str] = MappingProxyType({})  # from plain names to the strings of those that were given
+
+    def __missing__(self, key: object) -> Tensor:
+        """What stands for a key that is not there."""
+        alternatives = key.alternatives if isinstance(key, Signal) else ()
+        names = [name for each in alternatives for name in (str(each), each.plain)]
+        names += [self.plain[key]] if isinstance(key, str) and key in self.plain else []
+        for name in names:
+            if name in self:
+                return self[name]
+        raise KeyError(key)

@@ -13,7 +13,6 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from tokenprune.adapters.base import ModelAdapter
-from tokenprune.adapters.checks import check_tower
 from tokenprune.adapters.registry import adapter_class, served
 from tokenprune.core.errors import ConfigError, ModelError, hint
 from tokenprune.core.sample import Sample
@@ -21,6 +20,7 @@ from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.steps import Step
 from tokenprune.engine.auto_check import auto_adapter
 from tokenprune.engine.prompt.question import check_words
+from tokenprune.engine.providers.base import Facts, check_steps
 from tokenprune.engine.session import Session
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -54,8 +54,7 @@ class Checkpoint:
 
     def check_steps(self, steps: Sequence[Step]) -> None:
         """Raise ModelError unless the model can do these steps of a pruner, with a text tower if one is needed."""
-        self.adapter.check_steps(steps)
-        check_tower(steps, self.config, self.text_tower)
+        check_steps(steps, Facts(self.adapter, self.config, self.text_tower))
 
     def check_samples(self, samples: Sequence[Sample]) -> None:
         """Raise ModelError, which says where it is written, if the model cannot be asked a sample; no weights load."""

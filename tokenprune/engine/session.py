@@ -13,14 +13,16 @@ from tokenprune.adapters.inputs import Prepared
 from tokenprune.core.budget import Budget
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
-from tokenprune.core.steps import Selector
+from tokenprune.core.steps import Selector, Step
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.engine.prompt import pruned, run
 from tokenprune.engine.prompt.encoded import Encoded, encode
 from tokenprune.engine.prompt.question import questions_of, write_prompts
 from tokenprune.engine.prompt.run import Ran
 from tokenprune.engine.prompt.shorten import PrunedInputs
-from tokenprune.engine.prompt.signals import make_signals, rows_of
+from tokenprune.engine.prompt.signals import rows_of
+from tokenprune.engine.providers.base import Facts, check_signals, check_steps
+from tokenprune.engine.providers.encoding import Encoding
 from tokenprune.towers.text.base import TextTower
 
 
@@ -33,6 +35,22 @@ class Session:
     """
 
     adapter: ModelAdapter
+
+    @property
+    def facts(self) -> Facts:
+        """What was known of the model before its weights."""
+        return Facts(type(self.adapter), self.adapter.model.config, self.adapter.text_tower)
+
+    def check_pruner(self, pruner: Selector) -> tuple[Step, ...]:
+        """The steps of a pruner.
+
+        Raises:
+            ModelError: if one needs a signal that is not on offer, or a text tower that is not known.
+            ConfigError: if the LLM has no such layer.
+        """
+        steps = pruner.steps(self.adapter.spec)
+        check_steps(steps, self.facts)
+        return steps
 
     def prepare(self, samples: Sequence[Sample]) -> Prepared:
         """Samples as inputs of the model, padded on the left.
@@ -74,9 +92,10 @@ class Session:
         Raises:
             ModelError: if a signal is not on offer, or prompts and images do not fit each other.
         """
+        chosen = check_signals(requires, Facts(type(self.adapter)))
         encoded = encoded or self.encode(inputs, requires)
-        signals = make_signals(self.adapter, inputs, encoded, requires, questions, tower)
-        return rows_of(encoded, signals, range(len(encoded.layout.units)))
+        view = Encoding(self.adapter, inputs, encoded, questions, tower=tower)
+        return rows_of(view, chosen, range(len(encoded.layout.units)))
 
     def questions(self, inputs: Mapping[str, Any]) -> list[str]:
         """What each prompt asks, read off its tokens."""
@@ -102,7 +121,7 @@ class Session:
             budget: for each image; needed unless the pruner has one of its own.
             questions: of each batch row; None to read them off the prompts.
             encoded: of these inputs and signals, if ``encode`` ran before.
-            samples: that the inputs were made of, one a batch row; controls need them, see ``controls``.
+            samples: that the inputs were made of, one a batch row; controls need them.
 
         Raises:
             ModelError: if the inputs, or what the pruner needs, are not possible here.

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenprune.adapters.base import ModelAdapter
 from tokenprune.core.budget import Budget
 from tokenprune.core.plan import Operations
 from tokenprune.core.sample import Sample
@@ -154,7 +153,7 @@ def measure(
         base: which visual tokens stay where their number is varied.
         points: ``("attention", 8)``, ``("query", 4)``, ``("mlp", 6)`` or ``("tokens", 64)`` and so on.
     """
-    batch = Batch(session, samples, objective, early_signals(session.adapter, base))
+    batch = Batch(session, samples, objective, early_signals(session, base))
     start, divergence = now(session.adapter.device), {}
     for name, value in points:
         if name == "tokens":
@@ -165,9 +164,9 @@ def measure(
     return Measured(divergence, seconds, batch.forward_seconds)
 
 
-def early_signals(adapter: ModelAdapter, pruner: Pruner) -> frozenset[Signal]:
+def early_signals(session: Session, pruner: Pruner) -> frozenset[Signal]:
     """What a pruner asks for before the LLM."""
-    steps = [step for step in adapter.check_pruner(pruner) if step.stage == PRE_LLM]
+    steps = [step for step in session.check_pruner(pruner) if step.stage == PRE_LLM]
     return steps[0].selector.requires if steps else frozenset()
 
 

@@ -81,7 +81,7 @@ class Measurements:
 
     def jointly(self, policies: Iterable[Depths]) -> dict[Depths, float]:
         """Divergence of whole policies, mean over the questions."""
-        wanted, signals = list(dict.fromkeys(policies)), early_signals(self.session.adapter, self.base)
+        wanted, signals = list(dict.fromkeys(policies)), early_signals(self.session, self.base)
         known = {(line["batch"], Depths(**line["depths"])): line["divergence"] for line in self._known("joint")}
 
         def work(start: int) -> None:

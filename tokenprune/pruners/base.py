@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import Signal
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import PRE_LLM, Stage, check_stages
-from tokenprune.core.steps import Positions, ScoringLayer, Step, TextRows
+from tokenprune.core.steps import Positions, Step
 from tokenprune.core.tokens import VisualTokens
 
 P = TypeVar("P", bound="Pruner")
@@ -36,14 +36,7 @@ class Pruner(ABC):
 
     Attributes:
         positions: ``repacked`` gives the kept tokens consecutive position ids, ``original`` leaves them their own.
-        text_rows: inside the LLM, which text after the last visual token the ``text_*`` signals are of: all, or the
-            last token alone.
-        scoring_layer: inside the LLM, whose attention the signals are of: the layer before the stage, as it ran, or the
-            stage's own, as it would run on all tokens.
     """
-
-    text_rows: ClassVar[TextRows] = "last"
-    scoring_layer: ClassVar[ScoringLayer] = "previous"
 
     positions: Positions = "repacked"
 

@@ -11,18 +11,19 @@ Differs:
       first gains are equal and the lowest index is picked, in the code whichever is largest by rounding.
     - ``kernel_form="exponential"`` is the paper's theta, a comment in the code; its relevance is normalised by its
       largest value, which changes no pick. Kernels other than cosine, scales other than min-max and
-      the features of another encoder are ours, as is ``relevance_question="other"``, a control.
+      the features of another encoder are ours.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from tokenprune.conditioning.base import CONDITIONINGS, Conditioning, Scope, TextTower
+from tokenprune.conditioning.base import Conditioning, Scope, make_conditioning
 from tokenprune.core.errors import ConfigError
 from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import Signal
@@ -34,7 +35,6 @@ from tokenprune.pruners.base import Pruner, check_choice, register_pruner
 from tokenprune.pruners.feature_space import OWN, check_space, in_space, space_signals
 
 KernelForm = Literal["relevance", "exponential"]
-Question = Literal["own", "other"]
 
 
 @register_pruner("cdpruner", paper="https://arxiv.org/abs/2506.10967")
@@ -43,9 +43,8 @@ class CDPruner(Pruner):
     """Keeps tokens that are relevant to the instruction and unlike one another, by a conditional DPP.
 
     Attributes:
-        conditioning: where relevance comes from; see ``tokenprune list conditioning``.
-        relevance_question: ``own``: relevance is to what is asked; ``other``: to another question that the sample comes
-            with, which shows what conditioning is worth. The prompt stays as it is.
+        conditioning: where relevance comes from; see ``tokenprune list conditioning``. A name, or a mapping of name and
+            options of the conditioning.
         relevance_scope: ``row``: each row by itself; ``batch``: scaled over all rows, as the official code does.
         relevance_scale: how relevance is scaled: ``min_max``, ``softmax`` or ``rank``.
         sign: +1 or -1, whether large or small values of the source are relevant; None for the source's own.
@@ -57,8 +56,7 @@ class CDPruner(Pruner):
         features: what S compares: ``own``, or ``timm:<model>`` for the patches of another encoder.
     """
 
-    conditioning: str = "clip_text"
-    relevance_question: Question = "own"
+    conditioning: str | Mapping[str, Any] = "clip_text"
     relevance_scope: Scope = "row"
     relevance_scale: str = "min_max"
     sign: int | None = None
@@ -70,8 +68,7 @@ class CDPruner(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("conditioning", self.conditioning, CONDITIONINGS.names())
-        check_choice("relevance_question", self.relevance_question, get_args(Question))
+        make_conditioning(self.conditioning)
         check_choice("relevance_scope", self.relevance_scope, get_args(Scope))
         check_choice("relevance_scale", self.relevance_scale, SCALES)
         check_choice("kernel", self.kernel, KERNELS)
@@ -87,17 +84,12 @@ class CDPruner(Pruner):
 
     @property
     def _source(self) -> Conditioning:
-        return CONDITIONINGS.get(self.conditioning)()
+        return make_conditioning(self.conditioning)
 
     @property
     def requires(self) -> frozenset[Signal]:
         """The signals of the conditioning, and of the space of ``features``."""
         return self._source.requires | space_signals(self.features)
-
-    @property
-    def text_tower(self) -> TextTower | None:
-        """Library of the paired text tower that the conditioning needs, or None."""
-        return self._source.text_tower
 
     def relevance(self, tokens: VisualTokens) -> Tensor:
         """(B, N) scaled relevance, higher is more relevant; 0 where a token is not valid.

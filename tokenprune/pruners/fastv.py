@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import Signal, TextAttention
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import Stage
 from tokenprune.core.steps import Positions
@@ -40,7 +40,7 @@ class FastV(ScorePruner):
     @property
     def requires(self) -> frozenset[Signal]:
         """Attention of the last token."""
-        return frozenset({Signal.TEXT_ATTENTION})
+        return frozenset({TextAttention()})
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
         """The input of ``layer``."""
@@ -48,4 +48,4 @@ class FastV(ScorePruner):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """(B, N) attention probability, mean over the heads."""
-        return widen(tokens.signal(Signal.TEXT_ATTENTION)[:, :, -1]).mean(1)
+        return widen(tokens.signal(TextAttention())[:, :, -1]).mean(1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tokenprune.core.errors import ConfigError
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import Encoder, Signal
 from tokenprune.core.tokens import VisualTokens
 
 OWN, TIMM = "own", "timm:"
@@ -24,7 +24,7 @@ def check_space(value: str) -> None:
 
 def space_signals(value: str) -> frozenset[Signal]:
     """What the space needs besides the visual tokens."""
-    return frozenset() if value == OWN else frozenset({Signal.ENCODER_FEATURES})
+    return frozenset() if value == OWN else frozenset({Encoder(value)})
 
 
 def in_space(tokens: VisualTokens, value: str) -> Tensor:
@@ -33,4 +33,4 @@ def in_space(tokens: VisualTokens, value: str) -> Tensor:
     Raises:
         SelectionError: if the other encoder's features were not given.
     """
-    return tokens.features if value == OWN else tokens.signal(Signal.ENCODER_FEATURES)
+    return tokens.features if value == OWN else tokens.signal(Encoder(value))

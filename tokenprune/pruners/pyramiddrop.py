@@ -16,15 +16,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from math import log
-from typing import ClassVar
 
 from torch import Tensor
 
 from tokenprune.core.errors import ConfigError
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import Signal, TextAttention
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import Stage
-from tokenprune.core.steps import ScoringLayer
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.vectors import widen
 from tokenprune.pruners.base import ScorePruner, register_pruner
@@ -44,8 +42,6 @@ class PyramidDrop(ScorePruner):
         ratios: shares of the visual tokens at first that are left after each, descending, between 0 and 1.
     """
 
-    scoring_layer: ClassVar[ScoringLayer] = "own"
-
     layers: tuple[int, ...] | None = None
     ratios: tuple[float, ...] = (0.5, 0.25, 0.125)
 
@@ -63,7 +59,7 @@ class PyramidDrop(ScorePruner):
     @property
     def requires(self) -> frozenset[Signal]:
         """Attention of the last token."""
-        return frozenset({Signal.TEXT_ATTENTION})
+        return frozenset({TextAttention("own")})
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
         """The inputs of ``layers``."""
@@ -79,4 +75,4 @@ class PyramidDrop(ScorePruner):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """(B, N) attention probability, mean over the heads."""
-        return widen(tokens.signal(Signal.TEXT_ATTENTION)[:, :, -1]).mean(1)
+        return widen(tokens.signal(TextAttention("own"))[:, :, -1]).mean(1)

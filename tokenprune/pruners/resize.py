@@ -13,7 +13,7 @@ import torch
 
 from tokenprune.core.errors import SelectionError
 from tokenprune.core.selection import TokenSelection
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import Signal, SmallerPicture
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.cells import Cells, coarser
 from tokenprune.pruners.base import Pruner, register_pruner
@@ -30,7 +30,7 @@ class Resize(Pruner):
     @property
     def requires(self) -> frozenset[Signal]:
         """The tokens of the smaller picture."""
-        return frozenset({Signal.RESIZED_FEATURES})
+        return frozenset({SmallerPicture()})
 
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
         if tokens.grid is None:
@@ -39,5 +39,5 @@ class Resize(Pruner):
         number = height * width
         stay = (2 * torch.arange(k) + 1) * number // (2 * k)
         keep = Cells.of(number, tokens.grid).centers[stay].to(tokens.features.device)
-        merged = tokens.signal(Signal.RESIZED_FEATURES)[:, stay.to(tokens.features.device)]
+        merged = tokens.signal(SmallerPicture())[:, stay.to(tokens.features.device)]
         return TokenSelection(keep.expand(len(merged), -1).contiguous(), tokens.num_tokens, merged=merged)

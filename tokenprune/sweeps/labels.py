@@ -43,9 +43,10 @@ def _label(part: Part, *, full: bool = False) -> str:
 
 def _short(value: Any) -> str:
     """An option's value; a pruner inside another is called as it would be alone."""
-    if not (isinstance(value, Mapping) and value.get("name") in PRUNERS):
+    if not (isinstance(value, Mapping) and "name" in value):
         return str(value)
-    label = _label(Part.of(value, "pruner"))
+    rest = " ".join(f"{key}={option}" for key, option in value.items() if key != "name")
+    label = _label(Part.of(value, "pruner")) if value["name"] in PRUNERS else f"{value['name']} {rest}".strip()
     return f"({label})" if " " in label else label
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenprune.core.sample import Sample
-from tokenprune.engine.prompt.controls import check_samples
+from tokenprune.engine.providers.evidence import check_samples
 from tokenprune.sweeps.aggregate import Tally
 from tokenprune.sweeps.build import Experiment, build_all
 from tokenprune.sweeps.grid import Sweep

@@ -16,7 +16,7 @@ from tokenprune.tasks.scenes import Scenes
 class SceneTurns(Scenes):
     """The scenes and questions of ``scenes``, each of which is the second about its scene.
 
-    The first, of any type that the scene allows, is what pruners with ``relevance_question: other`` choose tokens for.
+    The first, of any type that the scene allows, is what conditionings with ``question: other`` choose tokens for.
 
     Attributes:
         dialogue: whether the prompt holds the first question and its true answer, too; else tokens alone come from the

@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from tokenprune.core.errors import BudgetError, SelectionError
-from tokenprune.core.signals import Signal
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.pruners.base import Pruner, create_pruner
 from tokenprune.testing.covering import over, parametrize
 from tokenprune.testing.pruner_on_models import OnModels
 from tokenprune.testing.surroundings import AUTOCAST, HARMLESS
-from tokenprune.testing.tokens import D, N, make
+from tokenprune.testing.tokens import D, N, make, shapes
 
 SOME, MANY = 9, 20  # of N tokens
 DEGENERATE = ("duplicates", "zeros", "rank_two", "huge", "tiny")
@@ -157,9 +156,8 @@ def row(tokens: VisualTokens, index: int) -> VisualTokens:
 
 def shortened(tokens: VisualTokens, n: int) -> VisualTokens:
     """The first n visual tokens alone; those that entered the LLM remain the same."""
-    last: set[str] = {Signal.CLS_ATTENTION, Signal.RECEIVED_ATTENTION, Signal.TEXT_ATTENTION, Signal.ROPE_SIMILARITY}
-    second: set[str] = {Signal.CLIP_IMAGE_EMBEDS, Signal.KEYS, Signal.VISION_HIDDEN, Signal.NORMED_HIDDEN}
-    second |= {Signal.RESIZED_FEATURES, Signal.EVIDENCE}
-    cut: dict[str, torch.Tensor] = dict(tokens.signals)
-    cut |= {name: cut[name][..., :n] for name in last} | {name: cut[name][:, :n] for name in second}
+    cut = {}
+    for name, value in tokens.signals.items():
+        axes = shapes()[name]
+        cut[name] = value.narrow(1 + axes.index("tokens"), 0, n) if "tokens" in axes else value
     return VisualTokens(tokens.features[:, :n], cut)

@@ -16,6 +16,7 @@ from tokenprune.core.errors import ModelError
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
 from tokenprune.core.stages import PRE_LLM
 from tokenprune.engine.loading import adapter_for
+from tokenprune.engine.providers.base import Facts, missing
 from tokenprune.engine.session import Session
 from tokenprune.engine.trace import stage_traces
 from tokenprune.pruners.base import Pruner
@@ -69,7 +70,7 @@ class OnModels:
         for adapter in ADAPTERS.names():
             for name, family in families(adapter).items():
                 why = None
-                if any(selector.requires - ADAPTERS.get(adapter).offers for selector in before):
+                if any(missing(selector.requires, Facts(ADAPTERS.get(adapter))) for selector in before):
                     why = "cannot give the signals"
                 elif any(selector.positions not in family.inside for selector in inside):
                     why = "gaps cannot be closed inside the LLM"

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenprune.core.plan import Operation, Operations
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import PairedImage, PairedText, Signal, TextAttention, TextRows
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import Stage
 from tokenprune.core.tokens import VisualTokens
@@ -30,14 +30,12 @@ class Project(ScorePruner):
 class Relevance(ScorePruner):
     """Scores by the cosine of patch and question in CLIP's space."""
 
-    text_tower: str | None = None
-
     @property
     def requires(self) -> frozenset[Signal]:
-        return frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.CLIP_TEXT_EMBEDS})
+        return frozenset({PairedImage(), PairedText()})
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        image, text = (F.normalize(tokens.signals[name], dim=-1) for name in sorted(self.requires))
+        image, text = (F.normalize(tokens.signal(each), dim=-1) for each in (PairedImage(), PairedText()))
         return (image @ text.mT).mean(-1)
 
 
@@ -48,14 +46,15 @@ class Within(ScorePruner):
     layers: tuple[int, ...] = (2,)
     positions: Literal["original", "repacked"] = "original"
     own: bool = False
-
-    @property
-    def scoring_layer(self) -> Literal["previous", "own"]:  # type: ignore[override]
-        return "own" if self.own else "previous"
+    rows: TextRows = "last"
 
     @property
     def requires(self) -> frozenset[Signal]:
-        return frozenset({Signal.TEXT_ATTENTION})
+        return frozenset({self.attention})
+
+    @property
+    def attention(self) -> TextAttention:
+        return TextAttention("own" if self.own else "previous", self.rows)
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
         return tuple(Stage(layer) for layer in self.layers)
@@ -65,7 +64,7 @@ class Within(ScorePruner):
         return tuple(round(total * (keep / total) ** (step / number)) for step in range(1, number + 1))
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        return tokens.signals[Signal.TEXT_ATTENTION].mean(1)[:, -1]
+        return tokens.signal(self.attention).mean(1)[:, -1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,39 +3,29 @@
 import torch
 from torch import Tensor
 
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import KINDS
 from tokenprune.core.tokens import VisualTokens
 
 N, D, C = 36, 16, 8
 GRIDS = {N: (6, 6), 1: (1, 1)}
+AXES = {"rows": 3, "text": 5, "heads": 2, "tower_heads": 2, "width": D, "channels": D}  # of any other word: C
+
+
+def shapes() -> dict[str, list[str]]:
+    """The axes of every signal behind the rows, by its plain name, in words."""
+    return {name: kind.shape.split() for kind in KINDS.values() if kind.shape for name in kind.plain_names}
 
 
 def signals(batch: int, n: int, generator: torch.Generator, constant: bool = False) -> dict[str, Tensor]:
     """All signals of rows of n visual tokens; constant ones say nothing."""
-
-    def draw(*shape: int) -> Tensor:
-        return torch.ones(shape) if constant else torch.randn(shape, generator=generator)
-
-    return {
-        Signal.CLIP_IMAGE_EMBEDS: draw(batch, n, C),
-        Signal.CLIP_TEXT_EMBEDS: draw(batch, 2, C),
-        Signal.PROMPT_EMBEDS: draw(batch, 5, D),
-        Signal.PROMPT_MASK: torch.ones(batch, 5, dtype=torch.bool),
-        Signal.CLS_ATTENTION: draw(batch, 2, n).softmax(-1),
-        Signal.RECEIVED_ATTENTION: draw(batch, 2, n).softmax(-1),
-        Signal.TEXT_ATTENTION: draw(batch, 2, 3, n).softmax(-1),
-        Signal.KEYS: draw(batch, n, C),
-        Signal.VISION_HIDDEN: draw(batch, n, D),
-        Signal.TEXT_MASK: torch.ones(batch, 3, dtype=torch.bool),
-        Signal.TEXT_EMBEDS: draw(batch, 3, D),
-        Signal.IMAGE_EMBEDS: draw(batch, n, D),
-        Signal.TEXT_KEYS: draw(batch, 3, C),
-        Signal.NORMED_HIDDEN: draw(batch, n, D),
-        Signal.TEXT_NORMED_HIDDEN: draw(batch, 3, D),
-        Signal.ROPE_SIMILARITY: draw(batch, 3, n),
-        Signal.RESIZED_FEATURES: draw(batch, n, D),
-        Signal.EVIDENCE: draw(batch, n),
-    }
+    found, lengths = {}, {**AXES, "tokens": n, "entered": n}
+    masks = {name for kind in KINDS.values() if kind.fill == "mask" for name in kind.plain_names}
+    attention = {name for kind in KINDS.values() if kind.fill == "attention" for name in kind.plain_names}
+    for name, axes in shapes().items():
+        shape = (batch, *(int(axis) if axis.isdigit() else lengths.get(axis, C) for axis in axes))
+        numbers = torch.ones(shape) if constant or name in masks else torch.randn(shape, generator=generator)
+        found[name] = numbers.bool() if name in masks else numbers.softmax(-1) if name in attention else numbers
+    return found
 
 
 def make(

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import OF_A_LAYER, Signal
+from tokenprune.core.signals import Signal, TowerAttention, TowerKeys, TowerStates, plain_names
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers.attention import attention_to
 from tokenprune.towers.sizes import decoder_spec, has_head, vision_spec
@@ -65,29 +65,28 @@ def tower_signals(model: Any, output: Any, requires: frozenset[Signal]) -> dict[
     """
     config = model.config
     layer, first = config.vision_feature_layer, first_token(config)
-    wanted = requires & {Signal.VISION_HIDDEN, *OF_A_LAYER}
-    if wanted and not isinstance(layer, int):
-        names = ", ".join(sorted(wanted))
+    if requires and not isinstance(layer, int):
+        names = plain_names(requires)
         raise ModelError(f"the projector reads several layers, {list(layer)}, so {names} could be any of theirs")
-    signals = {}
-    if Signal.VISION_HIDDEN in wanted:
-        signals[Signal.VISION_HIDDEN] = output.hidden_states[layer][:, first:]
-    if wanted & OF_A_LAYER:
+    signals: dict[Signal, Tensor] = {}
+    if TowerStates() in requires:
+        signals[TowerStates()] = output.hidden_states[layer][:, first:]
+    if any(signal.reads_layers for signal in requires):
         index = attention_layer(layer, output.hidden_states)
         block = model.base_model.vision_tower.encoder.layers[index]
         x, attention = block.layer_norm1(output.hidden_states[index]), block.self_attn
         keys, patches = attention.k_proj(x), CLS_TOKENS[config.vision_config.model_type]
-        signals[Signal.KEYS] = keys[:, first:]
-        if Signal.CLS_ATTENTION in wanted:
+        signals[TowerKeys()] = keys[:, first:]
+        if TowerAttention("cls") in requires:
             if not patches:
                 raise ModelError(
                     f"the vision tower {config.vision_config.model_type!r} has no CLS token whose attention could be "
                     "read; received_attention stands in for cls_attention there"
                 )
-            signals[Signal.CLS_ATTENTION] = attention_to(keys, attention.q_proj(x[:, :1]), attention)[:, first:]
-        if Signal.RECEIVED_ATTENTION in wanted:
+            signals[TowerAttention("cls")] = attention_to(keys, attention.q_proj(x[:, :1]), attention)[:, first:]
+        if TowerAttention("patches") in requires:
             asking = attention.q_proj(x[:, patches:])
-            signals[Signal.RECEIVED_ATTENTION] = attention_to(keys, asking, attention)[:, first:]
+            signals[TowerAttention("patches")] = attention_to(keys, asking, attention)[:, first:]
     return signals
 
 

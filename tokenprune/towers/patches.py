@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import Signal, TowerAttention, TowerKeys, TowerStates
 from tokenprune.towers.attention import attention_to
 from tokenprune.towers.items import Grid
 
@@ -37,12 +37,12 @@ def last_layer(layers: Any, output: Any, requires: frozenset[Signal]) -> dict[Si
         output: of the tower; with hidden states if keys or attention are required.
         requires: signals.
     """
-    signals = {}
-    if Signal.VISION_HIDDEN in requires:
-        signals[Signal.VISION_HIDDEN] = output.last_hidden_state
-    if requires & {Signal.KEYS, Signal.RECEIVED_ATTENTION}:
+    signals: dict[Signal, Tensor] = {}
+    if TowerStates() in requires:
+        signals[TowerStates()] = output.last_hidden_state
+    if requires & {TowerKeys(), TowerAttention("patches")}:
         attention, x = layers[-1].self_attn, layers[-1].layer_norm1(output.hidden_states[-2])
-        signals[Signal.KEYS] = attention.k_proj(x)
-        if Signal.RECEIVED_ATTENTION in requires:
-            signals[Signal.RECEIVED_ATTENTION] = attention_to(signals[Signal.KEYS], attention.q_proj(x), attention)
+        signals[TowerKeys()] = attention.k_proj(x)
+        if TowerAttention("patches") in requires:
+            signals[TowerAttention("patches")] = attention_to(signals[TowerKeys()], attention.q_proj(x), attention)
     return signals

@@ -13,7 +13,7 @@ from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 
 from tokenprune.core.precision import exact
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import Signal, TowerAttention, TowerKeys
 from tokenprune.functional.vectors import widen
 
 ATTENTIONS = (Attention, AttentionRope, EvaAttention)
@@ -22,7 +22,7 @@ ATTENTIONS = (Attention, AttentionRope, EvaAttention)
 @torch.no_grad()
 def attention_signals(
     attention: Any, hidden: Tensor, rope: Tensor | None, prefix: int, requires: frozenset[Signal]
-) -> dict[str, Tensor]:
+) -> dict[Signal, Tensor]:
     """Signals of the patches in one layer.
 
     Args:
@@ -30,22 +30,22 @@ def attention_signals(
         hidden: (B, L, D), what it was given: prefix tokens, CLS first, then patches.
         rope: rotary embeddings of the patches that it was given, or None.
         prefix: number of prefix tokens, which are not rotated.
-        requires: KEYS (B, N, C) after normalisation and rotation, and CLS_ATTENTION (B, H, N), a part of a softmax over
-            all L tokens, are given as far as required.
+        requires: ``TowerKeys`` (B, N, C) after normalisation and rotation, and ``TowerAttention`` (B, H, N), a part of
+            a softmax over all L tokens, are given as far as required.
     """
     keys = attention.k_norm(_heads(attention, hidden, 1))
     if rope is not None:
         rotated = apply_rot_embed_cat(keys[:, :, prefix:], rope, half=getattr(attention, "rotate_half", False))
         keys = torch.cat([keys[:, :, :prefix], rotated.to(keys)], 2)
-    found: dict[str, Tensor] = {}
-    if Signal.KEYS in requires:
-        found[Signal.KEYS] = keys[:, :, prefix:].transpose(1, 2).flatten(2)
-    if Signal.CLS_ATTENTION in requires:
+    found: dict[Signal, Tensor] = {}
+    if TowerKeys() in requires:
+        found[TowerKeys()] = keys[:, :, prefix:].transpose(1, 2).flatten(2)
+    if TowerAttention("cls") in requires:
         query = widen(attention.q_norm(_heads(attention, hidden[:, :1], 0)))
         keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], 1)  # grouped heads share theirs
         with exact(query.device):
             scores = query @ widen(keys).mT * attention.scale
-        found[Signal.CLS_ATTENTION] = scores.softmax(-1)[:, :, 0, prefix:]
+        found[TowerAttention("cls")] = scores.softmax(-1)[:, :, 0, prefix:]
     return found
 
 

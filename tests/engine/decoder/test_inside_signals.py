@@ -9,7 +9,17 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 import tokenprune as tp
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import LLM_SIGNALS, Signal
+from tokenprune.core.signals import (
+    ImageEmbeds,
+    Keys,
+    NormedHidden,
+    RopeSimilarity,
+    TextAttention,
+    TextEmbeds,
+    TextKeys,
+    TextMask,
+    TextNormedHidden,
+)
 from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.session import Session
 from tokenprune.testing.families.base import dense
@@ -18,6 +28,17 @@ from tokenprune.testing.masked_layers import layer_loop, llava_embeds
 from tokenprune.testing.pruners import Within
 
 IMAGES, KEEP = (1, 2, 0), 10
+ALL = (
+    TextAttention,
+    TextMask,
+    TextEmbeds,
+    ImageEmbeds,
+    Keys,
+    TextKeys,
+    NormedHidden,
+    TextNormedHidden,
+    RopeSimilarity,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,17 +46,18 @@ class Spy(Within):
     """Remembers what it is given."""
 
     layers: tuple[int, ...] = (1, 3)
-    every: bool = True
-    asked: frozenset = LLM_SIGNALS
+    rows: str = "all"
+    asked: tuple = ALL
     given: list = dataclasses.field(default_factory=list)
 
     @property
-    def text_rows(self):
-        return "all" if self.every else "last"
-
-    @property
     def requires(self):
-        return self.asked | {Signal.TEXT_ATTENTION}
+        return frozenset({self.attention, *(self.of(kind) for kind in self.asked)})
+
+    def of(self, kind):
+        """A signal of a kind, of the layer and the text rows that this one reads."""
+        known = {field.name for field in dataclasses.fields(kind)}
+        return kind(**{name: value for name, value in vars(self.attention).items() if name in known})
 
     def score(self, tokens):
         self.given.append(tokens)
@@ -51,7 +73,7 @@ def given_to(spy, model, processor):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("spy", [Spy(), Spy(own=True), Spy(every=False)], ids=["previous", "own", "last"])
+@pytest.mark.parametrize("spy", [Spy(), Spy(own=True), Spy(rows="last")], ids=["previous", "own", "last"])
 def test_signals(attention, spy):
     model, processor = shared_llava(attention)
     spy = dataclasses.replace(spy, given=[])
@@ -59,11 +81,11 @@ def test_signals(attention, spy):
     for row in (0, 1):
         for number, stage in enumerate(stages):
             tokens, wanted = seen[number][row], by_hand(spy, inputs, row, stages[:number], stage.stage.layer)
-            assert tokens.signals.keys() == LLM_SIGNALS
+            assert tokens.signals.keys() == {str(signal) for signal in spy.requires}
             assert tokens.batch_size == 1
             torch.testing.assert_close(tokens.features, wanted.pop("features"), atol=1e-4, rtol=1e-4)
             for name, value in wanted.items():
-                torch.testing.assert_close(tokens.signals[name], value, atol=1e-4, rtol=1e-4, msg=str(name))
+                torch.testing.assert_close(tokens.signal(spy.of(name)), value, atol=1e-4, rtol=1e-4, msg=str(name))
 
 
 def by_hand(spy, inputs, row, before, layer):
@@ -83,7 +105,7 @@ def by_hand(spy, inputs, row, before, layer):
         alive = visual.nonzero()[:, 0]
         alive = alive[before[-1].keep[row]] if before else alive
         text = torch.arange(int(alive.max()) + 1, len(x))
-        text = text[~visual[text]] if spy.every else text[-1:]
+        text = text[~visual[text]] if spy.rows == "all" else text[-1:]
         module = decoder.layers[scoring]
         heads = module.self_attn.k_proj(module.input_layernorm(seen["entered"])).view(1, len(x), -1, 16).transpose(1, 2)
         rotation = decoder.rotary_emb(x[None], torch.arange(len(x))[None])
@@ -95,15 +117,15 @@ def by_hand(spy, inputs, row, before, layer):
         handle.remove()
     return {
         "features": seen["hidden"][:, alive],
-        Signal.TEXT_ATTENTION: seen["weights"][:, :, text][..., alive],
-        Signal.TEXT_MASK: torch.ones(1, len(text), dtype=torch.bool),
-        Signal.TEXT_EMBEDS: x[None, text],
-        Signal.IMAGE_EMBEDS: x[None, visual],
-        Signal.KEYS: keys[:, alive],
-        Signal.TEXT_KEYS: keys[:, text],
-        Signal.NORMED_HIDDEN: normed[:, alive],
-        Signal.TEXT_NORMED_HIDDEN: normed[:, text],
-        Signal.ROPE_SIMILARITY: ones[:, 0, text] @ ones[:, 0, alive].mT / 4,  # width 16 of a head
+        TextAttention: seen["weights"][:, :, text][..., alive],
+        TextMask: torch.ones(1, len(text), dtype=torch.bool),
+        TextEmbeds: x[None, text],
+        ImageEmbeds: x[None, visual],
+        Keys: keys[:, alive],
+        TextKeys: keys[:, text],
+        NormedHidden: normed[:, alive],
+        TextNormedHidden: normed[:, text],
+        RopeSimilarity: ones[:, 0, text] @ ones[:, 0, alive].mT / 4,  # width 16 of a head
     }
 
 
@@ -141,7 +163,7 @@ def test_rows_that_have_become_alike_are_told_apart_by_what_they_were(llava):
     with tp.prune(model, processor, [Three(layers=(1,)), spy], keep_tokens=KEEP) as trace:
         model.generate(**ask(processor, *IMAGES), max_new_tokens=1)
     assert [stage.counts for stage in trace.stages] == [[3, 3, 0]] * 2
-    assert [tokens.signals[Signal.IMAGE_EMBEDS].shape[:2] for tokens in spy.given] == [(1, 25), (1, 50)]
+    assert [tokens.signals[ImageEmbeds()].shape[:2] for tokens in spy.given] == [(1, 25), (1, 50)]
 
 
 def test_text_that_is_padded(llava):
@@ -154,10 +176,10 @@ def test_text_that_is_padded(llava):
     lengths = [int(row.flip(0).eq(image).long().argmax()) for row in inputs["input_ids"]]
     assert lengths[0] < lengths[1]
     short = lengths[1] - lengths[0]
-    assert tokens.signals[Signal.TEXT_MASK].tolist() == [[False] * short + [True] * lengths[0], [True] * lengths[1]]
+    assert tokens.signals[TextMask()].tolist() == [[False] * short + [True] * lengths[0], [True] * lengths[1]]
     embeds = model.get_input_embeddings()(inputs["input_ids"])
     for row, length in enumerate(lengths):
-        assert torch.equal(tokens.signals[Signal.TEXT_EMBEDS][row, -length:], embeds[row, -length:])
+        assert torch.equal(tokens.signals[TextEmbeds()][row, -length:], embeds[row, -length:])
 
 
 def test_a_prompt_that_ends_with_its_image(llava):

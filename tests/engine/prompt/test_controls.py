@@ -8,9 +8,11 @@ import tokenprune as tp
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
+from tokenprune.core.signals import Evidence
 from tokenprune.embedded.model import load_embedded
 from tokenprune.engine.loading import adapter_for, session_for
-from tokenprune.engine.prompt.controls import Evidence, check_samples
+from tokenprune.engine.providers.encoding import Encoding
+from tokenprune.engine.providers.evidence import check_samples, evidence
 from tokenprune.engine.session import Session
 from tokenprune.functional.evidence import evidence_tokens
 from tokenprune.pruners.base import create_pruner
@@ -19,7 +21,7 @@ from tokenprune.testing.families import families
 from tokenprune.testing.families.llava import ask, shared_llava
 
 K = Budget(keep_tokens=16)
-OTHER, ORACLE = {"relevance_question": "other"}, {"conditioning": "oracle"}
+OTHER, ORACLE = {"conditioning": {"name": "clip_text", "question": "other"}}, {"conditioning": "oracle"}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,8 @@ def prune(adapter, samples, given="samples", **options):
 
 @pytest.mark.parametrize("conditioning", ["clip_text", "prompt_embedding"])
 def test_another_question_chooses_and_the_prompt_stays(embedded, samples, conditioning):
-    own, other = (prune(embedded, samples, conditioning=conditioning, relevance_question=q) for q in ("own", "other"))
+    asked = ({"name": conditioning, "question": question} for question in ("own", "other"))
+    own, other = (prune(embedded, samples, conditioning=each) for each in asked)
     prepared = Session(embedded).prepare(samples)
     told = Session(embedded).prune_inputs(
         prepared.inputs,
@@ -78,9 +81,14 @@ def test_controls_do_not_depend_on_the_batch(embedded, samples, options):
         assert torch.equal(prune(embedded, [sample], **options).selection.keep[0], together[row])
 
 
+def shown(adapter, samples):
+    inputs = Session(adapter).prepare(samples).inputs
+    view = Encoding(adapter, inputs, Session(adapter).encode(inputs), samples=samples)
+    return evidence(Evidence(), view).view(len(samples), 144)
+
+
 def test_evidence_is_1_at_what_is_asked_about(embedded, samples):
-    prepared = Session(embedded).prepare(samples)
-    found = Evidence(tuple(samples))(Session(embedded).encode(prepared.inputs)).view(6, 144)
+    found = shown(embedded, samples)
     for row, sample in enumerate(samples):
         wanted = torch.zeros(144)
         wanted[evidence_tokens(sample.boxes, sample.image.size, (12, 12))] = 1
@@ -90,7 +98,7 @@ def test_evidence_is_1_at_what_is_asked_about(embedded, samples):
 
 def test_the_oracle_keeps_the_evidence_first(embedded, samples):
     keep = prune(embedded, samples, **ORACLE).selection.keep
-    found = Evidence(tuple(samples))(Session(embedded).encode(Session(embedded).prepare(samples).inputs)).view(6, 144)
+    found = shown(embedded, samples)
     for row in range(6):
         kept, there = int(found[row, keep[row]].sum()), int(found[row].sum())
         assert kept >= min(there, 16) - 1  # one that the others span adds nothing
@@ -101,7 +109,7 @@ def test_the_oracle_keeps_the_evidence_first(embedded, samples):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(OTHER, "relevance_question 'other' needs a task"), (ORACLE, "cannot give the signals evidence")],
+    [(OTHER, "relevance to another question needs a task"), (ORACLE, "signal evidence needs the samples")],
 )
 def test_without_samples_controls_are_refused(embedded, samples, options, message):
     with pytest.raises(ModelError, match=message):
@@ -121,7 +129,7 @@ def test_a_task_that_does_not_know_is_refused_before_anything_is_loaded(samples)
     with pytest.raises(ModelError, match="conditioning oracle needs a task that says where"):
         check_samples([create_pruner("cdpruner", **ORACLE)], blank)
     with pytest.raises(
-        ModelError, match="relevance_question 'other' needs a task whose samples come with another question"
+        ModelError, match="relevance to another question needs a task whose samples come with another question"
     ):
         check_samples([create_pruner("cdpruner", **OTHER)], blank)
 

@@ -8,7 +8,7 @@ from tokenizers import AddedToken
 
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import PromptEmbeds
 from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.prompt.chat_format import ChatFormat, marks_of, template_format, template_text, write_chat
 from tokenprune.engine.prompt.question import check_words, formats_of, last_question, write_prompts
@@ -287,7 +287,7 @@ def test_a_question_has_no_special_token_in_its_embeddings(llava):
     """Where questions are given beside the prompt, nothing has refused them."""
     adapter, inputs = adapter_for(*llava), ask(llava[1], 1)
     plain, special = (
-        Session(adapter).visual_tokens(inputs, frozenset({Signal.PROMPT_EMBEDS}), [text]).signals[Signal.PROMPT_EMBEDS]
+        Session(adapter).visual_tokens(inputs, frozenset({PromptEmbeds()}), [text]).signals[PromptEmbeds()]
         for text in ("is there < image > ?", "is there <image> ?")
     )
     assert torch.equal(plain, special)

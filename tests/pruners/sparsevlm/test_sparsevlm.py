@@ -5,8 +5,9 @@ import pytest
 import torch
 from golden_data import load
 
-from tokenprune import Budget, Signal, VisualTokens, create_pruner
+from tokenprune import Budget, VisualTokens, create_pruner
 from tokenprune.core.errors import ConfigError, SelectionError
+from tokenprune.core.signals import RopeSimilarity
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
 from tokenprune.core.stages import Stage
 
@@ -322,7 +323,7 @@ def test_needs_its_signals(name):
     assert name in pruner.requires
     with pytest.raises(SelectionError, match=name):
         pruner.select(fewer, 5)
-    assert Signal.ROPE_SIMILARITY not in create_pruner("sparsevlm").requires
+    assert RopeSimilarity() not in create_pruner("sparsevlm").requires
 
 
 # Rank

@@ -6,9 +6,10 @@ from transformers import CLIPVisionConfig, LlavaConfig, SiglipVisionConfig
 import tokenprune as tp
 from tokenprune.adapters.registry import ADAPTERS
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import PAIRED
+from tokenprune.core.signals import PairedImage
 from tokenprune.core.stages import PRE_LLM
 from tokenprune.core.steps import Step
+from tokenprune.engine.providers.base import Facts, check_steps
 from tokenprune.sweeps.build import build
 from tokenprune.sweeps.config import parse_config
 from tokenprune.testing.families import families
@@ -121,7 +122,7 @@ def test_a_tower_that_was_trained_further_has_none_by_its_sizes(model_type, kind
 
 
 def test_who_trained_it_further():
-    paired = {name for name in ADAPTERS.names() if ADAPTERS.get(name).offers >= PAIRED}
+    paired = {name for name in ADAPTERS.names() if PairedImage() in ADAPTERS.get(name).offers}
     assert paired == {"llava", "llava_next", "llava_next_video", *SIGLIPS}
     assert {kind for name in SIGLIPS for kind in ADAPTERS.get(name).model_types} == TUNED
 
@@ -144,9 +145,10 @@ def test_a_missing_tower_is_told_before_the_weights_load(name, tmp_path):
 def test_families_without_one_say_what_works(name):
     message = "no text tower is known for its vision tower: use conditioning prompt_embedding or none"
     with pytest.raises(ModelError, match=message):
-        ADAPTERS.get(name).check_steps([Step(PRE_LLM, tp.create_pruner("cdpruner"))])
+        check_steps([Step(PRE_LLM, tp.create_pruner("cdpruner"))], Facts(ADAPTERS.get(name)))
     for conditioning in ("prompt_embedding", "none"):
-        ADAPTERS.get(name).check_steps([Step(PRE_LLM, tp.create_pruner("cdpruner", conditioning=conditioning))])
+        pruner = tp.create_pruner("cdpruner", conditioning=conditioning)
+        check_steps([Step(PRE_LLM, pruner)], Facts(ADAPTERS.get(name)))
 
 
 def test_towers_of_another_kind(tmp_path):

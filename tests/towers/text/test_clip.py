@@ -4,7 +4,7 @@ from transformers import CLIPModel, CLIPTextModelWithProjection
 
 import tokenprune as tp
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import PairedImage, PairedText, PromptMask
 from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.session import Session
 from tokenprune.testing.families.llava import ask, shared_llava
@@ -12,7 +12,7 @@ from tokenprune.testing.pruners import Project, Relevance
 from tokenprune.testing.towers import tiny_clip
 from tokenprune.towers.text.clip import ClipTower, load
 
-BOTH = frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.CLIP_TEXT_EMBEDS})
+BOTH = frozenset({PairedImage(), PairedText()})
 
 
 @pytest.fixture
@@ -62,9 +62,9 @@ def test_only_what_is_required_is_computed(saved, monkeypatch):
     for one in sorted(BOTH):
         assert Session(adapter).visual_tokens(inputs, frozenset({one})).signals.keys() == {one}
     monkeypatch.setattr(ClipTower, "embed_text", lambda *args: pytest.fail("text embedded"))
-    Session(adapter).visual_tokens(inputs, frozenset({Signal.CLIP_IMAGE_EMBEDS}))
+    Session(adapter).visual_tokens(inputs, frozenset({PairedImage()}))
     monkeypatch.setattr(ClipTower, "project", lambda *args: pytest.fail("patches embedded"))
-    Session(adapter).visual_tokens(inputs, frozenset({Signal.PROMPT_MASK}))
+    Session(adapter).visual_tokens(inputs, frozenset({PromptMask()}))
 
 
 def test_the_question_matters_and_can_be_given(saved):

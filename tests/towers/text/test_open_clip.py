@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer
 
 import tokenprune as tp
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import PairedImage, PairedText
 from tokenprune.engine.loading import session_for
 from tokenprune.testing.families.llava import PATCH_SIZE, ask, shared_llava
 from tokenprune.testing.families.parts import randomise
@@ -140,7 +140,7 @@ def test_the_weights_are_those_of_one_clip(pair):
 def test_signals_and_pruning_through_open_clip(pair):
     model, processor = shared_llava("sdpa")
     inputs = ask(processor, 1, 2)
-    both = frozenset({Signal.CLIP_IMAGE_EMBEDS, Signal.CLIP_TEXT_EMBEDS})
+    both = frozenset({PairedImage(), PairedText()})
     towers = (pair[0], f"open_clip:{pair[1]}")
     signals = [session_for(model, processor, text_tower=tower).visual_tokens(inputs, both).signals for tower in towers]
     for name in both:

@@ -237,6 +237,6 @@ def _handler(
     else:
         target = chosen.budget
     session = session_for(model, processor, **adapting)
-    session.adapter.check_pruner(chosen)
+    session.check_pruner(chosen)
     session.adapter.check_budget(chosen, session.adapter.spec, target)
     return Block(session, chosen, target, question, trace, trace_features)

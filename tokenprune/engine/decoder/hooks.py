@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.core.errors import ModelError
 from tokenprune.core.plan import Operation
-from tokenprune.core.steps import Step
+from tokenprune.core.steps import Step, scoring_layers
 from tokenprune.engine.decoder.alive import Alive
 from tokenprune.engine.decoder.decoder_checks import check_cache, check_checkpointing, check_decoder, check_uncompiled
 from tokenprune.engine.decoder.decoding import Decoding, windows_of
@@ -30,7 +30,7 @@ from tokenprune.engine.decoder.deepstack import DeepStack
 from tokenprune.engine.decoder.inside_plan import HeldPrompt, InsidePlan
 from tokenprune.engine.decoder.operation_hooks import operation_hooks
 from tokenprune.engine.decoder.operations import Rows, Running
-from tokenprune.engine.decoder.prefill import ATTENDED, Prefill
+from tokenprune.engine.decoder.prefill import Prefill
 from tokenprune.engine.decoder.tap import Attended, tapped
 
 Arguments = dict[str, Any]
@@ -96,7 +96,7 @@ class InsideLLM:
             for index in self._partial():
                 stack.enter_context(tapped(self.decoder.layers[index].self_attn, self._asking))
             for step in self.steps:
-                if step.selector.scoring_layer == "previous" and step.selector.requires & ATTENDED:
+                if "previous" in scoring_layers(step.selector.requires):
                     stack.enter_context(tapped(self.decoder.layers[_layer(step) - 1].self_attn, self._attended))
             _ENTERED.set((*_ENTERED.get(), stack.pop_all()))
         return self

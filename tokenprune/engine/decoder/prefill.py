@@ -14,21 +14,21 @@ from tokenprune.adapters.cache_argument import CACHE
 from tokenprune.core.errors import ModelError
 from tokenprune.core.placement import device_of
 from tokenprune.core.selection import TokenSelection
-from tokenprune.core.signals import Signal
-from tokenprune.core.steps import Selector, Step
+from tokenprune.core.signals import Scored, ScoringLayer
+from tokenprune.core.steps import Selector, Step, scoring_layers
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.engine.decoder.alive import Alive
 from tokenprune.engine.decoder.deepstack import DeepStack
 from tokenprune.engine.decoder.inside_plan import PromptTokens
-from tokenprune.engine.decoder.inside_signals import StageView, stage_signals
 from tokenprune.engine.decoder.masks import build, narrow
 from tokenprune.engine.decoder.operations import LayerRows, Running
 from tokenprune.engine.decoder.rotation import Pair, Rotations
+from tokenprune.engine.decoder.stage_view import StageRows, StageView
 from tokenprune.engine.decoder.tap import Attended, attended
+from tokenprune.engine.providers.base import stage_signals
 from tokenprune.engine.stopwatch import stopwatch
 from tokenprune.functional.vectors import of_rows, take
 
-ATTENDED = frozenset({Signal.TEXT_ATTENTION, Signal.KEYS, Signal.TEXT_KEYS, Signal.ROPE_SIMILARITY})
 Arguments = dict[str, Any]
 Selected = tuple[Tensor, Tensor, TokenSelection]  # rows (G,), their visual tokens (G, N) among those alive, the choice
 
@@ -225,7 +225,7 @@ class Prefill:
         for (left, k, _, _), members in groups.items():
             rows = torch.tensor(members, device=hidden.device)
             visual = of_rows(alive.visual, rows).nonzero()[:, 1].view(len(members), left)
-            signals = stage_signals(view, selector.requires, rows, visual, selector.text_rows)
+            signals = {str(signal): value for signal, value in stage_signals(StageRows(view, rows, visual), selector)}
             ids = functools.partial(self._ids, rows)
             tokens = VisualTokens(take(of_rows(view.hidden, rows), visual), signals, row_ids=ids)
             chosen.append((rows, visual, selector.select(tokens, k)))
@@ -234,21 +234,28 @@ class Prefill:
     def _ids(self, rows: Tensor) -> Tensor:
         return self.prompt.ids().to(rows.device)[rows]
 
-    def _scores(self, selector: Selector, layer: Any, arguments: Arguments) -> Attended | None:
-        """Queries and keys of the scoring layer; None if no signal is made of them."""
-        if not selector.requires & ATTENDED:
-            return None
-        hidden = arguments["hidden_states"]
-        if selector.scoring_layer == "own":
+    def _scores(self, selector: Selector, layer: Any, arguments: Arguments) -> dict[ScoringLayer, Attended]:
+        """Queries and keys of the scoring layers; empty if no signal is made of them."""
+        hidden, found = arguments["hidden_states"], dict[ScoringLayer, Attended]()
+        layers = scoring_layers(selector.requires)
+        if "own" in layers:
             normed, rotation = layer.input_layernorm(hidden), arguments["position_embeddings"]
             prompt = self.alive.valid & (self.alive.slots < self.columns)
-            last = torch.where(prompt, self.alive.slots, -1).argmax(1) if selector.text_rows == "last" else None
-            return attended(layer.self_attn, normed, rotation, arguments.get("attention_mask"), last)
-        what, self._attended = self._attended, None  # not kept any longer than needed: it is large
-        if what is None:
-            name = type(layer.self_attn).__name__
-            raise ModelError(f"{name} does not attend by transformers' attention interface, so it cannot be read")
-        return what.to(hidden.device)
+            last = None if _reads_all(selector) else torch.where(prompt, self.alive.slots, -1).argmax(1)
+            found["own"] = attended(layer.self_attn, normed, rotation, arguments.get("attention_mask"), last)
+        if "previous" in layers:
+            what, self._attended = self._attended, None  # not kept any longer than needed: it is large
+            if what is None:
+                name = type(layer.self_attn).__name__
+                raise ModelError(f"{name} does not attend by transformers' attention interface, so it cannot be read")
+            found["previous"] = what.to(hidden.device)
+        return found
+
+
+def _reads_all(selector: Selector) -> bool:
+    """Whether a signal of the stage's own layer is of more than the last token."""
+    signals = (each for signal in selector.requires for each in signal.alternatives)
+    return any(isinstance(each, Scored) and each.layer == "own" and each.all_rows for each in signals)
 
 
 def _appended(selection: TokenSelection) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.adapters.inputs import PIXELS
-from tokenprune.core.signals import OF_A_LAYER, Signal
+from tokenprune.core.signals import Signal
 from tokenprune.engine.prompt.encoders import encode_items
 from tokenprune.engine.prompt.layout import Layout, place_items
 from tokenprune.towers.pictures import Pictures
@@ -54,7 +54,7 @@ def encode(adapter: ModelAdapter, inputs: Mapping[str, Any], requires: frozenset
     """See ``Session.encode``."""
     adapter.check_inputs(inputs)
     # Transformers keeps only the hidden state that the projector reads, unless asked for all.
-    options = {"output_hidden_states": True} if requires & OF_A_LAYER else {}
+    options = {"output_hidden_states": True} if any(signal.reads_layers for signal in requires) else {}
     given = [name for name, pixels in PIXELS.items() if inputs.get(pixels) is not None]
     return _arrange(adapter, inputs, {name: encode_items(adapter.model, name, inputs, **options) for name in given})
 

@@ -14,21 +14,18 @@ from tokenprune.core.errors import BudgetError, ModelError
 from tokenprune.core.plan import Operations
 from tokenprune.core.precision import on_cpu_unless_said
 from tokenprune.core.sample import Sample
-from tokenprune.core.signals import PAIRED, Signal
+from tokenprune.core.signals import Signal
 from tokenprune.core.stages import PRE_LLM
 from tokenprune.core.steps import Selector, Step
 from tokenprune.engine.decoder.hooks import InsideLLM
 from tokenprune.engine.decoder.inside_plan import InsidePlan, PromptTokens
-from tokenprune.engine.prompt.controls import Evidence, question_of
 from tokenprune.engine.prompt.encoded import Encoded, encode
-from tokenprune.engine.prompt.encoder_features import EncoderFeatures
 from tokenprune.engine.prompt.layout import Choice, Layout, kept_tokens
-from tokenprune.engine.prompt.resized import Resized
 from tokenprune.engine.prompt.shorten import PrunedInputs, prune_prompt
-from tokenprune.engine.prompt.signals import Signals, Source, make_signals, rows_of
+from tokenprune.engine.prompt.signals import rows_of
+from tokenprune.engine.providers.base import Facts, check_signals, check_steps
+from tokenprune.engine.providers.encoding import Encoding
 from tokenprune.engine.stopwatch import stopwatch
-from tokenprune.towers.text.base import TextTower, load_text_tower
-from tokenprune.towers.timm_features import load_encoder
 
 if TYPE_CHECKING:
     from tokenprune.adapters.base import ModelAdapter
@@ -48,7 +45,7 @@ def prune_inputs(
     steps, budget = _checked(adapter, pruner, budget) if pruner else ((), None)
     before = next((step.selector for step in steps if step.stage == PRE_LLM), None)
     requires = before.requires if before else frozenset()
-    tower = _paired_tower(adapter, before)  # before the clock runs: loading it is not a part of the selection
+    given = check_signals(requires, _facts(adapter))
     device, seconds = adapter.device, {"vision": 0.0, "selection": 0.0}
     if encoded is None:
         with stopwatch(seconds, "vision", device):
@@ -58,10 +55,10 @@ def prune_inputs(
     counts = layout.counts(pruner, adapter.spec, budget) if pruner and budget else []
     if before:
         quotas = layout.divided([each[0] for each in counts])
-        sources, asked = _sources(adapter, before, samples, quotas), question_of(before, questions, samples)
+        view = Encoding(adapter, inputs, encoded, questions, samples, quotas)
+        view.load(given)  # before the clock runs: it is not a part of the selection
         with stopwatch(seconds, "selection", device):
-            signals = make_signals(adapter, inputs, encoded, requires, asked, tower, sources)
-            chosen = choose(before, encoded, signals, quotas)
+            chosen = choose(before, view, given)
             left = Left.of(encoded, chosen, [unit for unit, quota in enumerate(quotas) if not quota])
     shorter = shortened_prompt(adapter, inputs, left.kept, close=bool(before and before.positions == "repacked"))
     shorter |= left.encoder_outputs(adapter)
@@ -76,31 +73,14 @@ def prune_inputs(
     return PrunedInputs(shorter, chosen, left.kept, layout, seconds, inside)
 
 
-def _paired_tower(adapter: ModelAdapter, selector: Selector | None) -> TextTower | None:
-    """The text tower that a selector reads; None if it reads none."""
-    if selector is None or not selector.requires & PAIRED:
-        return None
-    return load_text_tower(adapter.model, adapter.text_tower, getattr(selector, "text_tower", None))
-
-
-def _sources(
-    adapter: ModelAdapter, selector: Selector, samples: Sequence[Sample] | None, quotas: Sequence[int]
-) -> dict[Signal, Source]:
-    """What makes the signals that the model alone does not have."""
-    sources: dict[Signal, Source] = {}
-    if Signal.ENCODER_FEATURES in selector.requires:
-        encoder = load_encoder(adapter.model, getattr(selector, "features", ""))
-        sources[Signal.ENCODER_FEATURES] = EncoderFeatures(encoder, adapter.processor)
-    if Signal.RESIZED_FEATURES in selector.requires:
-        sources[Signal.RESIZED_FEATURES] = Resized(adapter.model, tuple(quotas))
-    if Signal.EVIDENCE in selector.requires and samples is not None:
-        sources[Signal.EVIDENCE] = Evidence(tuple(samples))
-    return sources
+def _facts(adapter: ModelAdapter) -> Facts:
+    return Facts(type(adapter), adapter.model.config, adapter.text_tower)
 
 
 def _checked(adapter: ModelAdapter, pruner: Selector, budget: Budget | None) -> tuple[tuple[Step, ...], Budget]:
     """The steps of a pruner and its budget."""
-    steps, budget = adapter.check_pruner(pruner), budget or pruner.budget
+    steps, budget = pruner.steps(adapter.spec), budget or pruner.budget
+    check_steps(steps, _facts(adapter))
     if budget is None:
         raise BudgetError("budget: a pruner needs one; give keep_tokens, keep_ratio, average_tokens or flops")
     adapter.check_budget(pruner, adapter.spec, budget)
@@ -123,21 +103,21 @@ def shortened_prompt(adapter: ModelAdapter, inputs: Mapping[str, Any], kept: Ten
     return prune_prompt(adapter.model, whole, placeholder, kept, close=closing, pad_token_id=pad)
 
 
-def choose(selector: Selector, encoded: Encoded, signals: Signals, quotas: Sequence[int]) -> tuple[Choice, ...]:
+def choose(selector: Selector, view: Encoding, signals: Sequence[Signal]) -> tuple[Choice, ...]:
     """Let a pruner select, units of equal numbers at once.
 
     Args:
         selector: the pruner.
-        encoded: the images.
-        signals: what it asks for.
-        quotas: how many tokens of each unit stay; units with 0 are left out.
+        view: the images, and how many tokens of each unit stay; units with 0 are left out.
+        signals: what it is given.
     """
+    layout = view.encoded.layout
     groups: dict[Any, list[int]] = {}
-    for unit, (tokens, quota) in enumerate(zip(encoded.layout.units, quotas, strict=True)):
-        key = (len(tokens), quota, encoded.layout.grids[unit], unit if selector.adaptive else None)
+    for unit, (tokens, quota) in enumerate(zip(layout.units, view.quotas, strict=True)):
+        key = (len(tokens), quota, layout.grids[unit], unit if selector.adaptive else None)
         groups.setdefault(key, []).append(unit)
     return tuple(
-        Choice(tuple(units), selector.select(rows_of(encoded, signals, units), key[1]))
+        Choice(tuple(units), selector.select(rows_of(view, signals, units), key[1]))
         for key, units in groups.items()
         if key[1]
     )

@@ -228,7 +228,9 @@ class VitCall:
         signals, place = {}, self.block.layers.index(index)
         if run.attended is not None:
             attention, prefix = self.block.model.blocks[index - 1].attn, self.block.model.num_prefix_tokens
-            signals = attention_signals(attention, *run.attended, prefix, self.block.pruner.requires)
+            wanted = frozenset(each for signal in self.block.pruner.requires for each in signal.alternatives)
+            found = attention_signals(attention, *run.attended, prefix, wanted)
+            signals = {str(signal): value for signal, value in found.items()}
             run.attended = None
         # With the place, so that a random draw at one stage tells nothing about that at another.
         grid = run.grid if run.kept is None else None

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
-from tokenprune.adapters.checks import check_offered
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ConfigError
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import TowerAttention, TowerKeys
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import PRE_LLM
 from tokenprune.engine.attach.interception import Opening
 from tokenprune.engine.attach.wrapped import unwrapped
+from tokenprune.engine.providers.base import refusal
 from tokenprune.engine.tower.hooks import VitBlock, VitTrace
 from tokenprune.pruners.base import Pruner, create_pruner
 from tokenprune.towers.timm_sizes import vit_spec
@@ -81,10 +81,12 @@ def prune_vit(
 
 def _check_pruner(model: Any, pruner: Pruner, spec: ModelSpec) -> None:
     """Refuse pruners that need text, or an LLM."""
-    offers, lacks = {Signal.KEYS}, "text and CLS token"
-    if model.cls_token is not None:
-        offers, lacks = offers | {Signal.CLS_ATTENTION}, "text"
-    check_offered(frozenset(offers), pruner.requires, f"{type(model).__name__}, a classifier without {lacks},")
+    offers, lacks = {TowerKeys(), TowerAttention("cls")}, "text"
+    if model.cls_token is None:
+        offers, lacks = {TowerKeys()}, "text and CLS token"
+    if missing := [signal for signal in pruner.requires if not offers.intersection(signal.alternatives)]:
+        who = f"{type(model).__name__}, a classifier without {lacks},"
+        raise refusal(who, missing, [signal.plain for signal in offers])
     if pruner.stages(spec) != (PRE_LLM,) or pruner.operations(spec) is not None or pruner.budget is not None:
         name = type(pruner).__name__
         raise ConfigError(

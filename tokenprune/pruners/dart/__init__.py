@@ -15,20 +15,21 @@ Differs:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from tokenprune.core.errors import ConfigError
 from tokenprune.core.selection import TokenSelection
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import Keys, NormedHidden, Signal, TextKeys, TextMask, TextNormedHidden
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import Stage
-from tokenprune.core.steps import Positions, TextRows
+from tokenprune.core.steps import Positions
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.vectors import take
 from tokenprune.pruners.base import Pruner, register_pruner
 from tokenprune.pruners.dart.pivots import largest, least_similar
+
+TEXT_KEYS, TEXT_MASK, TEXT_HIDDEN = TextKeys(rows="all"), TextMask("all"), TextNormedHidden("all")
 
 
 @register_pruner("dart", paper="https://arxiv.org/abs/2502.11494")
@@ -41,8 +42,6 @@ class DART(Pruner):
         image_pivots: visual tokens that are pivots.
         text_pivots: tokens of the text after them that are pivots.
     """
-
-    text_rows: ClassVar[TextRows] = "all"
 
     layer: int = 2
     image_pivots: int = 4
@@ -58,18 +57,17 @@ class DART(Pruner):
     @property
     def requires(self) -> frozenset[Signal]:
         """Keys of the layer before, and hidden states at the stage, of image and text."""
-        text = {Signal.TEXT_KEYS, Signal.TEXT_MASK, Signal.TEXT_NORMED_HIDDEN}
-        return frozenset({Signal.KEYS, Signal.NORMED_HIDDEN} | text)
+        return frozenset({Keys(), NormedHidden(), TEXT_KEYS, TEXT_MASK, TEXT_HIDDEN})
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
         """The input of ``layer``."""
         return (Stage(self.layer),)
 
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
-        valid, mask = tokens.valid_or_all, tokens.signal(Signal.TEXT_MASK)
-        hidden, text = tokens.signal(Signal.NORMED_HIDDEN), tokens.signal(Signal.TEXT_NORMED_HIDDEN)
-        image_pivots = largest(tokens.signal(Signal.KEYS), min(self.image_pivots, k), valid)
-        text_pivots = largest(tokens.signal(Signal.TEXT_KEYS), min(self.text_pivots, mask.shape[1]), mask)
+        valid, mask = tokens.valid_or_all, tokens.signal(TEXT_MASK)
+        hidden, text = tokens.signal(NormedHidden()), tokens.signal(TEXT_HIDDEN)
+        image_pivots = largest(tokens.signal(Keys()), min(self.image_pivots, k), valid)
+        text_pivots = largest(tokens.signal(TEXT_KEYS), min(self.text_pivots, mask.shape[1]), mask)
         kept = torch.zeros_like(valid).scatter(1, image_pivots, True)
         kept |= least_similar(
             hidden,

@@ -28,7 +28,7 @@ from tokenprune.core.errors import ConfigError
 from tokenprune.core.plan import OperationPlan, Operations
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import PRE_LLM
-from tokenprune.core.steps import Step
+from tokenprune.core.steps import Step, scoring_layers
 from tokenprune.pruners.base import check_choice, register_pruner
 from tokenprune.pruners.dop.depths import Depths
 from tokenprune.pruners.dop.policy_file import load
@@ -105,7 +105,7 @@ class DOP(Wrapper):
         """
         steps, operations = self.member[0].steps(spec), self.operations(spec)
         for step in steps:
-            layer = (step.stage.layer or 0) - (step.selector.scoring_layer == "previous")
+            layer = (step.stage.layer or 0) - ("own" not in scoring_layers(step.selector.requires))
             if operations and step.stage != PRE_LLM and not bool(operations.active[: layer + 1, :2].all()):
                 name = type(step.selector).__name__
                 raise ConfigError(f"{name} reads the attention of layer {layer}, which is pruned; give larger depths")

@@ -19,17 +19,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ConfigError
 from tokenprune.core.selection import TokenSelection
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import ImageEmbeds, RopeSimilarity, Signal, TextAttention, TextEmbeds, TextMask
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import Stage
-from tokenprune.core.steps import TextRows
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.vectors import take
 from tokenprune.pruners.base import Pruner, check_choice, register_pruner
@@ -42,6 +41,8 @@ PUBLISHED = {  # visual tokens that the stages select
     "v1": {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)},
     "plus": {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)},
 }
+ATTENTION, ROPE = TextAttention(rows="all"), RopeSimilarity(rows="all")
+TEXT = (ImageEmbeds(), TextEmbeds("all"), TextMask("all"))
 
 
 @register_pruner("sparsevlm", paper="https://arxiv.org/abs/2410.04417")
@@ -64,8 +65,6 @@ class SparseVLM(Pruner):
         positions: ``auto`` becomes ``original`` for ``plus``, and ``repacked`` for ``v1`` and wherever tokens are
             merged, as those have no position of their own.
     """
-
-    text_rows: ClassVar[TextRows] = "all"
 
     version: Literal["v1", "plus"] = "v1"
     layers: tuple[int, ...] | None = None
@@ -105,8 +104,7 @@ class SparseVLM(Pruner):
     @property
     def requires(self) -> frozenset[Signal]:
         """Attention of the text, embeddings that tell which of it relates to the image, and for ``plus`` rotation."""
-        signals = {Signal.TEXT_ATTENTION, Signal.TEXT_MASK, Signal.TEXT_EMBEDS, Signal.IMAGE_EMBEDS}
-        return frozenset(signals | ({Signal.ROPE_SIMILARITY} if self.version == "plus" else set()))
+        return frozenset({ATTENTION, *TEXT, *([ROPE] if self.version == "plus" else [])})
 
     @property
     def budget(self) -> Budget | None:
@@ -138,9 +136,9 @@ class SparseVLM(Pruner):
         return recycled(dropped)[1] if self._recycles else 0
 
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
-        raters = text_raters(*map(tokens.signal, (Signal.IMAGE_EMBEDS, Signal.TEXT_EMBEDS, Signal.TEXT_MASK)))
-        plus = (tokens.signal(Signal.ROPE_SIMILARITY), self.heads) if self.version == "plus" else ()
-        rated = attention_of_raters(tokens.signal(Signal.TEXT_ATTENTION), raters, *plus)
+        raters = text_raters(*map(tokens.signal, TEXT))
+        plus = (tokens.signal(ROPE), self.heads) if self.version == "plus" else ()
+        rated = attention_of_raters(tokens.signal(ATTENTION), raters, *plus)
         scores = rated.sum(1) / raters.sum(1, keepdim=True)
         alive = tokens.valid_or_all.sum(1).tolist()
         if self.adaptive:

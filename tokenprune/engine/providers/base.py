@@ -1,0 +1,202 @@
+"""What a provider is, and which one makes a kind of signal."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tokenprune.adapters.base import ModelAdapter
+from tokenprune.core.errors import ModelError
+from tokenprune.core.signals import (
+    PairedImage,
+    PairedText,
+    PromptEmbeds,
+    PromptMask,
+    Signal,
+    TowerAttention,
+    plain_names,
+)
+from tokenprune.core.steps import Selector, Step
+
+OURS = ("tower", "paired", "prompt", "encoder", "smaller_picture", "evidence", "inside")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model before its weights are loaded.
+
+    Attributes:
+        adapter: class of its adapter.
+        config: of the model; None if only the family is known.
+        text_tower: that was given, see ``ModelAdapter``.
+    """
+
+    adapter: type[ModelAdapter]
+    config: Any = None
+    text_tower: str | None = None
+
+
+def always(signal: Signal, facts: Facts) -> bool:
+    """Any model can give it."""
+    return True
+
+
+def fine(signal: Signal, facts: Facts) -> None:
+    """Nothing is wrong."""
+
+
+def images(signal: Signal, view: Any) -> Hashable:
+    """It depends on the images alone."""
+    return None
+
+
+def loaded(signal: Signal, view: Any) -> None:
+    """All that it needs is there."""
+
+
+@dataclass(frozen=True)
+class Provider:
+    """How signals of a kind are made.
+
+    Attributes:
+        make: the signal from a view: an ``Encoding`` before the LLM, (T, ...) or (B, ...) in the order of placeholders
+            or prompts; ``StageRows`` inside, (G, ...).
+        offered: whether a family can give it.
+        check: raises ModelError, before any weights load, if something else is in the way.
+        depends: on what besides the images, so that it is made once for each.
+        ready: loads what it needs, before the time is taken.
+    """
+
+    make: Callable[[Any, Any], Tensor]
+    offered: Callable[[Any, Facts], bool] = always
+    check: Callable[[Any, Facts], None] = fine
+    depends: Callable[[Any, Any], Hashable] = images
+    ready: Callable[[Any, Any], None] = loaded
+
+
+_PROVIDERS: dict[type[Signal], Provider] = {}
+
+
+def provides(
+    kind: type[Signal],
+    *,
+    offered: Callable[[Any, Facts], bool] = always,
+    check: Callable[[Any, Facts], None] = fine,
+    depends: Callable[[Any, Any], Hashable] = images,
+    ready: Callable[[Any, Any], None] = loaded,
+) -> Callable[[Callable[[Any, Any], Tensor]], Callable[[Any, Any], Tensor]]:
+    """Decorator that makes a function the provider of a kind of signal; the last one that was registered applies.
+
+    Args:
+        kind: the signal's class.
+        offered: see ``Provider``, as for all that follow.
+        check: what raises.
+        depends: on what.
+        ready: loads what.
+    """
+
+    def register(make: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+        _PROVIDERS[kind] = Provider(make, offered, check, depends, ready)
+        return make
+
+    return register
+
+
+def provider_of(signal: Signal) -> Provider | None:
+    """What makes a signal; None if nothing does."""
+    return _all().get(type(signal))
+
+
+def _all() -> dict[type[Signal], Provider]:
+    """All providers; those of the package are imported when the first is asked for."""
+    for module in OURS:
+        importlib.import_module(f"tokenprune.engine.providers.{module}")
+    return _PROVIDERS
+
+
+def choose(signal: Signal, facts: Facts, *, inside: bool) -> Signal | None:
+    """The first alternative of a signal that a family can give at a stage; None if it can give none."""
+    for each in signal.alternatives:
+        provider = provider_of(each)
+        if provider is not None and each.inside == inside and provider.offered(each, facts):
+            return each
+    return None
+
+
+def missing(requires: Iterable[Signal], facts: Facts, *, inside: bool = False) -> list[Signal]:
+    """Signals that a family cannot give at a stage, in none of their alternatives."""
+    return [signal for signal in requires if choose(signal, facts, inside=inside) is None]
+
+
+def check_steps(steps: Sequence[Step], facts: Facts) -> None:
+    """Refuse steps of a pruner whose signals a model cannot give; no weights are needed.
+
+    Raises:
+        ModelError: says which signals, and what stands in for them.
+    """
+    facts.adapter.check_steps(steps)
+    for step in steps:
+        inside = step.stage.layer is not None
+        check_signals(step.selector.requires, facts, inside=inside, where=f" ({step.stage})" if inside else "")
+
+
+def check_signals(requires: Iterable[Signal], facts: Facts, *, inside: bool = False, where: str = "") -> list[Signal]:
+    """The alternatives that are given for some signals.
+
+    Raises:
+        ModelError: if one cannot be given.
+    """
+    wanted = list(requires)
+    if absent := missing(wanted, facts, inside=inside):
+        who = f"a stage inside the LLM{where}" if inside else facts.adapter.__name__
+        raise refusal(who, absent, _offered(facts, inside=inside))
+    chosen = [found for signal in wanted if (found := choose(signal, facts, inside=inside)) is not None]
+    for signal in chosen:
+        provider = provider_of(signal)
+        assert provider is not None
+        provider.check(signal, facts)
+    return chosen
+
+
+def stage_signals(view: Any, selector: Selector) -> Iterator[tuple[Signal, Tensor]]:
+    """The signals that a selector asks for at a stage inside the LLM.
+
+    Args:
+        view: ``StageRows``.
+        selector: asks.
+    """
+    for signal in selector.requires:
+        for each in signal.alternatives:
+            provider = provider_of(each)
+            if provider is not None and each.inside:
+                yield each, provider.make(each, view)
+                break
+
+
+def _offered(facts: Facts, *, inside: bool) -> set[str]:
+    """Plain names of what can be given at a stage."""
+    if inside:
+        return {name for kind in _all() if kind.inside for name in kind.plain_names}
+    paired = PairedText.plain_names if PairedImage() in facts.adapter.offers else ()
+    towers = {signal.plain for signal in facts.adapter.offers}
+    return {*towers, *paired, *PromptEmbeds.plain_names, *PromptMask.plain_names}
+
+
+def refusal(who: str, absent: Sequence[Signal], offered: Iterable[str]) -> ModelError:
+    """Why signals cannot be given, and what could be.
+
+    Args:
+        who: cannot give them.
+        absent: which.
+        offered: plain names of those that it can give.
+    """
+    names, instead = sorted(offered), ""
+    if TowerAttention("cls") in absent and TowerAttention("patches").plain in names:
+        instead = "; received_attention stands in for cls_attention, as there is no CLS token"
+    if PromptEmbeds().plain in names and any(isinstance(each, PairedImage | PairedText) for each in absent):
+        instead = "; no text tower is known for its vision tower: use conditioning prompt_embedding or none"
+    return ModelError(f"{who} cannot give the signals {plain_names(absent)}; it offers {', '.join(names)}{instead}")

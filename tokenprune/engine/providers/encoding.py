@@ -1,0 +1,98 @@
+"""What providers see before the LLM: images that are encoded, prompts, and the samples that they were made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tokenprune.adapters.base import ModelAdapter
+from tokenprune.core.errors import ModelError
+from tokenprune.core.sample import Sample
+from tokenprune.core.signals import Question, Signal
+from tokenprune.engine.prompt.encoded import Encoded
+from tokenprune.engine.prompt.question import questions_of
+from tokenprune.engine.providers.base import Facts, provider_of
+from tokenprune.towers.text.base import TextTower, load_text_tower
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """A batch before the LLM.
+
+    Attributes:
+        adapter: of the model.
+        inputs: of the model.
+        encoded: the images and videos.
+        questions: of each prompt; None to read them off the prompts.
+        samples: that the prompts were made of; None if there are none.
+        quotas: how many tokens of each unit stay.
+        tower: paired text tower that was given; None to find it.
+    """
+
+    adapter: ModelAdapter
+    inputs: Mapping[str, Any]
+    encoded: Encoded
+    questions: Sequence[str] | None = None
+    samples: Sequence[Sample] | None = None
+    quotas: Sequence[int] = ()
+    tower: TextTower | None = None
+
+    @property
+    def facts(self) -> Facts:
+        """What was known of the model before."""
+        return Facts(type(self.adapter), self.adapter.model.config, self.adapter.text_tower)
+
+    def text_tower(self, library: str | None) -> TextTower:
+        """The text tower that pairs with the vision tower; loaded once for a model.
+
+        Args:
+            library: that it must come from; None for either.
+        """
+        return self.tower or load_text_tower(self.adapter.model, self.adapter.text_tower, library)
+
+    def asked(self, question: Question) -> tuple[str, ...]:
+        """What each prompt asks, or what its sample has as another question.
+
+        Raises:
+            ModelError: if there are as many questions as prompts not, or there is no other question.
+        """
+        if question == "other":
+            return other_questions(self.samples or ())
+        if self.questions is None:
+            return tuple(questions_of(self.adapter, self.inputs["input_ids"]))
+        if len(self.questions) != len(self.inputs["input_ids"]):
+            raise ModelError(f"there are {len(self.questions)} questions for {len(self.inputs['input_ids'])} prompts")
+        return tuple(self.questions)
+
+    def load(self, signals: Iterable[Signal]) -> None:
+        """Load what signals need besides the model."""
+        for signal in signals:
+            provider = provider_of(signal)
+            assert provider is not None  # as it was checked
+            provider.ready(signal, self)
+
+    def signal(self, signal: Signal) -> Tensor:
+        """A signal of all tokens (T, ...) or prompts (B, ...); made once for the images and what else it depends on."""
+        provider = provider_of(signal)
+        assert provider is not None  # as it was checked
+        key = (signal, provider.depends(signal, self))
+        if key not in self.encoded.made:
+            self.encoded.made[key] = provider.make(signal, self)
+        return self.encoded.made[key]
+
+
+def other_questions(samples: Sequence[Sample]) -> tuple[str, ...]:
+    """The other question of each sample.
+
+    Raises:
+        ModelError: if one has none.
+    """
+    others = tuple(sample.other_question for sample in samples)
+    if not others or not all(others):
+        raise ModelError(
+            "relevance to another question needs a task whose samples come with another question; try scenes"
+        )
+    return others

@@ -1,0 +1,90 @@
+"""Signals of a stage inside the LLM: attention, keys, hidden states and input embeddings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenprune.core.precision import exact
+from tokenprune.core.signals import (
+    ImageEmbeds,
+    Keys,
+    NormedHidden,
+    RopeSimilarity,
+    TextAttention,
+    TextEmbeds,
+    TextKeys,
+    TextMask,
+    TextNormedHidden,
+)
+from tokenprune.engine.decoder.stage_view import StageRows
+from tokenprune.engine.decoder.tap import Attended
+from tokenprune.engine.providers.base import provides
+from tokenprune.functional.vectors import of_rows, take, widen
+
+
+@provides(TextMask)
+def text_mask(signal: TextMask, at: StageRows) -> Tensor:
+    """(G, Q)."""
+    return at.text(signal.rows)[1]
+
+
+@provides(TextAttention)
+def text_attention(signal: TextAttention, at: StageRows) -> Tensor:
+    """(G, H, Q, N)."""
+    rows, valid = at.text(signal.rows)[0], of_rows(at.view.alive.valid, at.batch)
+    weights = at.view.attended[signal.layer].probabilities(rows, valid, at.batch)
+    return weights.gather(3, at.visual[:, None, None].expand(-1, *weights.shape[1:3], -1))
+
+
+@provides(Keys)
+def keys(signal: Keys, at: StageRows) -> Tensor:
+    """(G, N, C)."""
+    return take(_flat_keys(at.view.attended[signal.layer], at.batch), at.visual)
+
+
+@provides(TextKeys)
+def text_keys(signal: TextKeys, at: StageRows) -> Tensor:
+    """(G, Q, C)."""
+    return take(_flat_keys(at.view.attended[signal.layer], at.batch), at.text(signal.rows)[0])
+
+
+@provides(NormedHidden)
+def normed_hidden(signal: NormedHidden, at: StageRows) -> Tensor:
+    """(G, N, D)."""
+    return at.view.norm(take(at.hidden, at.visual)).to(at.hidden.device)
+
+
+@provides(TextNormedHidden)
+def text_normed_hidden(signal: TextNormedHidden, at: StageRows) -> Tensor:
+    """(G, Q, D)."""
+    return at.view.norm(take(at.hidden, at.text(signal.rows)[0])).to(at.hidden.device)
+
+
+@provides(TextEmbeds)
+def text_embeds(signal: TextEmbeds, at: StageRows) -> Tensor:
+    """(G, Q, D)."""
+    slots = of_rows(at.view.alive.slots, at.batch).gather(1, at.text(signal.rows)[0])
+    return take(of_rows(at.view.embeds, at.batch), slots)
+
+
+@provides(ImageEmbeds)
+def image_embeds(signal: ImageEmbeds, at: StageRows) -> Tensor:
+    """(G, M, D)."""
+    visual = of_rows(at.view.prompt.visual, at.batch).nonzero()[:, 1].view(len(at.batch), -1)
+    return take(of_rows(at.view.embeds, at.batch), visual)
+
+
+@provides(RopeSimilarity)
+def rope_similarity(signal: RopeSimilarity, at: StageRows) -> Tensor:
+    """(G, Q, N)."""
+    whole = (x.to(at.batch.device).expand(len(at.view.hidden), -1, -1) for x in at.view.rotation)
+    cos, sin = (widen(of_rows(x, at.batch)) for x in whole)
+    half = cos.shape[-1] // 2
+    ones = cos + sin * torch.cat([-sin.new_ones(half), sin.new_ones(half)])
+    with exact(ones.device):
+        return take(ones, at.text(signal.rows)[0]) @ take(ones, at.visual).mT * at.view.attended[signal.layer].scaling
+
+
+def _flat_keys(attended: Attended, batch: Tensor) -> Tensor:
+    return of_rows(attended.key[:, :, : attended.query.shape[2]], batch).transpose(1, 2).flatten(2)
