@@ -3,7 +3,8 @@
 import pytest
 
 from tokenprune.adapters.registry import ADAPTERS
-from tokenprune.testing import AdapterContract, families
+from tokenprune.testing import AdapterContract
+from tokenprune.testing.families import families
 
 for _name, _family in families().items():
     _title = "Test" + _name.title().replace("_", "")

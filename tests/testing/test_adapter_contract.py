@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from tokenprune.adapters.llava import LlavaAdapter
-from tokenprune.testing import AdapterContract, families
+from tokenprune.testing import AdapterContract
 from tokenprune.testing.adapter_contract import PLANS
+from tokenprune.testing.families import families
 from tokenprune.testing.families.llava import Llava
 
 

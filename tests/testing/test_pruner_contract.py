@@ -6,7 +6,8 @@ import torch
 from tokenprune.core.errors import TokenPruneError
 from tokenprune.core.selection import TokenSelection
 from tokenprune.pruners.base import Pruner, ScorePruner, create_pruner
-from tokenprune.testing import PrunerContract, families
+from tokenprune.testing import PrunerContract
+from tokenprune.testing.families import families
 from tokenprune.testing.pruners import Project
 
 LLAVA = families("llava")["llava"]

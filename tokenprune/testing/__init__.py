@@ -10,8 +10,8 @@ _PARTS = ("adapter_contract", "adapter_state", "checks", "pruner_contract", "pru
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS))
 
 from tokenprune.testing.adapter_contract import AdapterContract  # noqa: E402
-from tokenprune.testing.families import Family, families  # noqa: E402
+from tokenprune.testing.families.base import Family  # noqa: E402
 from tokenprune.testing.pruner_contract import PrunerContract  # noqa: E402
 from tokenprune.testing.task_contract import TaskContract  # noqa: E402
 
-__all__ = ["AdapterContract", "Family", "PrunerContract", "TaskContract", "families"]
+__all__ = ["AdapterContract", "Family", "PrunerContract", "TaskContract"]
