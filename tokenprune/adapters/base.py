@@ -7,7 +7,7 @@ inputs must look like. What is done with a model is the same for all families, s
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any, ClassVar
 
@@ -130,6 +130,15 @@ class ModelAdapter(ABC):
             kept: (n,) bool for each, which these are.
         """
         return BaseModelOutputWithPooling(pooler_output=parts)
+
+    def aligned(self, output: Any, move: Callable[[Tensor], Tensor]) -> Any:
+        """The output of an encoder in which all that each visual token has besides its features is moved with them.
+
+        Args:
+            output: of the encoder; here it has nothing else.
+            move: (t, ...) of the modality's visual tokens, as they were, to what they become.
+        """
+        return output
 
     def count_images(self, ids: Tensor) -> Tensor:
         """(B,) long, how many images a later turn brings; ModelError if it cannot be told from the prompt."""

@@ -7,6 +7,7 @@ Code: ``Qwen3VLForConditionalGeneration`` of transformers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -41,8 +42,15 @@ class Qwen3VLAdapter(QwenVLAdapter):
         spec = qwen_spec(config, vision.hidden_size, vision.intermediate_size, mlp_matrices=2)
         return replace(spec, projectors=1 + levels)
 
+    def aligned(self, output: Any, move: Callable[[Tensor], Tensor]) -> Any:
+        """See ``ModelAdapter``; what DeepStack adds to a token is folded and moved with it."""
+        levels = [move(torch.cat(list(level))) for level in output.deepstack_features]
+        sizes = [len(part) for part in output.pooler_output]
+        parts = [list(torch.split(level, sizes)) for level in levels]
+        return BaseModelOutputWithDeepstackFeatures(pooler_output=output.pooler_output, deepstack_features=parts)
+
     def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
-        """See ``ModelAdapter``; what a pruner merged into a token is not merged into what DeepStack adds to it."""
+        """See ``ModelAdapter``; made features, unlike folded ones, change nothing that DeepStack adds."""
         stay, sizes = torch.cat(kept), [len(part) for part in parts]
         wholes = [torch.cat(list(level)) for level in output.deepstack_features]
         levels = [list(torch.split(whole[stay.to(whole.device)], sizes)) for whole in wholes]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 Positions = Literal["original", "repacked"]
+Segments = Literal["apart", "together"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class Selector(Protocol):
     @property
     def positions(self) -> Positions:
         """Position ids of the tokens that stay."""
+
+    @property
+    def segments(self) -> Segments:
+        """Whether tiles and frames are rows by themselves, or one row together."""
 
     @property
     def requires(self) -> frozenset[Signal]:

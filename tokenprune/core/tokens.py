@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.errors import SelectionError
+from tokenprune.core.quota import Quota
 from tokenprune.core.signals import PairedText, Signal, parse
 
 
@@ -22,6 +23,8 @@ class VisualTokens:
         signals: by a ``Signal`` or its string, which may be plain; first dimension B. ``clip_text_embeds`` may be
             (M, C), then it is shared by all rows.
         grid: (height, width) with height * width = N if tokens are in raster order of an image, else None.
+        place: (N, 3) long: tile or frame, line and column in it; None where it is not known.
+        segment: (N,) long, the tile or frame of each token, from 0, if rows have several; else None.
         valid: (B, N) bool, False for padding; None if every token counts.
         row_ids: (B,) long, a number that stands for each row's content whatever batch it is in, so that a randomised
             method treats a sample alone as it treats it in a batch; or what makes it when a method asks for it, since
@@ -36,6 +39,8 @@ class VisualTokens:
     grid: tuple[int, int] | None = None
     valid: Tensor | None = None
     row_ids: Tensor | Callable[[], Tensor] | None = None
+    place: Tensor | None = None
+    segment: Tensor | None = None
 
     def __post_init__(self) -> None:
         f = self.features
@@ -55,6 +60,10 @@ class VisualTokens:
             raise SelectionError(
                 f"valid must be a bool {tuple(f.shape[:2])} tensor, got {tuple(self.valid.shape)} {self.valid.dtype}"
             )
+        for name, shape in (("place", (self.num_tokens, 3)), ("segment", (self.num_tokens,))):
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != shape:
+                raise SelectionError(f"{name} must be a {shape} tensor, got {tuple(value.shape)}")
         if isinstance(self.row_ids, Tensor) and self.row_ids.shape != f.shape[:1]:
             raise SelectionError(f"row_ids must be a ({self.batch_size},) tensor, got {tuple(self.row_ids.shape)}")
 
@@ -74,6 +83,15 @@ class VisualTokens:
     def num_tokens(self) -> int:
         """N, visual tokens a row."""
         return self.features.shape[1]
+
+    def quota(self, k: int) -> Quota:
+        """How many tokens stay, to be shared out over the segments.
+
+        Args:
+            k: tokens of each row that stay.
+        """
+        sizes = [self.num_tokens] if self.segment is None else torch.bincount(self.segment).tolist()
+        return Quota(k, tuple(sizes))
 
     @property
     def valid_or_all(self) -> Tensor:

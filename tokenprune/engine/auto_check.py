@@ -21,7 +21,8 @@ from tokenprune.core.sample import Sample
 from tokenprune.core.selection import TokenSelection
 from tokenprune.engine.prompt.encoded import Encoded
 from tokenprune.engine.prompt.layout import Choice
-from tokenprune.engine.prompt.pruned import Left, shortened_prompt
+from tokenprune.engine.prompt.left import Left
+from tokenprune.engine.prompt.pruned import shortened_prompt
 from tokenprune.engine.session import Session
 
 SIDE = 448  # pixels of the toy picture; what a processor makes of it is the nominal size of an image

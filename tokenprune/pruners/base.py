@@ -20,7 +20,7 @@ from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import Signal
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import PRE_LLM, Stage, check_stages
-from tokenprune.core.steps import Positions, Step
+from tokenprune.core.steps import Positions, Segments, Step
 from tokenprune.core.tokens import VisualTokens
 
 P = TypeVar("P", bound="Pruner")
@@ -65,6 +65,15 @@ class Pruner(ABC):
     def adaptive(self) -> bool:
         """Whether the content of a row decides how many of its tokens stay; the budget is then the most."""
         return False
+
+    @property
+    def segments(self) -> Segments:
+        """Whether the tiles of an image and the frames of a video are rows by themselves, or one row together.
+
+        Rows get their shares of a budget in proportion to their tokens. Of one row a method shares out its budget by
+        itself, see ``VisualTokens.quota``.
+        """
+        return "apart"
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
         """Where tokens leave, in the order of the layers; before the LLM unless overridden."""

@@ -189,11 +189,17 @@ class Prefill:
             chosen = self._select(number, layer, arguments)
         stay, appended = alive.valid & ~alive.visual, 0
         for rows, visual, selection in chosen:
-            stay[rows[:, None], visual.gather(1, selection.keep)] = True
+            if selection.sequence is not None:
+                raise ModelError("tokens can be put in another order before the LLM only")
+            stay[rows[:, None], visual] = selection.kept
             appended = max(appended, _appended(selection))
         extra = hidden.new_zeros(len(hidden), appended, hidden.shape[2])
         there = torch.zeros(extra.shape[:2], dtype=torch.bool, device=hidden.device)
         for rows, visual, selection in chosen:
+            if selection.into is not None:
+                folded, there = selection.apply(take(of_rows(hidden, rows), visual)), selection.there
+                where = (rows[:, None].expand_as(there)[there], visual.gather(1, selection.keep.clamp(min=0))[there])
+                hidden = hidden.index_put(where, folded[there])
             if selection.merged is not None:
                 k, merged = selection.keep.shape[1], selection.merged.to(hidden.dtype)
                 hidden = hidden.index_put((rows[:, None], visual.gather(1, selection.keep)), merged[:, :k])

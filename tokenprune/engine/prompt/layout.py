@@ -7,6 +7,7 @@ Throughout, visual tokens are numbered over the whole batch in the order of thei
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import defaultdict
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ class Layout:
         batch: B, rows of the batch.
         item_rows: the batch row of each item.
         pixels: of each item, of any shape.
+        segments: of each unit, (n,) long, which tile or frame each token is of; None if units have one.
+        places: of each unit, (n, 3) long, see ``VisualTokens.place``; None where it is not known.
     """
 
     units: tuple[Tensor, ...]
@@ -51,6 +54,8 @@ class Layout:
     batch: int
     item_rows: tuple[int, ...]
     pixels: tuple[Tensor, ...]
+    segments: tuple[Tensor, ...] | None = None
+    places: tuple[Tensor | None, ...] | None = None
 
     @classmethod
     def of(cls, items: Sequence[Item], tokens: Sequence[Tensor], placeholder: Tensor) -> Layout:
@@ -87,6 +92,23 @@ class Layout:
         hashes = [content_id(pixels).to(self.rows.device) for pixels in self.pixels]
         places = [index - self.items.index(item) for index, item in enumerate(self.items)]
         return torch.stack([hashes[item] + 2 * place for item, place in zip(self.items, places, strict=True)])
+
+    def joined(self) -> Layout:
+        """The layout in which all units of an item are one, and remain its segments."""
+        members = [[unit for unit, item in enumerate(self.items) if item == each] for each in dict.fromkeys(self.items)]
+        segments = [[torch.full_like(self.units[unit], n) for n, unit in enumerate(units)] for units in members]
+        places = [[_place(self.units[unit], self.grids[unit], n) for n, unit in enumerate(units)] for units in members]
+        whole = [torch.cat([self.units[unit] for unit in units]) for units in members]
+        orders = [tokens.argsort() for tokens in whole]
+        return dataclasses.replace(
+            self,
+            units=tuple(tokens[order] for tokens, order in zip(whole, orders, strict=True)),
+            grids=tuple(self.grids[units[0]] if len(units) == 1 else None for units in members),
+            items=tuple(self.items[units[0]] for units in members),
+            rows=self.rows[torch.tensor([units[0] for units in members], device=self.rows.device)],
+            segments=tuple(torch.cat(each)[order] for each, order in zip(segments, orders, strict=True)),
+            places=tuple(_joined(each, order) for each, order in zip(places, orders, strict=True)),
+        )
 
     def row_ids(self) -> Tensor:
         """(B,) long, a number that stands for all images of a batch row and their order."""
@@ -160,6 +182,20 @@ class Choice:
     selection: TokenSelection
 
 
+def _joined(places: Sequence[Tensor | None], order: Tensor) -> Tensor | None:
+    """(n, 3) the places of several units in an order; None unless all are known."""
+    known = [place for place in places if place is not None]
+    return torch.cat(known)[order] if len(known) == len(places) else None
+
+
+def _place(tokens: Tensor, grid: Grid | None, segment: int) -> Tensor | None:
+    """(n, 3) long: segment, line and column of tokens in raster order; None without a grid."""
+    if grid is None:
+        return None
+    number = torch.arange(len(tokens), device=tokens.device)
+    return torch.stack([torch.full_like(number, segment), number // grid[1], number % grid[1]], 1)
+
+
 def kept_tokens(layout: Layout, chosen: Sequence[Choice], dropped: Sequence[int] = ()) -> Tensor:
     """(T,) bool, which visual tokens of a batch stay.
 
@@ -173,8 +209,7 @@ def kept_tokens(layout: Layout, chosen: Sequence[Choice], dropped: Sequence[int]
         kept[layout.units[index]] = False
     for choice in chosen:
         tokens = torch.stack([layout.units[unit] for unit in choice.units])
-        kept[tokens.flatten()] = False
-        kept[tokens.gather(1, choice.selection.keep.to(tokens.device)).flatten()] = True
+        kept[tokens] = choice.selection.kept.to(tokens.device)
     return kept
 
 

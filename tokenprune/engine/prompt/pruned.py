@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,8 @@ from tokenprune.core.steps import Selector, Step
 from tokenprune.engine.decoder.hooks import InsideLLM
 from tokenprune.engine.decoder.inside_plan import InsidePlan, PromptTokens
 from tokenprune.engine.prompt.encoded import Encoded, encode
-from tokenprune.engine.prompt.layout import Choice, Layout, kept_tokens
+from tokenprune.engine.prompt.layout import Choice, Layout
+from tokenprune.engine.prompt.left import Left
 from tokenprune.engine.prompt.shorten import PrunedInputs, prune_prompt
 from tokenprune.engine.prompt.signals import rows_of
 from tokenprune.engine.providers.base import Facts, check_signals, check_steps
@@ -50,6 +51,8 @@ def prune_inputs(
     if encoded is None:
         with stopwatch(seconds, "vision", device):
             encoded = encode(adapter, inputs, requires)
+    if before and before.segments == "together":
+        encoded = replace(encoded, layout=encoded.layout.joined())
     layout, left = encoded.layout, Left.all(encoded)
     chosen: tuple[Choice, ...] = ()
     counts = layout.counts(pruner, adapter.spec, budget) if pruner and budget else []
@@ -63,6 +66,8 @@ def prune_inputs(
     shorter = shortened_prompt(adapter, inputs, left.kept, close=bool(before and before.positions == "repacked"))
     shorter |= left.encoder_outputs(adapter)
     within = steps[1:] if before else steps
+    if before and any(choice.selection.sequence is not None for choice in chosen):
+        _check_sequence(before, within)
     operations, inside = pruner.operations(adapter.spec) if pruner else None, None
     if within or operations:
         later = [each[len(steps) - len(within) :] for each in counts]
@@ -71,6 +76,14 @@ def prune_inputs(
         inside = InsidePlan(tuple(within), prompt, operations.active if operations else None)
         InsideLLM(adapter.model, inside)  # refuses what it cannot prune before anything runs
     return PrunedInputs(shorter, chosen, left.kept, layout, seconds, inside)
+
+
+def _check_sequence(before: Selector, within: Sequence[Step]) -> None:
+    """Raise ModelError where tokens in another order than that of the image would get wrong places or numbers."""
+    if before.positions != "repacked" or within:
+        raise ModelError(
+            "a pruner that puts tokens in another order needs positions: repacked, and no stage inside the LLM after it"
+        )
 
 
 def _facts(adapter: ModelAdapter) -> Facts:
@@ -114,63 +127,14 @@ def choose(selector: Selector, view: Encoding, signals: Sequence[Signal]) -> tup
     layout = view.encoded.layout
     groups: dict[Any, list[int]] = {}
     for unit, (tokens, quota) in enumerate(zip(layout.units, view.quotas, strict=True)):
-        key = (len(tokens), quota, layout.grids[unit], unit if selector.adaptive else None)
+        shape = None if layout.segments is None else tuple(layout.segments[unit].tolist())
+        key = (len(tokens), quota, layout.grids[unit], shape, unit if selector.adaptive else None)
         groups.setdefault(key, []).append(unit)
     return tuple(
         Choice(tuple(units), selector.select(rows_of(view, signals, units), key[1]))
         for key, units in groups.items()
         if key[1]
     )
-
-
-@dataclass(frozen=True, eq=False)
-class Left:
-    """What goes on to the LLM.
-
-    Attributes:
-        encoded: the images.
-        kept: (T,) bool, which visual tokens do.
-        features: (T, D), with what the pruner merged into them.
-    """
-
-    encoded: Encoded
-    kept: Tensor
-    features: Tensor
-
-    @classmethod
-    def all(cls, encoded: Encoded) -> Left:
-        """Everything."""
-        return cls(encoded, torch.ones_like(encoded.layout.free), encoded.features)
-
-    @classmethod
-    def of(cls, encoded: Encoded, chosen: Sequence[Choice], dropped: Sequence[int]) -> Left:
-        """What a pruner chose.
-
-        Raises:
-            ModelError: if it appends tokens: the prompt has no placeholders for them.
-        """
-        layout, features = encoded.layout, encoded.features
-        for choice in chosen:
-            selection = choice.selection
-            if selection.merged is None:
-                continue
-            if selection.merged.shape[1] != selection.keep.shape[1]:
-                raise ModelError("tokens can be appended inside the LLM only")
-            tokens = torch.stack([layout.units[unit] for unit in choice.units])
-            places = tokens.gather(1, selection.keep.to(tokens.device)).flatten().to(features.device)
-            features = features.index_put((places,), selection.merged.flatten(0, 1).to(features))
-        return cls(encoded, kept_tokens(layout, chosen, dropped), features)
-
-    def encoder_outputs(self, adapter: ModelAdapter) -> dict[str, Any]:
-        """The argument by which a model takes visual tokens instead of pixels."""
-        outputs = {}
-        for modality, output in self.encoded.outputs.items():
-            tokens = [self.encoded.tokens[item] for item in self.encoded.members[modality]]
-            kept = [self.kept[each] for each in tokens]
-            left = [each[stay].to(self.features.device) for each, stay in zip(tokens, kept, strict=True)]
-            parts = [self.features[each] for each in left]
-            outputs[modality] = adapter.shortened(output, parts, kept)
-        return {"mm_encoder_outputs": outputs}
 
 
 def prompt_tokens(

@@ -11,6 +11,7 @@ from tokenprune.core.precision import on_cpu_unless_said
 from tokenprune.core.signals import Signal
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.engine.providers.encoding import Encoding
+from tokenprune.towers.items import Grid
 
 
 @torch.no_grad()
@@ -42,4 +43,23 @@ def rows_of(view: Encoding, signals: Sequence[Signal], units: Sequence[int]) -> 
     grid = grids.pop() if len(grids) == 1 else None
     padded = None if len(set(lengths)) == 1 else valid
     found = {str(signal): of_rows(signal) for signal in signals}
-    return VisualTokens(take(features), found, grid=grid, valid=padded, row_ids=lambda: layout.ids[which])
+    first = units[0]  # rows of one call have equal segments
+    segment = None if layout.segments is None else layout.segments[first].to(features.device)
+    place = _place(layout.grids[first], lengths[0], features) if layout.places is None else layout.places[first]
+    return VisualTokens(
+        take(features),
+        found,
+        grid=grid,
+        valid=padded,
+        row_ids=lambda: layout.ids[which],
+        place=None if place is None or padded is not None else place.to(features.device),
+        segment=segment if padded is None else None,
+    )
+
+
+def _place(grid: Grid | None, length: int, like: Tensor) -> Tensor | None:
+    """(N, 3) of a row that is one tile or frame."""
+    if grid is None:
+        return None
+    number = torch.arange(length, device=like.device)
+    return torch.stack([torch.zeros_like(number), number // grid[1], number % grid[1]], 1)
