@@ -41,6 +41,7 @@ class ModelAdapter(ABC):
         scopes: what a row that a pruner chooses among can be; the first is the default. Budgets are of an image or a
             video, unless the scope is ``per_frame``.
         any_size: whether an image or video can have more visual tokens than the nominal image of the spec.
+        places: where a pruner can have a stage: ``projector`` (see ``project``), ``pre_llm`` and ``decoder``.
         normed: whether ``TowerStates`` have been through the vision tower's last norm.
     """
 
@@ -53,6 +54,7 @@ class ModelAdapter(ABC):
     scopes: ClassVar[tuple[str, ...]] = ("image",)
     any_size: ClassVar[bool] = False
     normed: ClassVar[bool] = False
+    places: ClassVar[tuple[str, ...]] = ("pre_llm", "decoder")
 
     def __init__(self, model: Any, processor: Any, *, text_tower: str | None = None, scope: str | None = None) -> None:
         """Wrap a loaded model.
@@ -130,6 +132,14 @@ class ModelAdapter(ABC):
             kept: (n,) bool for each, which these are.
         """
         return BaseModelOutputWithPooling(pooler_output=parts)
+
+    def project(self, states: Tensor) -> Tensor:
+        """(t, D) visual tokens of what the vision tower gives for each, (t, V); of families with a stage before it."""
+        raise ModelError(f"{type(self).__name__} does not say how its projector makes a visual token of its patches")
+
+    def special_states(self, output: Any) -> Tensor:
+        """(I, S, V) of what no patch makes, such as CLS, of each picture that the vision tower saw; see ``project``."""
+        raise ModelError(f"{type(self).__name__} does not say which tokens of its vision tower no patch makes")
 
     def aligned(self, output: Any, move: Callable[[Tensor], Tensor]) -> Any:
         """The output of an encoder in which all that each visual token has besides its features is moved with them.

@@ -16,7 +16,7 @@ from tokenprune.adapters.inputs import check_pixels
 from tokenprune.adapters.registry import register_adapter
 from tokenprune.core.signals import TOWER, PairedImage, Signal, SmallerPicture, TowerAttention
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.towers.clip import llava_spec, tower_signals
+from tokenprune.towers.clip import first_token, llava_spec, tower_signals
 
 
 @register_adapter("llava", paper="https://arxiv.org/abs/2310.03744")
@@ -26,6 +26,8 @@ class LlavaAdapter(ModelAdapter):
     model_types = ("llava",)
     example = "llava-hf/llava-1.5-7b-hf"
     offers = TOWER | {PairedImage(), TowerAttention("cls"), SmallerPicture()}
+
+    places = ("projector", "pre_llm", "decoder")
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -42,6 +44,17 @@ class LlavaAdapter(ModelAdapter):
         """See ``ModelAdapter``; images must have the size that the tower was made for."""
         super().check_inputs(inputs)
         check_pixels(inputs, "images", size=(self.model.config.vision_config.image_size,) * 2)
+
+    def project(self, states: Tensor) -> Tensor:
+        """See ``ModelAdapter``."""
+        projected: Tensor = self.model.base_model.multi_modal_projector(states)
+        return projected
+
+    def special_states(self, output: Any) -> Tensor:
+        """See ``ModelAdapter``; CLS, unless the projector reads it anyway or there is none."""
+        config = self.model.config
+        states: Tensor = output.hidden_states[config.vision_feature_layer]
+        return states[:, : first_token(config)]
 
     def vision_signals(
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]

@@ -118,9 +118,9 @@ class TokenSelection:
         there = self.there.view(*self.keep.shape, *[1] * (x.dim() - 2))
         if self.into is None:
             return x.gather(1, index.view(*index.shape, *[1] * (x.dim() - 2)).expand(shape)).masked_fill(~there, 0)
-        slot = torch.full_like(self.into, self.keep.shape[1])
+        slot = torch.full((len(index), self.num_tokens + 1), self.keep.shape[1], device=index.device)
         place = torch.arange(self.keep.shape[1], device=index.device).expand_as(index)
-        slot.scatter_(1, index, torch.where(self.there, place, slot.gather(1, index)))
+        slot.scatter_(1, self.keep.masked_fill(~self.there, self.num_tokens), place)
         target = slot.gather(1, self.into.clamp(min=0)).masked_fill(self.into < 0, self.keep.shape[1])
         wide = torch.promote_types(x.dtype, torch.float32)
         weight = x.new_ones(target.shape, dtype=wide) if self.weight is None else self.weight.to(wide)

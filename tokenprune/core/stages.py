@@ -1,10 +1,11 @@
-"""Where tokens leave: before the LLM, or at the input of a decoder layer."""
+"""Where tokens leave: before the projector, before the LLM, or at the input of a decoder layer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 from tokenprune.core.errors import ConfigError
 
@@ -15,15 +16,24 @@ class Stage:
 
     Attributes:
         layer: input of this decoder layer (0-based), or None for before the LLM.
+        before: what comes next if that is not a decoder layer: the LLM, or the projector that makes visual tokens of
+            what the vision tower gives.
     """
 
     layer: int | None = None
+    before: Literal["llm", "projector"] = "llm"
+
+    @property
+    def place(self) -> str:
+        """``projector``, ``pre_llm`` or ``decoder``."""
+        return "decoder" if self.layer is not None else "projector" if self.before == "projector" else "pre_llm"
 
     def __str__(self) -> str:
-        return "pre_llm" if self.layer is None else f"layer={self.layer}"
+        return self.place if self.layer is None else f"layer={self.layer}"
 
 
 PRE_LLM = Stage()
+PROJECTOR = Stage(before="projector")
 
 
 def check_stages(stages: Sequence[Stage], layers: int, name: str) -> None:

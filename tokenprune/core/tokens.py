@@ -24,6 +24,8 @@ class VisualTokens:
             (M, C), then it is shared by all rows.
         grid: (height, width) with height * width = N if tokens are in raster order of an image, else None.
         place: (N, 3) long: tile or frame, line and column in it; None where it is not known.
+        special: (N,) bool, tokens of the vision tower that no patch makes, such as CLS, which a stage before the
+            projector has among the others: features of them, and 0 in signals. None if there are none.
         segment: (N,) long, the tile or frame of each token, from 0, if rows have several; else None.
         valid: (B, N) bool, False for padding; None if every token counts.
         row_ids: (B,) long, a number that stands for each row's content whatever batch it is in, so that a randomised
@@ -41,6 +43,7 @@ class VisualTokens:
     row_ids: Tensor | Callable[[], Tensor] | None = None
     place: Tensor | None = None
     segment: Tensor | None = None
+    special: Tensor | None = None
 
     def __post_init__(self) -> None:
         f = self.features
@@ -60,7 +63,11 @@ class VisualTokens:
             raise SelectionError(
                 f"valid must be a bool {tuple(f.shape[:2])} tensor, got {tuple(self.valid.shape)} {self.valid.dtype}"
             )
-        for name, shape in (("place", (self.num_tokens, 3)), ("segment", (self.num_tokens,))):
+        for name, shape in (
+            ("place", (self.num_tokens, 3)),
+            ("segment", (self.num_tokens,)),
+            ("special", (self.num_tokens,)),
+        ):
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != shape:
                 raise SelectionError(f"{name} must be a {shape} tensor, got {tuple(value.shape)}")
@@ -113,6 +120,10 @@ class VisualTokens:
             given = ", ".join(self.signals) or "none"
             raise SelectionError(f"signal {signal.plain!r} is needed but was not given (given: {given})")
         return found
+
+    def given(self) -> list[Signal]:
+        """The signals that were given with their parameters, not under plain names."""
+        return [signal for name in self.signals if isinstance(signal := parse(name), Signal)]
 
     def get(self, signal: Signal) -> Tensor | None:
         """A signal as ``signal`` finds it, or None if it was not given."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenprune.core.errors import TokenPruneError
 from tokenprune.core.selection import TokenSelection
-from tokenprune.core.stages import PRE_LLM, Stage
+from tokenprune.core.stages import Stage
 from tokenprune.engine.decoder.alive import Alive
 from tokenprune.engine.prompt.shorten import PrunedInputs
 
@@ -62,7 +62,7 @@ def stage_traces(pruned: PrunedInputs, inside: Sequence[Alive], batch: int) -> l
         keep: list[list[int]] = [[] for _ in range(batch)]
         for row, tokens in zip(layout.rows.tolist(), layout.units, strict=True):
             keep[row] += layout.numbers[tokens[pruned.kept[tokens]]].tolist()
-        traces.append(StageTrace(PRE_LLM, [sorted(row) for row in keep], [len(row) for row in keep]))
+        traces.append(StageTrace(pruned.stage, [sorted(row) for row in keep], [len(row) for row in keep]))
     if pruned.inside is not None:
         for step, alive in zip(pruned.inside.steps, inside, strict=False):
             copies = len(alive.counts) // batch
@@ -100,7 +100,11 @@ class Trace:
                 of tokens.
         """
         if self.last.selection is None:
-            what = "nothing was pruned before the LLM" if self.last.stages[0].stage != PRE_LLM else "images are unequal"
+            what = (
+                "nothing was pruned before the LLM"
+                if self.last.stages[0].stage.layer is not None
+                else "images are unequal"
+            )
             raise TokenPruneError(f"{what}; see stages for what was alive at each layer")
         return self.last.selection.keep
 

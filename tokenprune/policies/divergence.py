@@ -14,7 +14,6 @@ from tokenprune.core.budget import Budget
 from tokenprune.core.plan import Operations
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
-from tokenprune.core.stages import PRE_LLM
 from tokenprune.engine.decoder.hooks import InsideLLM
 from tokenprune.engine.decoder.replay import Replay
 from tokenprune.engine.prompt.pruned import prompt_tokens
@@ -166,7 +165,7 @@ def measure(
 
 def early_signals(session: Session, pruner: Pruner) -> frozenset[Signal]:
     """What a pruner asks for before the LLM."""
-    steps = [step for step in session.check_pruner(pruner) if step.stage == PRE_LLM]
+    steps = [step for step in session.check_pruner(pruner) if step.stage.layer is None]
     return steps[0].selector.requires if steps else frozenset()
 
 

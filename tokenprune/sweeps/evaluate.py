@@ -14,7 +14,6 @@ from tokenprune.adapters.inputs import Prepared
 from tokenprune.core.errors import DataError
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
-from tokenprune.core.stages import PRE_LLM
 from tokenprune.costs.latency import Stages, compare, timed
 from tokenprune.costs.memory import kv_cache_bytes_by_layer
 from tokenprune.engine.prompt.encoded import Encoded
@@ -71,7 +70,7 @@ class Evaluator:
 
     def _requires(self, cells: Iterable[Cell]) -> frozenset[Signal]:
         steps = [step for cell in cells if cell.pruner for step in cell.pruner.steps(self.session.adapter.spec)]
-        return frozenset().union(*(step.selector.requires for step in steps if step.stage == PRE_LLM))
+        return frozenset().union(*(step.selector.requires for step in steps if step.stage.layer is None))
 
     def answer(self, cell: Cell, asked: Asked) -> list[Line]:
         """Let a cell answer.

@@ -14,7 +14,6 @@ from tokenprune.adapters.registry import ADAPTERS
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
-from tokenprune.core.stages import PRE_LLM
 from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.providers.base import Facts, missing
 from tokenprune.engine.session import Session
@@ -60,13 +59,13 @@ class OnModels:
 
     def is_inside(self) -> bool:
         """Whether it has a stage inside the LLM."""
-        return any(step.stage != PRE_LLM for step in self.create().steps(TINY))
+        return any(step.stage.layer is not None for step in self.create().steps(TINY))
 
     def everywhere(self) -> Iterator[tuple[str, Family, str | None]]:
         """Name of each family, the family, and why it refuses the pruner: a regular expression, or None."""
         steps = self.create().steps(TINY)
-        before = [step.selector for step in steps if step.stage == PRE_LLM]
-        inside = [step.selector for step in steps if step.stage != PRE_LLM]
+        before = [step.selector for step in steps if step.stage.layer is None]
+        inside = [step.selector for step in steps if step.stage.layer is not None]
         for adapter in ADAPTERS.names():
             for name, family in families(adapter).items():
                 why = None

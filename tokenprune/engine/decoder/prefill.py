@@ -197,9 +197,9 @@ class Prefill:
         there = torch.zeros(extra.shape[:2], dtype=torch.bool, device=hidden.device)
         for rows, visual, selection in chosen:
             if selection.into is not None:
-                folded, there = selection.apply(take(of_rows(hidden, rows), visual)), selection.there
-                where = (rows[:, None].expand_as(there)[there], visual.gather(1, selection.keep.clamp(min=0))[there])
-                hidden = hidden.index_put(where, folded[there])
+                kept, folded = selection.there, selection.apply(take(of_rows(hidden, rows), visual))
+                where = (rows[:, None].expand_as(kept)[kept], visual.gather(1, selection.keep.clamp(min=0))[kept])
+                hidden = hidden.index_put(where, folded[kept])
             if selection.merged is not None:
                 k, merged = selection.keep.shape[1], selection.merged.to(hidden.dtype)
                 hidden = hidden.index_put((rows[:, None], visual.gather(1, selection.keep)), merged[:, :k])

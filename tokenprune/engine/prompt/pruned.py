@@ -15,15 +15,15 @@ from tokenprune.core.plan import Operations
 from tokenprune.core.precision import on_cpu_unless_said
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
-from tokenprune.core.stages import PRE_LLM
+from tokenprune.core.stages import PRE_LLM, PROJECTOR, Stage
 from tokenprune.core.steps import Selector, Step
 from tokenprune.engine.decoder.hooks import InsideLLM
 from tokenprune.engine.decoder.inside_plan import InsidePlan, PromptTokens
 from tokenprune.engine.prompt.encoded import Encoded, encode
 from tokenprune.engine.prompt.layout import Choice, Layout
 from tokenprune.engine.prompt.left import Left
+from tokenprune.engine.prompt.projector import chosen_before_llm, chosen_before_projector
 from tokenprune.engine.prompt.shorten import PrunedInputs, prune_prompt
-from tokenprune.engine.prompt.signals import rows_of
 from tokenprune.engine.providers.base import Facts, check_signals, check_steps
 from tokenprune.engine.providers.encoding import Encoding
 from tokenprune.engine.stopwatch import stopwatch
@@ -44,7 +44,8 @@ def prune_inputs(
 ) -> PrunedInputs:
     """See ``Session.prune_inputs``."""
     steps, budget = _checked(adapter, pruner, budget) if pruner else ((), None)
-    before = next((step.selector for step in steps if step.stage == PRE_LLM), None)
+    first = next((step for step in steps if step.stage.layer is None), None)
+    before = first.selector if first else None
     requires = before.requires if before else frozenset()
     given = check_signals(requires, _facts(adapter))
     device, seconds = adapter.device, {"vision": 0.0, "selection": 0.0}
@@ -61,7 +62,7 @@ def prune_inputs(
         view = Encoding(adapter, inputs, encoded, questions, samples, quotas)
         view.load(given)  # before the clock runs: it is not a part of the selection
         with stopwatch(seconds, "selection", device):
-            chosen = choose(before, view, given)
+            chosen = choose(before, view, given, first.stage if first else PRE_LLM)
             left = Left.of(encoded, chosen, [unit for unit, quota in enumerate(quotas) if not quota])
     shorter = shortened_prompt(adapter, inputs, left.kept, close=bool(before and before.positions == "repacked"))
     shorter |= left.encoder_outputs(adapter)
@@ -75,7 +76,8 @@ def prune_inputs(
         prompt = prompt_tokens(later, visual, layout, left.kept, chosen, operations)
         inside = InsidePlan(tuple(within), prompt, operations.active if operations else None)
         InsideLLM(adapter.model, inside)  # refuses what it cannot prune before anything runs
-    return PrunedInputs(shorter, chosen, left.kept, layout, seconds, inside)
+    stage = first.stage if first else PRE_LLM
+    return PrunedInputs(shorter, chosen, left.kept, layout, seconds, inside, stage)
 
 
 def _check_sequence(before: Selector, within: Sequence[Step]) -> None:
@@ -116,14 +118,16 @@ def shortened_prompt(adapter: ModelAdapter, inputs: Mapping[str, Any], kept: Ten
     return prune_prompt(adapter.model, whole, placeholder, kept, close=closing, pad_token_id=pad)
 
 
-def choose(selector: Selector, view: Encoding, signals: Sequence[Signal]) -> tuple[Choice, ...]:
+def choose(selector: Selector, view: Encoding, signals: Sequence[Signal], stage: Stage) -> tuple[Choice, ...]:
     """Let a pruner select, units of equal numbers at once.
 
     Args:
         selector: the pruner.
         view: the images, and how many tokens of each unit stay; units with 0 are left out.
         signals: what it is given.
+        stage: before the projector or the LLM.
     """
+    choosing = chosen_before_projector if stage == PROJECTOR else chosen_before_llm
     layout = view.encoded.layout
     groups: dict[Any, list[int]] = {}
     for unit, (tokens, quota) in enumerate(zip(layout.units, view.quotas, strict=True)):
@@ -131,7 +135,7 @@ def choose(selector: Selector, view: Encoding, signals: Sequence[Signal]) -> tup
         key = (len(tokens), quota, layout.grids[unit], shape, unit if selector.adaptive else None)
         groups.setdefault(key, []).append(unit)
     return tuple(
-        Choice(tuple(units), selector.select(rows_of(view, signals, units), key[1]))
+        Choice(tuple(units), choosing(selector, view, signals, units, key[1]))
         for key, units in groups.items()
         if key[1]
     )

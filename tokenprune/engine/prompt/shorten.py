@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tokenprune.adapters.inputs import PIXELS, real_tokens
 from tokenprune.core.selection import TokenSelection
+from tokenprune.core.stages import PRE_LLM, Stage
 from tokenprune.engine.decoder.inside_plan import InsidePlan
 from tokenprune.engine.prompt.encoders import names_of, without_pixels
 from tokenprune.engine.prompt.layout import Choice, Layout
@@ -35,6 +36,7 @@ class PrunedInputs:
         layout: of the visual tokens.
         seconds: of ``vision`` (tower and projector) and ``selection`` (signals, text tower and pruner) before the LLM.
         inside: what a session prunes inside the LLM while the model runs on these inputs; None if that is all done.
+        stage: where tokens left before it.
     """
 
     inputs: dict[str, Any]
@@ -43,6 +45,7 @@ class PrunedInputs:
     layout: Layout
     seconds: dict[str, float]
     inside: InsidePlan | None = None
+    stage: Stage = PRE_LLM
 
     @property
     def selection(self) -> TokenSelection | None:

@@ -16,15 +16,18 @@ from tokenprune.towers.items import Grid
 
 @torch.no_grad()
 @on_cpu_unless_said()
-def rows_of(view: Encoding, signals: Sequence[Signal], units: Sequence[int]) -> VisualTokens:
+def rows_of(
+    view: Encoding, signals: Sequence[Signal], units: Sequence[int], features: Tensor | None = None
+) -> VisualTokens:
     """What a pruner sees of some units; shorter ones are padded at the end.
 
     Args:
         view: the images and prompts.
         signals: that it asks for.
         units: which, in the order of the rows.
+        features: (T, D) of the tokens; None for those that enter the LLM.
     """
-    layout, features = view.encoded.layout, view.encoded.features.detach()
+    layout, features = view.encoded.layout, (view.encoded.features if features is None else features).detach()
     lengths = [len(layout.units[unit]) for unit in units]
     index = torch.nn.utils.rnn.pad_sequence([layout.units[unit] for unit in units], batch_first=True)
     valid = torch.arange(index.shape[1], device=index.device) < torch.tensor(lengths, device=index.device)[:, None]

@@ -140,6 +140,9 @@ def check_steps(steps: Sequence[Step], facts: Facts) -> None:
     """
     facts.adapter.check_steps(steps)
     for step in steps:
+        if step.stage.place not in facts.adapter.places:
+            allowed = ", ".join(facts.adapter.places)
+            raise ModelError(f"{facts.adapter.__name__} has no stage {step.stage.place}; allowed: {allowed}")
         inside = step.stage.layer is not None
         check_signals(step.selector.requires, facts, inside=inside, where=f" ({step.stage})" if inside else "")
 
