@@ -36,8 +36,7 @@ def test_a_row_is_found_again(path, session):
     # A longer set begins with the shorter one.
     task = build_task(Part.of(record["config"]["task"] | {"num_samples": len(lines)}, "task"))
     samples = task.samples()
-    options = {name: value for name, value in record["pruner"].items() if name != "relevance_question"}  # it was own
-    part, pruner = make_pruner(Part.of(options, "pruner"), 0)
+    part, pruner = make_pruner(Part.of(as_now(record["pruner"]), "pruner"), 0)
     cell = Cell(record["label"], part, pruner, Budget(**record["budget"]))
     evaluator = Evaluator(session, task, record["config"]["max_new_tokens"])
     again = evaluator.answer(cell, evaluator.ask(samples, [cell]))
@@ -46,6 +45,14 @@ def test_a_row_is_found_again(path, session):
     assert sum(before != now for before, now in zip(*told, strict=True)) <= SLACK
     kept = [[fmean(each["evidence_kept"] or 0 for each in side), *counts(side)] for side in (lines, again)]
     assert kept[1] == pytest.approx(kept[0], abs=0.01)
+
+
+def as_now(options):
+    """A record's pruner: which question is relevant has become an option of the conditioning."""
+    now = {name: value for name, value in options.items() if name != "relevance_question"}
+    if options.get("relevance_question") == "other":
+        now["conditioning"] = {"name": options["conditioning"], "question": "other"}
+    return now
 
 
 def counts(lines):

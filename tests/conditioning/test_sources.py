@@ -4,6 +4,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from tokenprune.conditioning.base import CONDITIONINGS
 from tokenprune.core.errors import SelectionError
+from tokenprune.core.signals import Evidence, PairedImage, PairedText, PromptEmbeds, PromptMask, TowerAttention
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.pruners.base import create_pruner
 
@@ -25,17 +26,26 @@ def source(name):
 
 
 def test_signs_and_needs():
-    table = {name: (source(name).sign, source(name).text_tower) for name in CONDITIONINGS.names()}
+    table = {name: (source(name).sign, source(name).requires) for name in CONDITIONINGS.names()}
     assert table == {
-        "none": (1, None),
-        "clip_text": (-1, "clip"),
-        "open_clip_text": (-1, "open_clip"),
-        "prompt_embedding": (1, None),
-        "prompt_embedding_per_token": (1, None),
-        "cls_attention": (1, None),
-        "received_attention": (1, None),
-        "oracle": (1, None),
+        "none": (1, set()),
+        "clip_text": (-1, {PairedImage("clip"), PairedText("clip")}),
+        "open_clip_text": (-1, {PairedImage("open_clip"), PairedText("open_clip")}),
+        "prompt_embedding": (1, {PromptEmbeds(), PromptMask()}),
+        "prompt_embedding_per_token": (1, {PromptEmbeds(), PromptMask()}),
+        "cls_attention": (1, {TowerAttention("cls")}),
+        "received_attention": (1, {TowerAttention("patches")}),
+        "oracle": (1, {Evidence()}),
     }
+
+
+@pytest.mark.parametrize("name", ["clip_text", "open_clip_text", "prompt_embedding", "prompt_embedding_per_token"])
+def test_another_question_is_another_signal_of_the_prompt(name):
+    """What is of the image stays."""
+    own, other = source(name).requires, CONDITIONINGS.get(name)(question="other").requires
+    assert {signal.plain for signal in other} == {signal.plain for signal in own}
+    assert {getattr(signal, "question", None) for signal in other - own} == {"other"}
+    assert not any(signal.of_prompts for signal in own & other)
 
 
 @pytest.mark.parametrize("name", ["clip_text", "open_clip_text"])
@@ -67,7 +77,7 @@ def test_attention_is_the_mean_over_heads_whatever_the_prompt(name):
         found = source(name).relevance(tokens, scope)
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected)
-    assert source(name).requires == {name}
+    assert {signal.plain for signal in source(name).requires} == {name}
     for wrong in (attention[:, :, :6], attention[:, 0], attention[:, :0]):
         with pytest.raises(SelectionError, match=rf"'{name}' must be \(B, H, 7\), got"):
             source(name).relevance(VisualTokens(FEATURES, {name: wrong}), "row")

@@ -6,15 +6,16 @@ import pytest
 import timm
 import torch
 from tiny_timm import images, tiny_vit
-from tokenprune.engine.decoder.inside_signals import StageView, stage_signals
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.core.budget import Budget
-from tokenprune.core.signals import PairedImage, PairedText
+from tokenprune.core.signals import PairedImage, PairedText, RopeSimilarity
 from tokenprune.engine.decoder.alive import Alive
+from tokenprune.engine.decoder.stage_view import StageRows, StageView
 from tokenprune.engine.decoder.tap import Attended
 from tokenprune.engine.loading import adapter_for
+from tokenprune.engine.providers.inside import rope_similarity
 from tokenprune.engine.session import Session
 from tokenprune.pruners.base import create_pruner
 from tokenprune.testing.checkpoints import save_llava
@@ -232,11 +233,11 @@ class TestScores:
         rotation = llava[0].get_decoder().rotary_emb(torch.zeros(1, 9, 64), places)
         none = torch.zeros(1, 9, 64)
         attended = Attended(none[:, None], none[:, None], 0.25, None, None, None)
-        view = StageView(alive, alive, none, none, attended, rotation, torch.nn.Identity(), 9)
-        arguments = view, frozenset({"rope_similarity"}), torch.tensor([0]), torch.arange(1, 5)[None], "all"
-        wanted = stage_signals(*arguments)["rope_similarity"]
+        view = StageView(alive, alive, none, none, {"previous": attended}, rotation, torch.nn.Identity(), 9)
+        at = StageRows(view, torch.tensor([0]), torch.arange(1, 5)[None])
+        wanted = rope_similarity(RopeSimilarity(rows="all"), at)
         with AUTOCAST[around]():
-            found = stage_signals(*arguments)["rope_similarity"]
+            found = rope_similarity(RopeSimilarity(rows="all"), at)
         assert torch.equal(found, wanted)
 
     def test_a_vit(self, around):

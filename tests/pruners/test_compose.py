@@ -90,7 +90,7 @@ def test_each_member_selects_at_its_own_step():
 
 def test_properties_are_those_of_the_members():
     pruner = compose("cdpruner", Largest())
-    assert pruner.requires == {PairedImage(), PairedText(), TowerKeys()}
+    assert pruner.requires == {PairedImage("clip"), PairedText("clip"), TowerKeys()}
     assert not pruner.adaptive
     assert compose("uniform", Largest(adaptive=True)).adaptive
 

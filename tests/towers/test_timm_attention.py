@@ -24,7 +24,7 @@ def test_the_cls_row_is_that_of_the_eager_kernel(name, block):
     model = tiny_vit(name, fused=False)
     prefix = model.num_prefix_tokens
     attention, x, rope, weights = given(model, block)
-    ours = attention_signals(attention, x, rope, prefix, BOTH)["cls_attention"]
+    ours = attention_signals(attention, x, rope, prefix, BOTH)[TowerAttention("cls")]
     assert ours.shape == (3, 4, 36)
     torch.testing.assert_close(ours, weights[:, :, 0, prefix:], atol=1e-5, rtol=1e-4)
     assert ours.std() > 1e-3
@@ -43,8 +43,8 @@ def test_the_keys_are_those_that_the_kernel_gets(name, monkeypatch):
         model(images())
     prefix = model.num_prefix_tokens
     found = attention_signals(attention, seen["x"], seen.get("rope"), prefix, frozenset({TowerKeys()}))
-    assert set(found) == {"keys"}
-    ours = found["keys"].unflatten(2, (-1, 8)).transpose(1, 2)
+    assert set(found) == {TowerKeys()}
+    ours = found[TowerKeys()].unflatten(2, (-1, 8)).transpose(1, 2)
     theirs = handed[1][:, :: 4 // ours.shape[1], prefix:]  # a key that several heads share is handed over for each
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
@@ -61,4 +61,4 @@ def test_a_projection_that_is_no_plain_linear_is_called(name):
 
     attention.qkv.__class__ = Doubled
     doubled = attention_signals(attention, x, rope, model.num_prefix_tokens, BOTH)
-    torch.testing.assert_close(doubled["keys"], 2 * plain["keys"])
+    torch.testing.assert_close(doubled[TowerKeys()], 2 * plain[TowerKeys()])

@@ -122,8 +122,7 @@ def test_signals_of_the_model_and_of_the_encoder_together(llava):
     seen = []
 
     class Spy(ScorePruner):
-        requires = frozenset({Encoder("timm:x"), TowerKeys()})
-        features = NAME
+        requires = frozenset({Encoder(NAME), TowerKeys()})
 
         def score(self, tokens):
             seen.append({name: tuple(value.shape) for name, value in tokens.signals.items()})
@@ -132,7 +131,7 @@ def test_signals_of_the_model_and_of_the_encoder_together(llava):
     model, processor, _ = llava
     with tp.prune(model, processor, Spy(), keep_tokens=8):
         model.generate(**ask(processor, 2), max_new_tokens=1)
-    assert seen == [{"keys": (2, 25, 32), "encoder_features": (2, 25, 24)}]
+    assert seen == [{str(TowerKeys()): (2, 25, 32), str(Encoder(NAME)): (2, 25, 24)}]
 
 
 # What each token gets, where the picture is its own map: red is how far right a place is, green how far down.

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenprune.core.plan import Operation, Operations
-from tokenprune.core.signals import PairedImage, PairedText, Signal, TextAttention, TextRows
+from tokenprune.core.signals import Library, PairedImage, PairedText, Signal, TextAttention, TextRows
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import Stage
 from tokenprune.core.tokens import VisualTokens
@@ -30,12 +30,18 @@ class Project(ScorePruner):
 class Relevance(ScorePruner):
     """Scores by the cosine of patch and question in CLIP's space."""
 
+    library: Library | None = None
+
     @property
     def requires(self) -> frozenset[Signal]:
-        return frozenset({PairedImage(), PairedText()})
+        return frozenset(self.paired)
+
+    @property
+    def paired(self) -> tuple[PairedImage, PairedText]:
+        return PairedImage(self.library), PairedText(self.library)
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        image, text = (F.normalize(tokens.signal(each), dim=-1) for each in (PairedImage(), PairedText()))
+        image, text = (F.normalize(tokens.signal(each), dim=-1) for each in self.paired)
         return (image @ text.mT).mean(-1)
 
 

@@ -135,7 +135,7 @@ def test_budgets():
             ModelError,
             "a classifier without text, cannot give the signals text_attention; it offers cls",
         ),
-        ("vit", "dart", 2, ModelError, "cannot give the signals normed_hidden, text_keys"),
+        ("vit", "dart", 2, ModelError, "cannot give the signals keys, normed_hidden, text_keys"),
         (
             "siglip",
             ByCLS(),
@@ -169,7 +169,7 @@ def test_options_go_with_a_name():
 
 def test_the_example_of_the_docs_runs(capsys):
     text = (Path(__file__).parents[3] / "docs" / "timm_vit.md").read_text()
-    code = re.search(r"<!-- tested: tests/timm_vit/test_prune.py.*?-->\n```python\n(.*?)```", text, re.DOTALL)[1]
+    code = re.search(r"<!-- tested: tests/engine/tower/test_prune.py.*?-->\n```python\n(.*?)```", text, re.DOTALL)[1]
     exec(compile(code, "docs/timm_vit.md", "exec"), {})
     assert capsys.readouterr().out.splitlines() == [
         "torch.Size([2, 1000]) torch.Size([2, 98])",

@@ -176,10 +176,10 @@ def test_text_that_is_padded(llava):
     lengths = [int(row.flip(0).eq(image).long().argmax()) for row in inputs["input_ids"]]
     assert lengths[0] < lengths[1]
     short = lengths[1] - lengths[0]
-    assert tokens.signals[TextMask()].tolist() == [[False] * short + [True] * lengths[0], [True] * lengths[1]]
+    assert tokens.signal(TextMask("all")).tolist() == [[False] * short + [True] * lengths[0], [True] * lengths[1]]
     embeds = model.get_input_embeddings()(inputs["input_ids"])
     for row, length in enumerate(lengths):
-        assert torch.equal(tokens.signals[TextEmbeds()][row, -length:], embeds[row, -length:])
+        assert torch.equal(tokens.signal(TextEmbeds("all"))[row, -length:], embeds[row, -length:])
 
 
 def test_a_prompt_that_ends_with_its_image(llava):
