@@ -14,8 +14,10 @@ def test_public_names():
         "ModelSpec",
         "OperationPlan",
         "Pruner",
+        "Quota",
         "ScorePruner",
         "Signal",
+        "Stage",
         "TokenPruneError",
         "TokenSelection",
         "Trace",
@@ -25,10 +27,13 @@ def test_public_names():
         "attach",
         "create_pruner",
         "load_embedded",
+        "provides",
         "prune",
         "prune_vit",
         "register_adapter",
         "register_pruner",
+        "signals",
+        "stages",
     }
     assert all(getattr(tp, name) is not None for name in tp.__all__)
     assert sorted(tp.__all__) == dir(tp)

@@ -45,44 +45,53 @@ def prune_inputs(
     """See ``Session.prune_inputs``."""
     steps, budget = _checked(adapter, pruner, budget) if pruner else ((), None)
     first = next((step for step in steps if step.stage.layer is None), None)
-    before = first.selector if first else None
-    requires = before.requires if before else frozenset()
-    given = check_signals(requires, _facts(adapter))
-    device, seconds = adapter.device, {"vision": 0.0, "selection": 0.0}
+    requires = first.selector.requires if first else frozenset()
+    seconds = {"vision": 0.0, "selection": 0.0}
     if encoded is None:
-        with stopwatch(seconds, "vision", device):
+        with stopwatch(seconds, "vision", adapter.device):
             encoded = encode(adapter, inputs, requires)
-    if before and before.segments == "together":
+    if first and first.selector.segments == "together":
         encoded = replace(encoded, layout=encoded.layout.joined())
     layout, left = encoded.layout, Left.all(encoded)
-    chosen: tuple[Choice, ...] = ()
     counts = layout.counts(pruner, adapter.spec, budget) if pruner and budget else []
-    if before:
+    within = steps[1:] if first else steps
+    if first:
         quotas = layout.divided([each[0] for each in counts])
         view = Encoding(adapter, inputs, encoded, questions, samples, quotas)
-        view.load(given)  # before the clock runs: it is not a part of the selection
-        with stopwatch(seconds, "selection", device):
-            chosen = choose(before, view, given, first.stage if first else PRE_LLM)
-            left = Left.of(encoded, chosen, [unit for unit, quota in enumerate(quotas) if not quota])
-    shorter = shortened_prompt(adapter, inputs, left.kept, close=bool(before and before.positions == "repacked"))
-    shorter |= left.encoder_outputs(adapter)
-    within = steps[1:] if before else steps
-    if before and any(choice.selection.sequence is not None for choice in chosen):
-        _check_sequence(before, within)
+        left = _chosen(first, view, seconds)
+        _check_sequence(first.selector, within, left.chosen)
+    close = first is not None and first.selector.positions == "repacked"
+    shorter = shortened_prompt(adapter, inputs, left.kept, close=close) | left.encoder_outputs(adapter)
     operations, inside = pruner.operations(adapter.spec) if pruner else None, None
     if within or operations:
         later = [each[len(steps) - len(within) :] for each in counts]
         visual = adapter.placeholders(shorter["input_ids"])
-        prompt = prompt_tokens(later, visual, layout, left.kept, chosen, operations)
+        prompt = prompt_tokens(later, visual, layout, left.kept, left.chosen, operations)
         inside = InsidePlan(tuple(within), prompt, operations.active if operations else None)
         InsideLLM(adapter.model, inside)  # refuses what it cannot prune before anything runs
     stage = first.stage if first else PRE_LLM
-    return PrunedInputs(shorter, chosen, left.kept, layout, seconds, inside, stage)
+    return PrunedInputs(shorter, left.chosen, left.kept, layout, seconds, inside, stage)
 
 
-def _check_sequence(before: Selector, within: Sequence[Step]) -> None:
+def _chosen(step: Step, view: Encoding, seconds: dict[str, float]) -> Left:
+    """What goes on from a step before the LLM.
+
+    Args:
+        step: of the pruner.
+        view: the images, and how many tokens of each unit stay.
+        seconds: to which those of the selection are added.
+    """
+    given = check_signals(step.selector.requires, _facts(view.adapter))
+    view.load(given)  # before the clock runs: it is not a part of the selection
+    with stopwatch(seconds, "selection", view.adapter.device):
+        chosen = choose(step.selector, view, given, step.stage)
+        return Left.of(view.encoded, chosen, [unit for unit, quota in enumerate(view.quotas) if not quota])
+
+
+def _check_sequence(before: Selector, within: Sequence[Step], chosen: Sequence[Choice]) -> None:
     """Raise ModelError where tokens in another order than that of the image would get wrong places or numbers."""
-    if before.positions != "repacked" or within:
+    ordered = any(choice.selection.sequence is not None for choice in chosen)
+    if ordered and (before.positions != "repacked" or within):
         raise ModelError(
             "a pruner that puts tokens in another order needs positions: repacked, and no stage inside the LLM after it"
         )
