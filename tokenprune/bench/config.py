@@ -55,6 +55,7 @@ class BenchConfig:
         new_tokens: generated for each prompt, at least 2.
         repeats: timed turns; in each, all rows of a batch size run once, one after the other.
         output: JSON file.
+        imports: see ``RunConfig``.
     """
 
     model: ModelConfig | CardConfig = field(default_factory=ModelConfig)
@@ -68,6 +69,7 @@ class BenchConfig:
     new_tokens: int = 8
     repeats: int = 9
     output: str = "runs/bench.json"
+    imports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for key, least in {"text_tokens": 2, "new_tokens": 2, "repeats": 1, "seed": 0}.items():
@@ -78,7 +80,8 @@ class BenchConfig:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain mappings and lists, as one would write them in YAML."""
-        return written(self)
+        mapping: dict[str, Any] = written(self)
+        return mapping if self.imports else {key: value for key, value in mapping.items() if key != "imports"}
 
 
 def load_bench_config(path: Path | str, overrides: Sequence[str] = ()) -> BenchConfig:

@@ -65,6 +65,8 @@ class Registry(Generic[T]):
             raise RegistryError(f"{self.kind} name {name!r} is malformed: use lower case letters, digits and '_'")
 
         def add(target: type[T]) -> type[T]:
+            if self.package and not target.__module__.startswith(self.package):
+                self._discover()  # so that a name that the package has is taken from the beginning
             taken = self._entries.get(name)
             if taken and (taken.target.__module__, taken.target.__qualname__) != (
                 target.__module__,

@@ -33,6 +33,7 @@ class FitConfig:
         batch_size: questions at a time.
         max_new_tokens: longest answer for ``teacher_forced``, tokens.
         output: folder of the fits' folders.
+        imports: see ``RunConfig``.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -49,6 +50,7 @@ class FitConfig:
     batch_size: int = 10
     max_new_tokens: int = 16
     output: str = "runs/policies"
+    imports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for key, least in {"samples": 1, "points": 2, "top": 1, "batch_size": 1, "max_new_tokens": 1}.items():
@@ -78,7 +80,8 @@ class FitConfig:
     def to_mapping(self) -> dict[str, Any]:
         """Plain mappings and lists, as one would write them in YAML."""
         parts = {"task": self.task.to_mapping(), "pruner": self.pruner.to_mapping()}
-        return {**asdict(self), **parts, "budget": {self.kind: list(self.values)}}
+        mapping = {**asdict(self), **parts, "budget": {self.kind: list(self.values)}, "imports": list(self.imports)}
+        return mapping if self.imports else {key: value for key, value in mapping.items() if key != "imports"}
 
 
 def load_fit_config(path: Path | str, overrides: Sequence[str] = ()) -> FitConfig:

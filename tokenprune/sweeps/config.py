@@ -19,6 +19,7 @@ from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ConfigError
 from tokenprune.core.options import construct
 from tokenprune.core.to_yaml import written
+from tokenprune.sweeps.imports import import_files, resolved
 
 EMBEDDED = "embedded"  # the model that ships with the package
 MALFORMED = (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError)  # what reading and overriding raise
@@ -110,6 +111,7 @@ class RunConfig:
         output: folder of the runs' folders.
         tracking: where records go besides the disk.
         launcher: where cells are computed.
+        imports: Python files that register pruners, tasks and the like; in YAML relative to the file's folder.
     """
 
     model: ModelConfig = ModelConfig()
@@ -124,6 +126,7 @@ class RunConfig:
     output: str = "runs"
     tracking: Part = Part("none")
     launcher: Part = Part("local")
+    imports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for key, least in {"batch_size": 1, "max_new_tokens": 1, "timing_repeats": 0, "seed": 0}.items():
@@ -134,8 +137,9 @@ class RunConfig:
         object.__setattr__(self, "baselines", (*always, *self.baselines))
 
     def to_mapping(self) -> dict[str, Any]:
-        """The same as plain mappings and lists, as one would write it in YAML."""
-        return written(self)
+        """The configuration as plain mappings and lists, as one would write it in YAML."""
+        mapping: dict[str, Any] = written(self)
+        return mapping if self.imports else {key: value for key, value in mapping.items() if key != "imports"}
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -162,7 +166,11 @@ def load_mapping(path: Path | str, overrides: Sequence[str]) -> Any:
         raise ConfigError(f"config {str(path)!r}: {' '.join(str(error).split())}") from None
     if not isinstance(config, DictConfig):
         raise ConfigError(f"{path} must hold a mapping of keys to values")
-    return overridden(config, overrides, f"config {str(path)!r}")
+    mapping = overridden(config, overrides, f"config {str(path)!r}")
+    if "imports" in mapping:
+        mapping["imports"] = resolved(mapping["imports"], Path(path).absolute().parent)
+        import_files(mapping["imports"])
+    return mapping
 
 
 def overridden(config: DictConfig, overrides: Sequence[str], where: str) -> Any:
@@ -198,6 +206,7 @@ def parse_config(raw: Any) -> RunConfig:
         "budget": parse_budgets,
     }
     given = _mapping(raw, "config").items()
+    import_files(dict(given).get("imports") or ())
     return construct(RunConfig, {k: parsers[k](v, k) if k in parsers else v for k, v in given}, "config")
 
 

@@ -141,4 +141,5 @@ def job_of(group: Group, known: Mapping[str, State]) -> Job | None:
         batches=tuple(batches),
         measured=tuple(missing),
         origin=Origin(origin.model, origin.data, {key: state.keyed.origin.code for key, state in missing.items()}),
+        imports=config.imports,
     )

@@ -77,6 +77,7 @@ class Job:
         batches: what is to be answered.
         measured: keys of the cells whose costs are to be measured, after the batches.
         origin: of the keys.
+        imports: Python files that register what the cells name.
     """
 
     model: ModelConfig
@@ -87,6 +88,7 @@ class Job:
     batches: tuple[Batch, ...]
     measured: tuple[str, ...]
     origin: Origin
+    imports: tuple[str, ...] = ()
 
     def split(self, size: int) -> list[Job]:
         """Jobs of at most ``size`` batches, which can run anywhere in any order; costs are a job of their own."""

@@ -15,6 +15,7 @@ from tokenprune.sweeps import provenance
 from tokenprune.sweeps.build import Cell, build_checkpoint, build_task
 from tokenprune.sweeps.config import ModelConfig, Part
 from tokenprune.sweeps.evaluate import Asked, Evaluator
+from tokenprune.sweeps.imports import import_files
 from tokenprune.sweeps.keys import code_hashes
 from tokenprune.sweeps.launch.base import Answered, Batch, Event, Failed, Halved, Job, Measured
 from tokenprune.sweeps.make_parts import make_pruner
@@ -36,6 +37,7 @@ class Worker:
         Raises:
             TokenPruneError: if the model cannot be loaded, or model, data or code are not those that the job is about.
         """
+        import_files(job.imports)
         task, samples, data = self._questions(job.task)
         session, weights = self._session(job.model)
         cells = {key: _made(job, key) for key in job.cells}
