@@ -45,12 +45,11 @@ def prune_inputs(
     """See ``Session.prune_inputs``."""
     steps, budget = _checked(adapter, pruner, budget) if pruner else ((), None)
     before = next((step.selector for step in steps if step.stage == PRE_LLM), None)
-    requires = before.requires if before else frozenset()
-    given = check_signals(requires, _facts(adapter))
+    given = check_signals(before.requires if before else (), _facts(adapter))
     device, seconds = adapter.device, {"vision": 0.0, "selection": 0.0}
     if encoded is None:
         with stopwatch(seconds, "vision", device):
-            encoded = encode(adapter, inputs, requires)
+            encoded = encode(adapter, inputs, frozenset(given))
     if before and before.segments == "together":
         encoded = replace(encoded, layout=encoded.layout.joined())
     layout, left = encoded.layout, Left.all(encoded)
@@ -66,8 +65,7 @@ def prune_inputs(
     shorter = shortened_prompt(adapter, inputs, left.kept, close=bool(before and before.positions == "repacked"))
     shorter |= left.encoder_outputs(adapter)
     within = steps[1:] if before else steps
-    if before and any(choice.selection.sequence is not None for choice in chosen):
-        _check_sequence(before, within)
+    _check_sequence(before, within, chosen)
     operations, inside = pruner.operations(adapter.spec) if pruner else None, None
     if within or operations:
         later = [each[len(steps) - len(within) :] for each in counts]
@@ -78,9 +76,10 @@ def prune_inputs(
     return PrunedInputs(shorter, chosen, left.kept, layout, seconds, inside)
 
 
-def _check_sequence(before: Selector, within: Sequence[Step]) -> None:
+def _check_sequence(before: Selector | None, within: Sequence[Step], chosen: Sequence[Choice]) -> None:
     """Raise ModelError where tokens in another order than that of the image would get wrong places or numbers."""
-    if before.positions != "repacked" or within:
+    moved = any(choice.selection.sequence is not None for choice in chosen)
+    if before and moved and (before.positions != "repacked" or within):
         raise ModelError(
             "a pruner that puts tokens in another order needs positions: repacked, and no stage inside the LLM after it"
         )
