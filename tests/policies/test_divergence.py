@@ -183,9 +183,9 @@ def test_measure_adds_up_over_the_questions():
 
 
 def test_early_signals():
-    adapter = adapter_for(*shared_llava("sdpa"), text_tower="is only named")
-    assert early_signals(adapter, tp.create_pruner("random")) == frozenset()
-    assert early_signals(adapter, tp.create_pruner("fastv", layer=2)) == frozenset()  # what it needs is inside the LLM
-    needs = early_signals(adapter, tp.create_pruner("dop", base={"name": "cdpruner"}))
+    session = Session(adapter_for(*shared_llava("sdpa"), text_tower="is only named"))
+    assert early_signals(session, tp.create_pruner("random")) == frozenset()
+    assert early_signals(session, tp.create_pruner("fastv", layer=2)) == frozenset()  # what it needs is inside the LLM
+    needs = early_signals(session, tp.create_pruner("dop", base={"name": "cdpruner"}))
     assert needs == tp.create_pruner("cdpruner").requires
-    assert PairedImage() in needs
+    assert PairedImage("clip") in needs

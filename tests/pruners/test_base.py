@@ -58,6 +58,8 @@ def test_more_flops_never_mean_fewer_tokens(name, text, shares):
     least, most = (spent(pruner, pruner.counts(SPEC, k, TOTAL), text) for k in (1, TOTAL))
     budgets = sorted(least + share * (most - least) for share in shares)
     lower, higher = (pruner.schedule(SPEC, Budget(flops=b, text_tokens=text), TOTAL) for b in budgets)
+    if name == "sparsevlm":  # whose published first stage keeps 303 tokens where 36 are left, and 300 where 110 are
+        lower, higher = lower[1:], higher[1:]
     assert all(a <= b for a, b in zip(lower, higher, strict=True))
 
 

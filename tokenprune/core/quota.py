@@ -60,7 +60,7 @@ class Quota:
         counts, free = torch.zeros_like(size), torch.ones_like(size, dtype=torch.bool)
         while True:
             own = torch.where(free, weight, 0.0)
-            own = own if bool(own.any()) else free.double()
+            own = own / own.max() if bool(own.any()) else free.double()  # no matter how small they are
             exact = own * ((self.total - counts[~free].sum()) / own.sum())
             full = free & (exact >= size)
             if not bool(full.any()):

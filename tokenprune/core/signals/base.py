@@ -99,8 +99,8 @@ class OneOf(Signal):
 
     @property
     def reads_layers(self) -> bool:
-        """Whether hidden states inside the vision tower are needed, which models do not keep unless they are told."""
-        return False
+        """Whether one of them needs hidden states inside the vision tower: which is given depends on the family."""
+        return any(signal.reads_layers for signal in self.signals)
 
     @property
     def alternatives(self) -> tuple[Signal, ...]:

@@ -45,11 +45,11 @@ def prune_inputs(
     """See ``Session.prune_inputs``."""
     steps, budget = _checked(adapter, pruner, budget) if pruner else ((), None)
     first = next((step for step in steps if step.stage.layer is None), None)
-    requires = first.selector.requires if first else frozenset()
+    given = check_signals(first.selector.requires if first else (), _facts(adapter))
     seconds = {"vision": 0.0, "selection": 0.0}
     if encoded is None:
         with stopwatch(seconds, "vision", adapter.device):
-            encoded = encode(adapter, inputs, requires)
+            encoded = encode(adapter, inputs, frozenset(given))
     if first and first.selector.segments == "together":
         encoded = replace(encoded, layout=encoded.layout.joined())
     layout, left = encoded.layout, Left.all(encoded)
@@ -58,7 +58,7 @@ def prune_inputs(
     if first:
         quotas = layout.divided([each[0] for each in counts])
         view = Encoding(adapter, inputs, encoded, questions, samples, quotas)
-        left = _chosen(first, view, seconds)
+        left = _chosen(first, view, given, seconds)
         _check_sequence(first.selector, within, left.chosen)
     close = first is not None and first.selector.positions == "repacked"
     shorter = shortened_prompt(adapter, inputs, left.kept, close=close) | left.encoder_outputs(adapter)
@@ -73,15 +73,15 @@ def prune_inputs(
     return PrunedInputs(shorter, left.chosen, left.kept, layout, seconds, inside, stage)
 
 
-def _chosen(step: Step, view: Encoding, seconds: dict[str, float]) -> Left:
+def _chosen(step: Step, view: Encoding, given: Sequence[Signal], seconds: dict[str, float]) -> Left:
     """What goes on from a step before the LLM.
 
     Args:
         step: of the pruner.
         view: the images, and how many tokens of each unit stay.
+        given: signals that its pruner gets.
         seconds: to which those of the selection are added.
     """
-    given = check_signals(step.selector.requires, _facts(view.adapter))
     view.load(given)  # before the clock runs: it is not a part of the selection
     with stopwatch(seconds, "selection", view.adapter.device):
         chosen = choose(step.selector, view, given, step.stage)
