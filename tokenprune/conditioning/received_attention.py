@@ -2,7 +2,7 @@
 
 Paper: https://arxiv.org/abs/2412.04467 (VisionZip, which scores so where there is no CLS token)
 Differs: VisionZip keeps the top tokens and merges others; as a conditioning it takes the place of relevance in
-    CDPruner's kernel, which no paper does. What it is exactly, see ``adapters/vision_attention.py``.
+    CDPruner's kernel, which no paper does. What it is exactly, see ``towers/attention.py``.
 """
 
 from __future__ import annotations

@@ -30,6 +30,9 @@ class Encoding:
         samples: that the prompts were made of; None if there are none.
         quotas: how many tokens of each unit stay.
         tower: paired text tower that was given; None to find it.
+
+    Raises:
+        ModelError: if there are not as many questions as prompts, whether or not a signal depends on them.
     """
 
     adapter: ModelAdapter
@@ -39,6 +42,11 @@ class Encoding:
     samples: Sequence[Sample] | None = None
     quotas: Sequence[int] = ()
     tower: TextTower | None = None
+
+    def __post_init__(self) -> None:
+        prompts = len(self.inputs["input_ids"])
+        if self.questions is not None and len(self.questions) != prompts:
+            raise ModelError(f"there are {len(self.questions)} questions for {prompts} prompts")
 
     @property
     def facts(self) -> Facts:
@@ -57,14 +65,12 @@ class Encoding:
         """What each prompt asks, or what its sample has as another question.
 
         Raises:
-            ModelError: if there are as many questions as prompts not, or there is no other question.
+            ModelError: if there is no other question.
         """
         if question == "other":
             return other_questions(self.samples or ())
         if self.questions is None:
             return tuple(questions_of(self.adapter, self.inputs["input_ids"]))
-        if len(self.questions) != len(self.inputs["input_ids"]):
-            raise ModelError(f"there are {len(self.questions)} questions for {len(self.inputs['input_ids'])} prompts")
         return tuple(self.questions)
 
     def load(self, signals: Iterable[Signal]) -> None:
