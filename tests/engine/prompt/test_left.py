@@ -29,7 +29,7 @@ class Uneven(Project):
     def _select(self, tokens, k):
         score = self.score(tokens)
         rank = score.argsort(1, descending=True).argsort(1)
-        number = (k // 2 + (score.sum(1).abs() * 1e3).long() % (k - k // 2 + 1)).clamp(min=1)
+        number = (k // 2 + tokens.content_ids() % (k - k // 2 + 1)).clamp(min=1)
         return tp.TokenSelection.from_mask(rank < number[:, None])
 
 
