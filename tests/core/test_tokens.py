@@ -60,7 +60,7 @@ def test_bad_visual_tokens(arguments, message):
         ([[0, 1, 1]], {}, "strictly increasing"),
         ([[-1, 2]], {}, "strictly increasing"),
         ([[0, 6]], {}, "within"),
-        ([[]], {}, "non-empty"),
+        ([], {}, "of some rows"),
         ([[0, 1]], {"scores": torch.zeros(1, 5)}, "scores"),
         ([[0, 1]], {"order": torch.tensor([[0, 2]])}, "order"),
         ([[0, 1]], {"merged": torch.zeros(1, 1, 4)}, "merged"),

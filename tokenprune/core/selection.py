@@ -16,7 +16,8 @@ class TokenSelection:
     """What a pruner decides at one stage. Unsorted or repeated indices cannot be expressed.
 
     Attributes:
-        keep: (B, K) long, strictly increasing in each row; where rows keep different numbers, padded with -1.
+        keep: (B, K) long, strictly increasing in each row; where rows keep different numbers, padded with -1. K is 0 if
+            nothing stays.
         num_tokens: N, visual tokens before; K = N is the identity.
         scores: (B, N), higher stays, of methods that score.
         order: (B, K) long, the same indices in the order in which a greedy method picked them.
@@ -42,13 +43,15 @@ class TokenSelection:
 
     def __post_init__(self) -> None:
         keep, n = self.keep, self.num_tokens
-        if keep.dim() != 2 or keep.dtype != torch.long or 0 in keep.shape:
-            raise SelectionError(f"keep must be a non-empty (B, K) long tensor, got {tuple(keep.shape)} {keep.dtype}")
+        if keep.dim() != 2 or keep.dtype != torch.long or len(keep) == 0:
+            raise SelectionError(
+                f"keep must be a (B, K) long tensor of some rows, got {tuple(keep.shape)} {keep.dtype}"
+            )
         there = keep >= 0
         increasing = (keep[:, 1:] > keep[:, :-1]) | ~there[:, 1:]
-        if not bool(there[:, 0].all()) or not bool((there[:, :-1] | ~there[:, 1:]).all()) or not bool(increasing.all()):
+        if not bool((there[:, :-1] | ~there[:, 1:]).all()) or not bool((increasing & (keep[:, 1:] >= -1)).all()):
             raise SelectionError(f"keep must be strictly increasing within [0, {n}), with any -1 at the end")
-        if int(keep.max()) >= n:
+        if bool((keep >= n).any()) or bool((keep < -1).any()):
             raise SelectionError(f"keep must be strictly increasing within [0, {n})")
         if self.scores is not None and self.scores.shape != (len(keep), n):
             raise SelectionError(f"scores must be {(len(keep), n)}, got {tuple(self.scores.shape)}")

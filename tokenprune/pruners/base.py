@@ -82,7 +82,7 @@ class Pruner(ABC):
     def counts(self, spec: ModelSpec, keep: int, total: int) -> tuple[int, ...]:
         """How many visual tokens each stage selects if ``keep`` of ``total`` are to be left after the last.
 
-        It grows with ``keep`` and is 0 at 0.
+        It does not fall where ``keep`` grows, and is 0 at 0. A stage may select nothing: then all visual tokens leave.
         """
         return (keep,) * len(self.stages(spec))
 
@@ -139,7 +139,7 @@ class Pruner(ABC):
 
         Args:
             tokens: the visual tokens of a stage.
-            k: how many of each row stay, tokens.
+            k: how many of each row stay, tokens; at least 1.
 
         Returns:
             The selection; with ``k`` = N the identity.

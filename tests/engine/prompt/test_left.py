@@ -148,3 +148,28 @@ def test_segments_of_an_image_that_is_one_row():
     assert video.place.shape == (video.num_tokens, 3)
     assert video.place[height * width].tolist() == [1, 0, 0]
     assert video.place[width + 1].tolist() == [0, 1, 1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Withdraw(Project):
+    """Keeps some visual tokens up to a layer, and none behind it."""
+
+    layers: tuple[int, ...] = (1, 3)
+    positions: str = "original"
+
+    def stages(self, spec):
+        return tuple(map(Stage, self.layers))
+
+    def schedule(self, spec, budget, total):
+        return (*[budget.resolve(total)] * (len(self.layers) - 1), 0)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("layers", [(2,), (1, 3)])
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "qwen3_vl", "gemma3"])
+def test_a_stage_that_keeps_nothing(name, layers, attention):
+    family = families()[name]
+    model, processor = family.build(attention)
+    inputs = family.ask(processor, 1, 2)
+    trace = check_masking(family, model, processor, inputs, Withdraw(layers=layers), keep_tokens=9)
+    assert trace.stages[-1].counts == [len(fixed) for fixed in family.fixed(model, inputs)]

@@ -231,6 +231,10 @@ class Prefill:
         for (left, k, _, _), members in groups.items():
             rows = torch.tensor(members, device=hidden.device)
             visual = of_rows(alive.visual, rows).nonzero()[:, 1].view(len(members), left)
+            if k == 0:  # nothing to choose: all of them leave
+                nothing = rows.new_zeros(len(members), 0)
+                chosen.append((rows, visual, TokenSelection(nothing, left)))
+                continue
             signals = {str(signal): value for signal, value in stage_signals(StageRows(view, rows, visual), selector)}
             ids = functools.partial(self._ids, rows)
             tokens = VisualTokens(take(of_rows(view.hidden, rows), visual), signals, row_ids=ids)
