@@ -5,7 +5,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import tokenprune as tp
 from tokenprune import signals
-from tokenprune.towers.patches import last_layer, pool
+from tokenprune.towers.patches import pool, siglip_signals
 from tokenprune.towers.sizes import decoder_spec, vision_spec
 
 
@@ -40,7 +40,7 @@ class AyaVisionAdapter(tp.ModelAdapter):
         return BaseModelOutputWithPooling(pooler_output=torch.cat(parts)[:, None])
 
     def vision_signals(self, modality, output, inputs, requires):
-        return last_layer(self.model.base_model.vision_tower.encoder.layers, output, requires)
+        return siglip_signals(self.model.base_model.vision_tower.encoder.layers, output, requires)
 
     def per_token(self, modality, x, inputs):
         side, factor = self.grid()[0], self.model.config.downsample_factor

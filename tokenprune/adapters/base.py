@@ -33,7 +33,8 @@ class ModelAdapter(ABC):
 
     Attributes:
         model_types: values of ``config.model_type`` that it serves.
-        offers: signals that its vision tower can give.
+        offers: signals that its vision tower can give, of the layer whose output the projector reads.
+        any_layer: whether it can give them of any other layer of the tower, too.
         example: hub id of a checkpoint.
         prompt: of a question, for processors without a chat template.
         roles: what comes before a question and after it in prompts of models that have no chat template and one turn.
@@ -47,6 +48,7 @@ class ModelAdapter(ABC):
 
     model_types: ClassVar[tuple[str, ...]]
     offers: ClassVar[frozenset[Signal]]
+    any_layer: ClassVar[bool] = False
     example: ClassVar[str]
     prompt: ClassVar[str] = "USER: <image>\n{question} ASSISTANT:"
     roles: ClassVar[tuple[str, str] | None] = None

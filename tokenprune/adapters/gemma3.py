@@ -25,7 +25,7 @@ from tokenprune.core.signals import TOWER, PairedImage, Signal
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers import nominal
 from tokenprune.towers.items import Grid
-from tokenprune.towers.patches import last_layer, pool
+from tokenprune.towers.patches import pool, siglip_signals
 from tokenprune.towers.sizes import decoder_spec, has_head, vision_spec
 
 
@@ -37,6 +37,7 @@ class Gemma3Adapter(ModelAdapter):
     example = "google/gemma-3-4b-it"
     normed = True
     offers = TOWER | {PairedImage()}
+    any_layer = True
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -89,7 +90,7 @@ class Gemma3Adapter(ModelAdapter):
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
         """See ``ModelAdapter``; of the last layer."""
-        return last_layer(self.model.base_model.vision_tower.encoder.layers, output, requires)
+        return siglip_signals(self.model.base_model.vision_tower.encoder.layers, output, requires)
 
     def per_token(self, modality: str, x: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """See ``ModelAdapter``; means over the patches of a token."""

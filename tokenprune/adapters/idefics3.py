@@ -25,7 +25,7 @@ from tokenprune.core.signals import TOWER, PairedImage, Signal, TowerAttention
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers import nominal
 from tokenprune.towers.items import Grid, Item, Unit
-from tokenprune.towers.patches import last_layer, pool
+from tokenprune.towers.patches import pool, siglip_signals
 from tokenprune.towers.pictures import Pictures
 from tokenprune.towers.sizes import decoder_spec, vision_spec
 
@@ -44,6 +44,7 @@ class Idefics3Adapter(ModelAdapter):
     scopes = ("tile", "image")
     normed = True
     offers = TOWER | {PairedImage()}
+    any_layer = True
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -127,7 +128,7 @@ class Idefics3Adapter(ModelAdapter):
         """See ``ModelAdapter``; of the last layer."""
         if TowerAttention("patches") in requires:
             _check_whole(inputs)
-        return last_layer(self.model.base_model.vision_model.encoder.layers, output, requires)
+        return siglip_signals(self.model.base_model.vision_model.encoder.layers, output, requires)
 
     def per_token(self, modality: str, x: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """See ``ModelAdapter``; means over the patches of a token."""

@@ -26,6 +26,7 @@ class LlavaAdapter(ModelAdapter):
     model_types = ("llava",)
     example = "llava-hf/llava-1.5-7b-hf"
     offers = TOWER | {PairedImage(), TowerAttention("cls"), SmallerPicture()}
+    any_layer = True
 
     places = ("projector", "pre_llm", "decoder")
 

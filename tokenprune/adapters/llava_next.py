@@ -45,6 +45,7 @@ class LlavaNextAdapter(ModelAdapter):
     example = "llava-hf/llava-v1.6-vicuna-7b-hf"
     scopes: ClassVar[tuple[str, ...]] = ("tile", "image", "all", "papers")
     offers = TOWER | {PairedImage(), TowerAttention("cls")}
+    any_layer = True
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:

@@ -43,6 +43,7 @@ class LlavaOnevisionAdapter(ModelAdapter):
     scopes = ("tile", "image", "per_frame")
     any_size = True  # of videos
     offers = TOWER | {PairedImage()}
+    any_layer = True
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:

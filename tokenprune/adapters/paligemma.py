@@ -23,7 +23,7 @@ from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import TOWER, PairedImage, Signal
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers.items import Grid
-from tokenprune.towers.patches import last_layer
+from tokenprune.towers.patches import siglip_signals
 from tokenprune.towers.sizes import decoder_spec, has_head, vision_spec
 
 
@@ -38,6 +38,7 @@ class PaliGemmaAdapter(ModelAdapter):
     answer_type = 1
     normed = True
     offers = TOWER | {PairedImage()}
+    any_layer = True
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -103,5 +104,5 @@ class PaliGemmaAdapter(ModelAdapter):
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
         """See ``ModelAdapter``; of the last layer."""
-        found = last_layer(self.model.base_model.vision_tower.encoder.layers, output, requires)
+        found = siglip_signals(self.model.base_model.vision_tower.encoder.layers, output, requires)
         return {name: x.flatten(0, 1) for name, x in found.items()}

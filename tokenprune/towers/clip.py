@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import Signal, TowerAttention, TowerKeys, TowerStates, plain_names
+from tokenprune.core.signals import Signal, TowerAttention, TowerStates, plain_names
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers.attention import attention_to
 from tokenprune.towers.sizes import decoder_spec, has_head, vision_spec
@@ -52,42 +52,53 @@ def first_token(config: Any) -> int:
 
 
 def tower_signals(model: Any, output: Any, requires: frozenset[Signal]) -> dict[Signal, Tensor]:
-    """Signals of the patches that the projector reads; all are of the encoder layer whose output it reads.
+    """Signals of the patches that the projector reads, of the encoder layer whose output it reads or one that is named.
 
     Args:
         model: with ``vision_tower``.
         output: of the tower, with the hidden states that are needed.
-        requires: VISION_HIDDEN and KEYS (I, N, C), CLS_ATTENTION and RECEIVED_ATTENTION (I, N, H) are given as far as
+        requires: ``TowerStates`` and ``TowerKeys`` (I, N, C), ``TowerAttention`` (I, N, H) are given as far as
             required; I are the pictures that the tower saw. What patches receive is from patches alone, not from CLS.
 
     Raises:
         ModelError: if the model does not have them.
     """
-    config = model.config
-    layer, first = config.vision_feature_layer, first_token(config)
-    if requires and not isinstance(layer, int):
+    config, layers = model.config, model.base_model.vision_tower.encoder.layers
+    read, first, states = config.vision_feature_layer, first_token(config), output.hidden_states
+    if any(layer_of(signal) is None for signal in requires) and not isinstance(read, int):
         names = plain_names(requires)
-        raise ModelError(f"the projector reads several layers, {list(layer)}, so {names} could be any of theirs")
+        raise ModelError(f"the projector reads several layers, {list(read)}, so {names} could be any of theirs")
     signals: dict[Signal, Tensor] = {}
-    if TowerStates() in requires:
-        signals[TowerStates()] = output.hidden_states[layer][:, first:]
-    if any(signal.reads_layers for signal in requires):
-        index = attention_layer(layer, output.hidden_states)
-        block = model.base_model.vision_tower.encoder.layers[index]
-        x, attention = block.layer_norm1(output.hidden_states[index]), block.self_attn
-        keys, patches = attention.k_proj(x), CLS_TOKENS[config.vision_config.model_type]
-        signals[TowerKeys()] = keys[:, first:]
-        if TowerAttention("cls") in requires:
-            if not patches:
-                raise ModelError(
-                    f"the vision tower {config.vision_config.model_type!r} has no CLS token whose attention could be "
-                    "read; received_attention stands in for cls_attention there"
-                )
-            signals[TowerAttention("cls")] = attention_to(keys, attention.q_proj(x[:, :1]), attention)[:, first:]
-        if TowerAttention("patches") in requires:
-            asking = attention.q_proj(x[:, patches:])
-            signals[TowerAttention("patches")] = attention_to(keys, asking, attention)[:, first:]
+    for signal in requires:
+        given = layer_of(signal)
+        if isinstance(signal, TowerStates):
+            signals[signal] = states[read if given is None else given % len(layers) + 1][:, first:]
+            continue
+        index = attention_layer(read, states) if given is None else given % len(layers)
+        x, attention = layers[index].layer_norm1(states[index]), layers[index].self_attn
+        keys = attention.k_proj(x)
+        if isinstance(signal, TowerAttention):
+            asking = _asking(signal, x, config.vision_config.model_type)
+            keys = attention_to(keys, attention.q_proj(asking), attention)
+        signals[signal] = keys[:, first:]
     return signals
+
+
+def _asking(signal: TowerAttention, x: Tensor, tower: str) -> Tensor:
+    """(I, Q, C) inputs of the queries of an attention: of CLS, or of all patches."""
+    number = CLS_TOKENS[tower]
+    if signal.query == "cls" and not number:
+        raise ModelError(
+            f"the vision tower {tower!r} has no CLS token whose attention could be read; received_attention stands in "
+            "for cls_attention there"
+        )
+    return x[:, :1] if signal.query == "cls" else x[:, number:]
+
+
+def layer_of(signal: Signal) -> int | None:
+    """The layer of a vision tower that a signal names; None for the one whose output the projector reads."""
+    layer: int | None = getattr(signal, "layer", None)
+    return layer
 
 
 def attention_layer(layer: int, hidden_states: Sequence[Tensor]) -> int:

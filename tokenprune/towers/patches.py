@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenprune.core.signals import Signal, TowerAttention, TowerKeys, TowerStates
+from tokenprune.core.signals import Signal, TowerAttention, TowerStates
 from tokenprune.towers.attention import attention_to
 from tokenprune.towers.items import Grid
 
@@ -27,22 +27,25 @@ def pool(x: Tensor, grid: Grid, side: int) -> Tensor:
     return x.reshape(len(x), height, side, width, side, -1).mean((2, 4)).flatten(1, 2)
 
 
-def last_layer(layers: Any, output: Any, requires: frozenset[Signal]) -> dict[Signal, Tensor]:
-    """Signals, as far as required, of a SigLIP tower whose last features are read.
+def siglip_signals(layers: Any, output: Any, requires: frozenset[Signal]) -> dict[Signal, Tensor]:
+    """Signals of a SigLIP tower whose last features are read, of its last layer or one that is named.
 
-    VISION_HIDDEN and KEYS are (I, patches, C), RECEIVED_ATTENTION is (I, patches, H).
+    ``TowerStates`` and ``TowerKeys`` are (I, patches, C), ``TowerAttention`` is (I, patches, H).
 
     Args:
         layers: of the tower.
-        output: of the tower; with hidden states if keys or attention are required.
+        output: of the tower; with the hidden states that are needed.
         requires: signals.
     """
     signals: dict[Signal, Tensor] = {}
-    if TowerStates() in requires:
-        signals[TowerStates()] = output.last_hidden_state
-    if requires & {TowerKeys(), TowerAttention("patches")}:
-        attention, x = layers[-1].self_attn, layers[-1].layer_norm1(output.hidden_states[-2])
-        signals[TowerKeys()] = attention.k_proj(x)
-        if TowerAttention("patches") in requires:
-            signals[TowerAttention("patches")] = attention_to(signals[TowerKeys()], attention.q_proj(x), attention)
+    for signal in requires:
+        given: int | None = getattr(signal, "layer", None)
+        index = (-1 if given is None else given) % len(layers)
+        if isinstance(signal, TowerStates):
+            signals[signal] = output.last_hidden_state if given is None else output.hidden_states[index + 1]
+            continue
+        attention, x = layers[index].self_attn, layers[index].layer_norm1(output.hidden_states[index])
+        keys = attention.k_proj(x)
+        asked = isinstance(signal, TowerAttention)
+        signals[signal] = attention_to(keys, attention.q_proj(x), attention) if asked else keys
     return signals

@@ -61,11 +61,19 @@ def test_the_order_of_the_alternatives_decides():
 @pytest.mark.parametrize(
     ("name", "signal", "message"),
     [
-        ("llava", TowerKeys(layer=1), "LlavaAdapter cannot give the signals keys"),
-        ("llava", TowerAttention("cls", layer=1), "LlavaAdapter cannot give the signals cls_attention"),
-        ("qwen2_5_vl", TowerKeys(layer=1), "QwenVLAdapter cannot give the signals keys"),
+        (
+            "mistral3",
+            TowerKeys(layer=1),
+            r"Mistral3Adapter cannot give .* tower_keys\[layer=1\]; it offers keys",
+        ),
+        (
+            "internvl",
+            TowerAttention("cls", layer=1),
+            r"InternVLAdapter cannot give .* tower_attention\[query=cls,layer=1\]",
+        ),
+        ("qwen2_5_vl", TowerKeys(layer=1), r"QwenVLAdapter cannot give the signals tower_keys\[layer=1\]"),
         ("qwen2_5_vl", CLS, "cannot give the signals cls_attention; .*received_attention stands in for cls_attention"),
-        ("llava", OneOf(TowerKeys(layer=1), TextAttention()), "cannot give the signals keys or text_attention"),
+        ("qwen2_5_vl", OneOf(TowerKeys(layer=1), TextAttention()), "cannot give the signals keys or text_attention"),
     ],
 )
 def test_what_no_family_offers_is_refused(name, signal, message):

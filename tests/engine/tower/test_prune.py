@@ -135,7 +135,7 @@ def test_budgets():
             ModelError,
             "a classifier without text, cannot give the signals text_attention; it offers cls",
         ),
-        ("vit", "dart", 2, ModelError, "cannot give the signals keys, normed_hidden, text_keys"),
+        ("vit", "dart", 2, ModelError, r"cannot give the signals keys\[layer=previous\], normed_hidden, text_keys"),
         (
             "siglip",
             ByCLS(),

@@ -67,6 +67,11 @@ class TowerStates(Signal):
     shape: ClassVar[str] = "tokens tower_width"
     layer: int | None = None
 
+    @property
+    def reads_layers(self) -> bool:
+        """Whether a layer is named: what the projector reads is there anyway."""
+        return self.layer is not None
+
 
 @dataclass(frozen=True)
 class PairedImage(Signal):

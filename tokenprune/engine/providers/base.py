@@ -18,7 +18,6 @@ from tokenprune.core.signals import (
     PromptMask,
     Signal,
     TowerAttention,
-    plain_names,
 )
 from tokenprune.core.steps import Selector, Step
 
@@ -198,8 +197,10 @@ def refusal(who: str, absent: Sequence[Signal], offered: Iterable[str]) -> Model
         offered: plain names of those that it can give.
     """
     names, instead = sorted(offered), ""
+    # With its parameters, where another of that name is on offer.
+    wanted = ", ".join(sorted(str(each) if each.plain in names else each.plain for each in absent))
     if TowerAttention("cls") in absent and TowerAttention("patches").plain in names:
         instead = "; received_attention stands in for cls_attention, as there is no CLS token"
     if PromptEmbeds().plain in names and any(isinstance(each, PairedImage | PairedText) for each in absent):
         instead = "; no text tower is known for its vision tower: use conditioning prompt_embedding or none"
-    return ModelError(f"{who} cannot give the signals {plain_names(absent)}; it offers {', '.join(names)}{instead}")
+    return ModelError(f"{who} cannot give the signals {wanted}; it offers {', '.join(names)}{instead}")
