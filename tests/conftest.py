@@ -24,6 +24,7 @@ def pytest_collection_modifyitems(items):
     """Mark what a covering design of the cases leaves out."""
     spare_eager(items)
     spare_pairs(items)
+    items.sort(key=lambda item: not item.path.match("sweeps/launch/test_*.py"))  # what takes longest begins at once
 
 
 def spare_eager(items):

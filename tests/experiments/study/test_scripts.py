@@ -47,6 +47,7 @@ def test_run(done):
     assert "# Study of depth-wise policies" in results.with_name("report.md").read_text()
 
 
+@pytest.mark.full
 def test_report_elsewhere(done, tmp_path):
     folder = done[1].parent
     result = call("report.py", folder, "--out", tmp_path / "new")

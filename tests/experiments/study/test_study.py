@@ -168,6 +168,7 @@ def test_again_measures_nothing(done, encoded):
     assert path.read_bytes() == before
 
 
+@pytest.mark.full
 def test_a_study_that_is_stopped_goes_on(done, encoded, tmp_path):
     """Half a line is lost, and the rest of the journal is measured again, to the same results."""
     config, path = done
@@ -185,6 +186,7 @@ def test_a_study_that_is_stopped_goes_on(done, encoded, tmp_path):
     assert 0 < next(encoded) < 20
 
 
+@pytest.mark.full
 def test_other_code_is_measured_anew(done, encoded, monkeypatch):
     config, path = done
     small = dataclasses.replace(config, greedy=())
