@@ -9,8 +9,11 @@ import tokenprune as tp
 from tokenprune.adapters.registry import ADAPTERS
 from tokenprune.conditioning.base import CONDITIONINGS
 from tokenprune.core.signals.base import KINDS, PLAIN
+from tokenprune.costs.conventions import CONVENTIONS
 from tokenprune.engine.providers import base as providers
+from tokenprune.functional.kernels import KERNELS
 from tokenprune.pruners.base import PRUNERS
+from tokenprune.report.sections import SECTIONS
 from tokenprune.tasks.base import TASKS
 
 
@@ -21,7 +24,7 @@ def outside(monkeypatch):
         registry.names()
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     providers.provider_of(tp.signals.PromptMask())
-    kept = [(known, dict(known)) for known in (KINDS, PLAIN, providers._PROVIDERS)]
+    kept = [(known, dict(known)) for known in (KINDS, PLAIN, providers._PROVIDERS, KERNELS, CONVENTIONS, SECTIONS)]
     yield lambda name: runpy.run_path(str(Path(__file__).parent / name))
     for known, before in kept:
         known.clear()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
 
 from torch import Tensor
 
@@ -101,7 +101,23 @@ def over_heads(tokens: VisualTokens, signal: Signal) -> Tensor:
     return widen(value).mean(1)
 
 
-CONDITIONINGS: Registry[Conditioning] = Registry("conditioning", package="tokenprune.conditioning", group=None)
+C = TypeVar("C", bound=Conditioning)
+CONDITIONINGS: Registry[Conditioning] = Registry(
+    "conditioning", package="tokenprune.conditioning", group="tokenprune.conditioning"
+)
+
+
+def register_conditioning(name: str, *, paper: str | None = None) -> Callable[[type[C]], type[C]]:
+    """Class decorator that makes a conditioning known: ``conditioning: <name>`` of CDPruner.
+
+    Args:
+        name: public name; also that of its file.
+        paper: URL of the paper.
+
+    Raises:
+        RegistryError: if the name is malformed or taken.
+    """
+    return cast(Callable[[type[C]], type[C]], CONDITIONINGS.register(name, paper=paper))
 
 
 def make_conditioning(given: str | Mapping[str, Any]) -> Conditioning:

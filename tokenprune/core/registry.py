@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 from tokenprune.core.errors import RegistryError, hint
 
 T = TypeVar("T")
+V = TypeVar("V")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -128,3 +129,22 @@ class Registry(Generic[T]):
         except Exception as error:  # a stranger's import can fail in any way; it must not take the others with it
             self.broken[point.name] = f"{type(error).__name__}: {error} (entry point {point.value!r})"
             warnings.warn(f"{self.kind} plug-in {point.name!r} is ignored: {self.broken[point.name]}", stacklevel=4)
+
+
+def enter(kind: str, known: MutableMapping[str, V], name: str, value: V) -> None:
+    """Make a value known under a name, of things that are no classes.
+
+    Args:
+        kind: of the thing, singular, for messages: ``kernel``.
+        known: all of them; the value is added.
+        name: lower case letters, digits and underscores, starting with a letter.
+        value: the thing.
+
+    Raises:
+        RegistryError: if the name is malformed or taken.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise RegistryError(f"{kind} name {name!r} is malformed: use lower case letters, digits and '_'")
+    if name in known:
+        raise RegistryError(f"{kind} name {name!r} is taken; choose another")
+    known[name] = value

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tokenprune.core.plan import Operation, OperationPlan
+from tokenprune.core.registry import enter
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
 
 
@@ -81,3 +82,25 @@ CONVENTIONS: dict[str, Convention] = {
     "sparsevlm": Convention(sparsevlm, "1 a multiply-add, text"),
     "fastv": Convention(fastv, "1 a multiply-add, MLP of two matrices, text"),
 }
+
+
+Layer = Callable[[TransformerSpec, int, int, int], int]
+
+
+def register_convention(name: str, counts: str, *, text: bool = True) -> Callable[[Layer], Layer]:
+    """Decorator of a function of one layer that makes a convention known to ``tokenprune flops``.
+
+    Args:
+        name: public name.
+        counts: what it counts, in a few words.
+        text: whether text counts, or visual tokens alone.
+
+    Raises:
+        RegistryError: if the name is malformed or taken.
+    """
+
+    def register(layer: Layer) -> Layer:
+        enter("convention", CONVENTIONS, name, Convention(layer, counts, text))
+        return layer
+
+    return register

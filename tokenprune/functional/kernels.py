@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
+from tokenprune.core.registry import enter
 from tokenprune.functional.vectors import inverse_norm, take, unit, widen
 
 STRIP = 256  # rows of a symmetric block at a time; of each strip only what is right of its start is computed
@@ -130,6 +132,7 @@ def _inverse_bandwidth(distances: Tensor, valid: Tensor) -> Tensor:
     return mean.clamp_min(torch.finfo(mean.dtype).tiny).reciprocal().expand_as(distances)
 
 
+K = TypeVar("K", bound=Kernel)
 KERNELS: dict[str, Kernel] = {
     "cosine": Cosine(),
     "linear": Linear(),
@@ -137,6 +140,24 @@ KERNELS: dict[str, Kernel] = {
     "polynomial": Polynomial(),
     "laplacian": Laplacian(),
 }
+
+
+def register_kernel(name: str) -> Callable[[type[K]], type[K]]:
+    """Class decorator that makes a kernel known, so that ``kernel: <name>`` of CDPruner is it.
+
+    Args:
+        name: public name.
+
+    Raises:
+        RegistryError: if the name is malformed or taken.
+    """
+
+    def register(kernel: type[K]) -> type[K]:
+        made: Kernel = kernel()
+        enter("kernel", KERNELS, name, made)
+        return kernel
+
+    return register
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ from tokenprune.report.markdown import markdown
 from tokenprune.report.numbers import budget
 from tokenprune.report.page import page
 from tokenprune.report.rows import Section, sections_of
+from tokenprune.report.sections import SECTIONS
 from tokenprune.sweeps.store import RunFolder, RunRecord
 
 EQUAL = Choice()  # FLOPs within 2 %
@@ -179,6 +180,7 @@ class _Maker:
             sheet, compared = contrast.difference(section, two, samples, self.lines, place)
             self.overlaps += sheet
             blocks += compared
+        blocks += [block for write in SECTIONS.values() for block in write(section)]
         return [*blocks, *_failures(section), *results.notes(section)]
 
 
