@@ -64,11 +64,11 @@ class AutoAdapter(ModelAdapter):
     def vision_signals(
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
-        """None."""
+        """No signals: where they are in an unknown vision tower is not known."""
         return {}
 
     def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
-        """See ``ModelAdapter``; where an image is cut into tiles, what stands side by side in a prompt is one.
+        """Images as units; where an image is cut into tiles, what stands side by side in a prompt is one image.
 
         If text is between the tiles, it is not known where an image ends, and all images of a prompt count as one.
         Where it is not known which pixels are whose, features stand for them, and a randomised pruner may treat an
@@ -83,12 +83,12 @@ class AutoAdapter(ModelAdapter):
         return [Item(x, [Unit(torch.arange(len(x)))], p) for x, p in zip(images, own, strict=True)]
 
     def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
-        """See ``ModelAdapter``; a tensor if the encoder gave one, in which each visual token counts as an image."""
+        """The encoder's output is a tensor (T, 1, D) if it gave a tensor: each visual token counts as an image."""
         whole = isinstance(output.pooler_output, Tensor)
         return BaseModelOutputWithPooling(pooler_output=torch.cat(parts)[:, None] if whole else parts)
 
     def positions(self, inputs: Mapping[str, Any]) -> Tensor:
-        """See ``ModelAdapter``; as the model itself says."""
+        """Position ids as the model itself numbers the unpruned prompt."""
         given = {**inputs, "attention_mask": real_tokens(inputs).long()}
         found: Tensor = self.model._prepare_position_ids_for_generation(inputs["input_ids"], given)
         if found.dim() != 2:
@@ -104,7 +104,7 @@ def unknown(model: Any) -> str:
 
 
 def runs(place: Tensor) -> Tensor:
-    """(R,) long, lengths of the runs of a (B, L) mask, row after row; none goes on in the next row."""
+    """Lengths (R,) long of the runs of True in a (B, L) mask, row after row; no run goes on in the next row."""
     begins = place & ~torch.nn.functional.pad(place[:, :-1], (1, 0))
     return torch.bincount(begins.flatten().cumsum(0)[place.flatten()] - 1)
 

@@ -87,7 +87,7 @@ class ModelAdapter(ABC):
 
     @classmethod
     def check_scope(cls, scope: str | None) -> None:
-        """Raise ModelError unless there is such a scope."""
+        """Raise ModelError unless the family has such a scope."""
         if scope is not None and scope not in cls.scopes:
             raise ModelError(f"scope {scope!r} is not one of {cls.__name__}; {hint(scope, cls.scopes)}")
 
@@ -100,18 +100,18 @@ class ModelAdapter(ABC):
     def vision_signals(
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
-        """``TowerAttention`` (T, H), ``TowerKeys`` and ``TowerStates`` (T, C), as far as required.
+        """Signals of the vision tower, as required: ``TowerAttention`` (T, H), ``TowerKeys``, ``TowerStates`` (T, C).
 
         T are the visual tokens of the modality in the order of their placeholders; arguments as those of ``items``.
         Where tokens are made of several patches, of each patch, as ``per_token`` takes it.
         """
 
     def per_token(self, modality: str, x: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """(T, ...) of each visual token, from what ``vision_signals`` gives; here these are the same."""
+        """Signals (T, ...) of visual tokens, from what ``vision_signals`` gives; here these are the same."""
         return x
 
     def grid(self) -> Grid | None:
-        """(height, width) of an image's visual tokens if they are in raster order and all images have the same."""
+        """The (height, width) of an image's visual tokens, if in raster order and alike for all images; else None."""
         return None
 
     def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
@@ -136,11 +136,11 @@ class ModelAdapter(ABC):
         return BaseModelOutputWithPooling(pooler_output=parts)
 
     def project(self, states: Tensor) -> Tensor:
-        """(t, D) visual tokens of what the vision tower gives for each, (t, V); of families with a stage before it."""
+        """Project states of the vision tower (t, V) to visual tokens (t, D), where there is a stage before that."""
         raise ModelError(f"{type(self).__name__} does not say how its projector makes a visual token of its patches")
 
     def special_states(self, output: Any) -> Tensor:
-        """(I, S, V) of what no patch makes, such as CLS, of each picture that the vision tower saw; see ``project``."""
+        """Tower states (I, S, V) that no patch makes, such as CLS, of each picture that it saw; see ``project``."""
         raise ModelError(f"{type(self).__name__} does not say which tokens of its vision tower no patch makes")
 
     def aligned(self, output: Any, move: Callable[[Tensor], Tensor]) -> Any:
@@ -153,18 +153,18 @@ class ModelAdapter(ABC):
         return output
 
     def count_images(self, ids: Tensor) -> Tensor:
-        """(B,) long, how many images a later turn brings; ModelError if it cannot be told from the prompt."""
+        """How many images a later turn brings, (B,) long; ModelError if the prompt does not tell."""
         numbers = self.placeholders(ids).sum(1)
         if bool((numbers % self.spec.visual_tokens).any()):
             raise ModelError("a later turn cannot bring images whose number of tokens varies; give them all at first")
         return numbers // self.spec.visual_tokens
 
     def positions(self, inputs: Mapping[str, Any]) -> Tensor:
-        """(B, L) position ids of the unpruned prompt, as ``generate`` numbers them."""
+        """Position ids (B, L) of the unpruned prompt, as ``generate`` numbers them."""
         return prompts.text_positions(prompts.real_tokens(inputs))
 
     def forward_positions(self, inputs: Mapping[str, Any]) -> Tensor:
-        """The same, as a forward numbers them that ``generate`` does not call: all columns, padding too."""
+        """Position ids of the unpruned prompt in a bare forward: here (B, L), all columns counted, padding too."""
         ids = inputs["input_ids"]
         return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
 
@@ -183,13 +183,13 @@ class ModelAdapter(ABC):
         return positions - gone.long().cumsum(1)
 
     def placeholders(self, ids: Tensor, modality: str | None = None) -> Tensor:
-        """(B, L) bool, where the visual tokens go: of one modality, or of all."""
+        """Which columns (B, L) bool hold visual tokens: of one modality, or of all."""
         names = PIXELS if modality is None else (modality,)
         tokens = (getattr(self.model.config, f"{name}_token_id", None) for name in names)
         return torch.stack([ids == token for token in tokens if token is not None]).any(0)
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
-        """Raise ModelError, which says why, for what cannot be pruned."""
+        """Raise ModelError, which says why, for inputs that cannot be pruned."""
         if inputs.get("inputs_embeds") is not None or inputs.get("input_ids") is None:
             raise ModelError("inputs_embeds do not tell where the images are; give input_ids and pixel_values")
         prompts.check(inputs, self.placeholders(inputs["input_ids"]))
@@ -201,7 +201,7 @@ class ModelAdapter(ABC):
 
     @classmethod
     def check_budget(cls, pruner: Selector, spec: ModelSpec, budget: Budget) -> None:
-        """Raise BudgetError if it cannot be met, or no image has more tokens; those that have fewer keep all."""
+        """Raise BudgetError if a budget cannot be met, or no image has more tokens; those with fewer keep all."""
         with suppress(BudgetExceedsError) if cls.any_size else nullcontext():
             pruner.schedule(spec, budget, spec.visual_tokens)
 
@@ -221,6 +221,6 @@ class ModelAdapter(ABC):
         return inputs
 
     def nominal_inputs(self, text: int) -> dict[str, Tensor]:
-        """The nominal image of ``spec``, of noise, and ``text`` more tokens."""
+        """Inputs with the nominal image of ``spec``, made of noise, and ``text`` more tokens."""
         prompt = nominal.prompt(self.model.config, text, self.spec.visual_tokens)
         return prompt | {"pixel_values": nominal.tiles(self.model.config, self.spec)}

@@ -41,7 +41,6 @@ class Gemma3Adapter(ModelAdapter):
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
-        """See ``ModelAdapter``."""
         vision = config.vision_config
         return ModelSpec(
             llm=decoder_spec(config.text_config),
@@ -55,16 +54,15 @@ class Gemma3Adapter(ModelAdapter):
         )
 
     def nominal_inputs(self, text: int) -> dict[str, Tensor]:
-        """See ``ModelAdapter``."""
         return nominal.marked(super().nominal_inputs(text), "token_type_ids", self.model.config)
 
     def grid(self) -> Grid:
-        """(height, width) of an image's visual tokens."""
+        """The (height, width) of an image's visual tokens: 16 x 16 for 256."""
         side = int(self.spec.visual_tokens**0.5)
         return side, side
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
-        """See ``ModelAdapter``; ``token_type_ids``, if there are any, must say which tokens are of images."""
+        """Check the size of images, and that ``token_type_ids``, if given, say which tokens are of images."""
         super().check_inputs(inputs)
         check_pixels(inputs, "images", size=(self.model.config.vision_config.image_size,) * 2)
         types, visual = inputs.get("token_type_ids"), self.placeholders(inputs["input_ids"])
@@ -75,7 +73,6 @@ class Gemma3Adapter(ModelAdapter):
             )
 
     def count_images(self, ids: Tensor) -> Tensor:
-        """See ``ModelAdapter``."""
         if not CHUNKS_WORK and bool(self.placeholders(ids).any()):
             raise ModelError(
                 "this version of transformers masks images of a later turn wrongly; give all at first or take >= 5.23"
@@ -83,17 +80,17 @@ class Gemma3Adapter(ModelAdapter):
         return super().count_images(ids)
 
     def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
-        """See ``ModelAdapter``; a tensor in which each visual token counts as an image, so that beams can be made."""
+        """The kept visual tokens as a tensor (T, 1, D), each counted as an image, so that beams can be made."""
         return BaseModelOutputWithPooling(pooler_output=torch.cat(parts)[:, None])
 
     def vision_signals(
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
-        """See ``ModelAdapter``; of the last layer."""
+        """Signals of the tower's last layer, of each patch."""
         return siglip_signals(self.model.base_model.vision_tower.encoder.layers, output, requires)
 
     def per_token(self, modality: str, x: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """See ``ModelAdapter``; means over the patches of a token."""
+        """Means of the signals over the patches of each visual token."""
         vision = self.model.config.vision_config
         side = vision.image_size // vision.patch_size
         return pool(x, (side, side), side // self.grid()[0]).flatten(0, 1)

@@ -48,7 +48,7 @@ class Idefics3Adapter(ModelAdapter):
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
-        """See ``ModelAdapter``; for a square image in 4 x 4 tiles. Longer ones have fewer."""
+        """Sizes for a square image, cut into 4 x 4 tiles and the whole; longer images have fewer tiles."""
         vision, width = config.vision_config, config.text_config.hidden_size
         patches = (vision.image_size // vision.patch_size) ** 2
         return ModelSpec(
@@ -63,28 +63,26 @@ class Idefics3Adapter(ModelAdapter):
         )
 
     def nominal_inputs(self, text: int) -> dict[str, Tensor]:
-        """See ``ModelAdapter``."""
         config, tokens = self.model.config, self.spec.visual_tokens
         prompt = nominal.prompt(config, text, tokens, tokens - tokens // TILES)  # a marker before the whole image
         return {**prompt, "pixel_values": nominal.tiles(config, self.spec)[None]}
 
     def grid(self) -> Grid:
-        """(height, width) of a tile's visual tokens."""
+        """The (height, width) of a tile's visual tokens."""
         config = self.model.config
         side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
         return side, side
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
-        """See ``ModelAdapter``; tiles must have the size that the tower was made for."""
+        """Refuse tiles of another size than the tower was made for, in pixels."""
         super().check_inputs(inputs)
         check_pixels(inputs, "rows", "tiles", size=(self.model.config.vision_config.image_size,) * 2)
 
     def count_images(self, ids: Tensor) -> Tensor:
-        """See ``ModelAdapter``; later turns bring none."""
+        """Refuse images in later turns: their numbers of tokens vary, so a prompt does not tell how many there are."""
         return no_new_images(self.placeholders(ids))
 
     def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
-        """See ``ModelAdapter``."""
         tiles, ids, number = inputs["pixel_values"].flatten(0, 1), inputs["input_ids"], self._tile_tokens()
         tiles = tiles[(tiles != 0).flatten(1).any(1)]  # rows with fewer tiles are filled up with zeros
         places, last = int(self.placeholders(ids).sum()), self._ends(ids)
@@ -105,18 +103,18 @@ class Idefics3Adapter(ModelAdapter):
         return found
 
     def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
-        """See ``ModelAdapter``; a tensor in which each token counts as an image: transformers 5.20 takes no list."""
+        """The kept visual tokens as a tensor (T, 1, D), each counted as an image: transformers 5.20 takes no list."""
         return BaseModelOutputWithPooling(pooler_output=torch.cat(parts)[:, None])
 
     def _ends(self, ids: Tensor) -> Tensor:
-        """(tiles,) bool, whether a tile is the last of its image: the whole image, after its marker."""
+        """Whether each tile, (tiles,) bool, is the last of its image: the whole image, after its marker."""
         marker = ids.new_tensor(self.processor.tokenizer(self._marker(), add_special_tokens=False)["input_ids"])
         row, start = self.placeholders(ids).nonzero()[:: self._tile_tokens()].T
         before = start[:, None] + torch.arange(-len(marker), 0, device=ids.device)
         return (ids[row[:, None], before.clamp(min=0)] == marker).all(1)
 
     def _marker(self) -> str:
-        """Of the whole image."""
+        """The text that stands before the tile of the whole image."""
         return str(getattr(self.processor, "global_image_token", None) or self.processor.global_image_tag)
 
     def _tile_tokens(self) -> int:
@@ -125,13 +123,13 @@ class Idefics3Adapter(ModelAdapter):
     def vision_signals(
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
-        """See ``ModelAdapter``; of the last layer."""
+        """Signals of the tower's last layer, of each patch; ModelError where padding in a tile hides patches."""
         if TowerAttention("patches") in requires:
             _check_whole(inputs)
         return siglip_signals(self.model.base_model.vision_model.encoder.layers, output, requires)
 
     def per_token(self, modality: str, x: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """See ``ModelAdapter``; means over the patches of a token."""
+        """Means of the signals over the patches of each visual token."""
         side, factor = self.grid()[0], self.model.config.scale_factor
         return pool(x, (side * factor, side * factor), factor).flatten(0, 1)
 

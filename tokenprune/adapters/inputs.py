@@ -35,7 +35,7 @@ PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq
 
 
 def real_tokens(inputs: Mapping[str, Any]) -> Tensor:
-    """(B, L) bool, False for padding; all True if there is no ``attention_mask``.
+    """Which tokens (B, L) bool are no padding; all if there is no ``attention_mask``.
 
     Raises:
         ModelError: if the mask does not have the prompt's shape.
@@ -50,7 +50,7 @@ def real_tokens(inputs: Mapping[str, Any]) -> Tensor:
 
 
 def check(inputs: Mapping[str, Any], placeholder: Tensor) -> None:
-    """Refuse prompts and images that cannot belong together; ``layout.place_items`` counts them later.
+    """Refuse prompts and images that cannot belong together; ``engine.prompt.layout.place_items`` counts tokens later.
 
     Args:
         inputs: with ``input_ids``.
@@ -107,12 +107,12 @@ def check_pixels(inputs: Mapping[str, Any], *leading: str, size: Sequence[int], 
 
 
 def text_positions(real: Tensor) -> Tensor:
-    """(B, L) position ids that number the real tokens of each row from 0; 0 for padding."""
+    """Position ids (B, L) that number the real tokens of each row from 0; 0 for padding."""
     return (real.long().cumsum(1) - 1).masked_fill(~real, 0)
 
 
 def no_new_images(placeholder: Tensor) -> Tensor:
-    """(B,) zeros for a later turn of a model whose images have any number of tokens.
+    """Zeros (B,) for a later turn of a model whose images have any number of tokens.
 
     Args:
         placeholder: (B, L) bool, where its visual tokens would go.

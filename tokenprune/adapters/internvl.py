@@ -44,7 +44,7 @@ class InternVLAdapter(ModelAdapter):
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
-        """See ``ModelAdapter``; for an image of as many tiles as there can be."""
+        """Sizes for an image of as many tiles as there can be."""
         vision, patches, width = config.vision_config, cls._patches(config), config.text_config.hidden_size
         shuffled = round(1 / config.downsample_ratio) ** 2
         return ModelSpec(
@@ -61,21 +61,20 @@ class InternVLAdapter(ModelAdapter):
 
     @staticmethod
     def _patches(config: Any) -> int:
-        """Height and width of a tile, patches."""
+        """Height and width of a tile, in patches."""
         side: int = config.vision_config.image_size[0] // config.vision_config.patch_size[0]
         return side
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
-        """See ``ModelAdapter``."""
         super().check_inputs(inputs)
         check_pixels(inputs, "tiles of all images", size=self.model.config.vision_config.image_size)
 
     def count_images(self, ids: Tensor) -> Tensor:
-        """See ``ModelAdapter``; later turns bring none."""
+        """Refuse images in later turns: their numbers of tokens vary, so a prompt does not tell how many there are."""
         return no_new_images(self.placeholders(ids))
 
     def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
-        """See ``ModelAdapter``; an image is a run of placeholders."""
+        """Images with their tiles as units; an image is a run of placeholders."""
         tiles, tokens, _ = output.pooler_output.shape
         own = self.placeholders(inputs["input_ids"], modality)
         begins = own & ~torch.nn.functional.pad(own[:, :-1], (1, 0))
@@ -96,13 +95,13 @@ class InternVLAdapter(ModelAdapter):
         return found
 
     def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
-        """See ``ModelAdapter``; a tensor in which each visual token counts as an image, so that beams can be made."""
+        """The kept visual tokens as a tensor (T, 1, D), each counted as an image, so that beams can be made."""
         return BaseModelOutputWithPooling(pooler_output=torch.cat(parts)[:, None])
 
     def vision_signals(
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
-        """See ``ModelAdapter``; all are of the encoder layer whose output the projector reads."""
+        """Signals of the encoder layer whose output the projector reads, of each visual token."""
         signals: dict[Signal, Tensor] = {}
         layer = self.model.config.vision_feature_layer
         if TowerStates() in requires:
@@ -121,7 +120,7 @@ class InternVLAdapter(ModelAdapter):
         return signals
 
     def _shuffled(self, x: Tensor) -> Tensor:
-        """(tiles, 1 + patches, C) to (T, C): the mean of each visual token's patches, without CLS."""
+        """Means over each visual token's patches, without CLS: (tiles, 1 + patches, C) to (T, C)."""
         config = self.model.config
         side, step = self._patches(config), round(1 / config.downsample_ratio)
         blocks = x[:, 1:].view(len(x), side // step, step, side // step, step, -1)
@@ -129,5 +128,5 @@ class InternVLAdapter(ModelAdapter):
 
 
 def _whole(tokens: int, side: int) -> Unit:
-    """All of an image."""
+    """The whole of an image as one unit."""
     return Unit(torch.arange(tokens), (side, side) if tokens == side**2 else None)

@@ -32,27 +32,25 @@ class LlavaAdapter(ModelAdapter):
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
-        """See ``ModelAdapter``."""
         return llava_spec(config)
 
     def grid(self) -> tuple[int, int] | None:
-        """Patches in raster order, unless the projector also reads the CLS token or skips a patch."""
+        """The (height, width) of the patches; None if the projector also reads the CLS token or skips a patch."""
         vision = self.model.config.vision_config
         side = vision.image_size // vision.patch_size
         return (side, side) if side**2 == self.spec.visual_tokens else None
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
-        """See ``ModelAdapter``; images must have the size that the tower was made for."""
+        """Refuse images of another size than the tower was made for, in pixels."""
         super().check_inputs(inputs)
         check_pixels(inputs, "images", size=(self.model.config.vision_config.image_size,) * 2)
 
     def project(self, states: Tensor) -> Tensor:
-        """See ``ModelAdapter``."""
         projected: Tensor = self.model.base_model.multi_modal_projector(states)
         return projected
 
     def special_states(self, output: Any) -> Tensor:
-        """See ``ModelAdapter``; CLS, unless the projector reads it anyway or there is none."""
+        """The state of CLS (I, 1, V); S is 0 if the projector reads CLS anyway or there is none."""
         config = self.model.config
         states: Tensor = output.hidden_states[config.vision_feature_layer]
         return states[:, : first_token(config)]
@@ -60,5 +58,5 @@ class LlavaAdapter(ModelAdapter):
     def vision_signals(
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
-        """See ``ModelAdapter``; all are of the encoder layer whose output the projector reads."""
+        """Signals of the encoder layer whose output the projector reads, of the patches that it reads."""
         return {name: x.flatten(0, 1) for name, x in tower_signals(self.model, output, requires).items()}

@@ -49,16 +49,14 @@ class LlavaNextAdapter(ModelAdapter):
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
-        """See ``ModelAdapter``; for an image that fills the largest canvas, its newline tokens not counted."""
+        """Sizes for an image that fills the largest canvas, newline tokens not counted."""
         side = config.vision_config.image_size
         return llava_spec(config, 1 + max(height * width for height, width in config.image_grid_pinpoints) // side**2)
 
     def nominal_inputs(self, text: int) -> dict[str, Tensor]:
-        """See ``ModelAdapter``."""
         return anyres.nominal_inputs(self.model.config, self.spec, text)
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
-        """See ``ModelAdapter``."""
         super().check_inputs(inputs)
         config = self.model.config
         if inputs.get("pixel_values") is not None:
@@ -73,11 +71,11 @@ class LlavaNextAdapter(ModelAdapter):
                 )
 
     def count_images(self, ids: Tensor) -> Tensor:
-        """See ``ModelAdapter``; later turns bring none."""
+        """Refuse images in later turns: their numbers of tokens vary, so a prompt does not tell how many there are."""
         return no_new_images(self.placeholders(ids))
 
     def model_inputs(self, texts: Sequence[str], images: Sequence[Any]) -> dict[str, Any]:
-        """See ``ModelAdapter``; the scope ``papers`` has rules of its own for tiles and placeholders."""
+        """Inputs of the model; the scope ``papers`` has rules of its own for tiles and placeholders."""
         if self.scope != "papers":
             return super().model_inputs(texts, images)
         canvas, token = self._canvas(), self.processor.image_token
@@ -91,7 +89,6 @@ class LlavaNextAdapter(ModelAdapter):
         return {name: value.to(self.device) for name, value in inputs.items()}
 
     def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
-        """See ``ModelAdapter``."""
         joint = self.scope == "image"
         items = image_items(self.model, output.pooler_output, inputs, joint=joint, **self._options())
         if self.scope == "all":
@@ -101,11 +98,11 @@ class LlavaNextAdapter(ModelAdapter):
     def vision_signals(
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
-        """See ``ModelAdapter``; all are of the encoder layer whose output the projector reads."""
+        """Signals of the encoder layer whose output the projector reads, of each patch."""
         return tower_signals(self.model, output, requires)
 
     def per_token(self, modality: str, x: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """See ``ModelAdapter``; 0 for newlines."""
+        """Signals of patches in the order of the visual tokens; 0 for newlines."""
         packed = torch.cat(pack(self.model, x, inputs, **self._options()))
         if self.scope != "papers":
             return packed
@@ -134,5 +131,5 @@ def _without_newlines(item: Item) -> Item:
 
 
 def _seen(arrange: Callable[[Tensor], Tensor], seen: Tensor, x: Tensor) -> Tensor:
-    """Without the tokens that are not seen."""
+    """What ``arrange`` gives, without the tokens that are not ``seen``."""
     return arrange(x)[seen]

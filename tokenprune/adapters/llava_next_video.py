@@ -36,14 +36,12 @@ class LlavaNextVideoAdapter(LlavaNextAdapter):
     any_size = True  # of videos
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
-        """See ``ModelAdapter``."""
         super().check_inputs(inputs)
         if inputs.get("pixel_values_videos") is not None:
             size = (self.model.config.vision_config.image_size,) * 2
             check_pixels(inputs, "videos", "frames", size=size, modality="video")
 
     def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
-        """See ``ModelAdapter``."""
         if modality == "image":
             return super().items(modality, output, inputs)
         features = [x.reshape(-1, x.shape[-1]) for x in output.pooler_output]  # transformers 5.20 keeps frames apart
@@ -51,13 +49,13 @@ class LlavaNextVideoAdapter(LlavaNextAdapter):
         return video_items(features, inputs["pixel_values_videos"], side, self.scope)
 
     def per_token(self, modality: str, x: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """See ``ModelAdapter``; 0 for newlines, and of a video means over the patches of a token."""
+        """Signals of visual tokens: 0 for newlines, and for a video means over the patches of a token."""
         if modality == "image":
             return super().per_token(modality, x, inputs)
         return pool(x, (self._patches(),) * 2, self.model.config.spatial_pool_stride).flatten(0, 1)
 
     def _patches(self) -> int:
-        """Height and width of what the tower sees at once, patches."""
+        """Height and width of what the tower sees at once, in patches."""
         vision = self.model.config.vision_config
         side: int = vision.image_size // vision.patch_size
         return side

@@ -47,18 +47,16 @@ class LlavaOnevisionAdapter(ModelAdapter):
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
-        """See ``ModelAdapter``; for an image of as many tiles as are not resized, newlines not counted."""
+        """Sizes for an image of as many tiles as are not resized, newline tokens not counted."""
         most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
         side = config.vision_config.image_size
         largest = max(height * width for height, width in config.image_grid_pinpoints) // side**2
         return llava_spec(config, 1 + min(most, largest))
 
     def nominal_inputs(self, text: int) -> dict[str, Tensor]:
-        """See ``ModelAdapter``."""
         return anyres.nominal_inputs(self.model.config, self.spec, text)
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
-        """See ``ModelAdapter``."""
         super().check_inputs(inputs)
         config = self.model.config
         if inputs.get("pixel_values") is not None:
@@ -67,11 +65,10 @@ class LlavaOnevisionAdapter(ModelAdapter):
             check_pixels(inputs, "videos", "frames", size=(config.vision_config.image_size,) * 2, modality="video")
 
     def count_images(self, ids: Tensor) -> Tensor:
-        """See ``ModelAdapter``; later turns bring none."""
+        """Refuse images in later turns: their numbers of tokens vary, so a prompt does not tell how many there are."""
         return no_new_images(self.placeholders(ids))
 
     def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
-        """See ``ModelAdapter``."""
         if modality == "image":
             joint = self.scope == "image"
             return image_items(self.model, output.pooler_output, inputs, joint=joint, **self._options())
@@ -79,18 +76,18 @@ class LlavaOnevisionAdapter(ModelAdapter):
         return video_items(output.pooler_output, videos, round((tokens / videos.shape[1]) ** 0.5), self.scope)
 
     def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
-        """See ``ModelAdapter``; of videos a tensor in which each token counts as a video, so that beams can be made."""
+        """The kept visual tokens; for videos a tensor in which each counts as a video, so that beams can be made."""
         videos = isinstance(output.pooler_output, Tensor)
         return BaseModelOutputWithPooling(pooler_output=torch.cat(parts)[:, None] if videos else parts)
 
     def vision_signals(
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
-        """See ``ModelAdapter``; all are of the encoder layer whose output the projector reads."""
+        """Signals of the encoder layer whose output the projector reads, of each patch."""
         return tower_signals(self.model, output, requires)
 
     def per_token(self, modality: str, x: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """See ``ModelAdapter``; as the model does with features, and 0 for newlines."""
+        """Signals resized as the model resizes features; 0 for newlines."""
         if modality == "image":
             return torch.cat(pack(self.model, x, inputs, **self._options()))
         videos = self.model.base_model.apply_pooling(x).reshape(len(inputs["pixel_values_videos"]), -1, x.shape[2])

@@ -41,7 +41,7 @@ class Mistral3Adapter(ModelAdapter):
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
-        """See ``ModelAdapter``; for an image of the largest size.
+        """Sizes for an image of the largest size.
 
         Raises:
             ModelError: if the vision tower is not Pixtral's, or several of its layers are read.
@@ -64,12 +64,10 @@ class Mistral3Adapter(ModelAdapter):
         )
 
     def nominal_inputs(self, text: int) -> dict[str, Tensor]:
-        """See ``ModelAdapter``."""
         side = nominal.side_of(self.model.config)
         return {**super().nominal_inputs(text), "image_sizes": torch.tensor([[side, side]])}
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
-        """See ``ModelAdapter``."""
         super().check_inputs(inputs)
         sizes, shape = inputs.get("image_sizes"), tuple(inputs["pixel_values"].shape)
         if sizes is None or len(shape) != 4 or len(sizes) != shape[0]:
@@ -80,11 +78,10 @@ class Mistral3Adapter(ModelAdapter):
             )
 
     def count_images(self, ids: Tensor) -> Tensor:
-        """See ``ModelAdapter``; later turns bring none."""
+        """Refuse images in later turns: their numbers of tokens vary, so a prompt does not tell how many there are."""
         return no_new_images(self.placeholders(ids))
 
     def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
-        """See ``ModelAdapter``."""
         found, side = [], self.model.config.spatial_merge_size
         parts = zip(output.pooler_output, inputs["pixel_values"], self._grids(inputs), strict=True)
         for x, pixels, (height, width) in parts:
@@ -97,7 +94,7 @@ class Mistral3Adapter(ModelAdapter):
     def vision_signals(
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
-        """See ``ModelAdapter``; of the layer that is read, means over the patches of a token, keys before rotation."""
+        """Signals of the layer that is read: means over the patches of a token, keys before rotation."""
         found: dict[Signal, Tensor] = {}
         layer, grids = self.model.config.vision_feature_layer, self._grids(inputs)
         if TowerStates() in requires:
@@ -118,7 +115,7 @@ class Mistral3Adapter(ModelAdapter):
         return {name: pooled(x) for name, x in found.items()}
 
     def _received(self, attention: Any, x: Tensor, keys: Tensor, grids: list[Grid]) -> Tensor:
-        """(1, P, H): what each patch receives from those of its image, after rotation by its row and column."""
+        """Attention (1, P, H) that each patch receives from those of its image, after rotation by row and column."""
         places = [torch.cartesian_prod(torch.arange(height), torch.arange(width)) for height, width in grids]
         rotation = self.model.base_model.vision_tower.patch_positional_embedding(x, torch.cat(places).to(x.device))
         query, key = (y[0].unflatten(-1, (attention.num_heads, -1)) for y in (attention.q_proj(x), keys))
@@ -128,6 +125,6 @@ class Mistral3Adapter(ModelAdapter):
         return received_in_pictures(key, query, lengths, attention.head_dim**-0.5)[None]
 
     def _grids(self, inputs: Mapping[str, Any]) -> list[Grid]:
-        """Patches of each image."""
+        """The (height, width) of each image, in patches."""
         patch = self.model.config.vision_config.patch_size
         return [(int(height) // patch, int(width) // patch) for height, width in inputs["image_sizes"]]

@@ -19,7 +19,7 @@ from tokenprune.core.steps import Step
 
 
 def mrope_positions(model: Any, inputs: Mapping[str, Any]) -> Tensor:
-    """(4, B, L) position ids of the unpruned prompt, as the model itself numbers them; nothing is noted on the model.
+    """Position ids (4, B, L) of the unpruned prompt, as the model numbers them; nothing is noted on the model.
 
     Args:
         model: with ``get_rope_index``.
@@ -32,7 +32,7 @@ def mrope_positions(model: Any, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def all_axes(positions: Tensor, real: Tensor) -> Tensor:
-    """(4, B, L) position ids of any shape that such models take: (1 or B, L), or with an axis of three or four before.
+    """Position ids (4, B, L) from any shape that such models take: (1 or B, L), or with three or four axes before.
 
     Args:
         positions: given by a caller; with one axis, images count like text.

@@ -42,7 +42,6 @@ class PaliGemmaAdapter(ModelAdapter):
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
-        """See ``ModelAdapter``."""
         vision = config.vision_config
         patches = (vision.image_size // vision.patch_size) ** 2
         return ModelSpec(
@@ -57,17 +56,16 @@ class PaliGemmaAdapter(ModelAdapter):
         )
 
     def nominal_inputs(self, text: int) -> dict[str, Tensor]:
-        """See ``ModelAdapter``."""
         inputs = super().nominal_inputs(text)
         return {**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])}
 
     def grid(self) -> Grid:
-        """(height, width) of an image's visual tokens."""
+        """The (height, width) of an image's visual tokens: 16 x 16 for 224 pixels."""
         side = int(self.spec.visual_tokens**0.5)
         return side, side
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
-        """See ``ModelAdapter``; the images must be in the prefix."""
+        """Check the size of images, and that all their placeholders are in the prefix."""
         super().check_inputs(inputs)
         check_pixels(inputs, "images", size=(self.model.config.vision_config.image_size,) * 2)
         types, visual = inputs.get("token_type_ids"), self.placeholders(inputs["input_ids"])
@@ -78,7 +76,7 @@ class PaliGemmaAdapter(ModelAdapter):
             )
 
     def model_inputs(self, texts: Sequence[str], images: Sequence[Any]) -> dict[str, Any]:
-        """See ``ModelAdapter``; without the labels that the processor makes whether or not there are answers."""
+        """Inputs of the model without labels, which its processor makes whether or not there are answers."""
         inputs = super().model_inputs(texts, images)
         inputs.pop("labels", None)
         return inputs
@@ -88,21 +86,21 @@ class PaliGemmaAdapter(ModelAdapter):
         raise ModelError("PaliGemma answers one prompt; a later turn on its cache cannot be pruned")
 
     def forward_positions(self, inputs: Mapping[str, Any]) -> Tensor:
-        """See ``ModelAdapter``; from 1."""
+        """Position ids (B, L) that count from 1."""
         return super().forward_positions(inputs) + 1
 
     def forward_inputs(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See ``ModelAdapter``; positions count from 1, and the labels of the processor are not read."""
+        """Arguments of a forward: positions count from 1, and the labels of the processor are not read."""
         given = {name: value for name, value in inputs.items() if name != "labels"}
         return {**given, "position_ids": given["position_ids"] + 1}
 
     def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
-        """See ``ModelAdapter``; a tensor in which each visual token counts as an image, so that beams can be made."""
+        """The kept visual tokens as a tensor (T, 1, D), each counted as an image, so that beams can be made."""
         return BaseModelOutputWithPooling(pooler_output=torch.cat(parts)[:, None])
 
     def vision_signals(
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
-        """See ``ModelAdapter``; of the last layer."""
+        """Signals of the tower's last layer, of each visual token, which is one patch."""
         found = siglip_signals(self.model.base_model.vision_tower.encoder.layers, output, requires)
         return {name: x.flatten(0, 1) for name, x in found.items()}

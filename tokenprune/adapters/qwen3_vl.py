@@ -34,7 +34,7 @@ class Qwen3VLAdapter(QwenVLAdapter):
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
-        """See ``ModelAdapter``; for a square image of 36 x 36 visual tokens, as any size is possible."""
+        """Sizes for a square image of 36 x 36 visual tokens, as any size is possible."""
         vision, layers = config.vision_config, config.text_config.num_hidden_layers
         levels = len(vision.deepstack_visual_indexes)
         if levels >= layers:
@@ -43,14 +43,14 @@ class Qwen3VLAdapter(QwenVLAdapter):
         return replace(spec, projectors=1 + levels)
 
     def aligned(self, output: Any, move: Callable[[Tensor], Tensor]) -> Any:
-        """See ``ModelAdapter``; what DeepStack adds to a token is folded and moved with it."""
+        """The output of the encoder in which what DeepStack adds to a token is folded and moved with it."""
         levels = [move(torch.cat(list(level))) for level in output.deepstack_features]
         sizes = [len(part) for part in output.pooler_output]
         parts = [list(torch.split(level, sizes)) for level in levels]
         return BaseModelOutputWithDeepstackFeatures(pooler_output=output.pooler_output, deepstack_features=parts)
 
     def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
-        """See ``ModelAdapter``; made features, unlike folded ones, change nothing that DeepStack adds."""
+        """The kept visual tokens; made features, unlike folded ones, change nothing that DeepStack adds."""
         stay, sizes = torch.cat(kept), [len(part) for part in parts]
         wholes = [torch.cat(list(level)) for level in output.deepstack_features]
         levels = [list(torch.split(whole[stay.to(whole.device)], sizes)) for whole in wholes]

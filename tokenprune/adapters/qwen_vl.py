@@ -52,7 +52,7 @@ class QwenVLAdapter(ModelAdapter):
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
-        """See ``ModelAdapter``; for a square image of 36 x 36 visual tokens, as any size is possible."""
+        """Sizes for a square image of 36 x 36 visual tokens, as any size is possible."""
         vision = config.vision_config
         if config.model_type == "qwen2_vl":
             return qwen_spec(config, vision.embed_dim, int(vision.embed_dim * vision.mlp_ratio), mlp_matrices=2)
@@ -64,19 +64,17 @@ class QwenVLAdapter(ModelAdapter):
 
     @classmethod
     def check_steps(cls, steps: Sequence[Step]) -> None:
-        """See ``ModelAdapter``."""
         super().check_steps(steps)
         check_axes(steps)
 
     def nominal_inputs(self, text: int) -> dict[str, Tensor]:
-        """See ``ModelAdapter``."""
         patches, config = math.isqrt(self.spec.vision_tokens), self.model.config
         prompt = nominal.marked(nominal.prompt(config, text, self.spec.visual_tokens), "mm_token_type_ids", config)
         pixels = nominal.noise(self.spec.vision_tokens, self.spec.patch_inputs)
         return {**prompt, "pixel_values": pixels, "image_grid_thw": torch.tensor([[1, patches, patches]])}
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
-        """See ``ModelAdapter``; the model must be able to tell where images are in the picture and the text."""
+        """Check that the model can tell where images are, by ``mm_token_type_ids`` and the grids of patches."""
         super().check_inputs(inputs)
         given = [f"{name}_grid_thw" for name, pixels in PIXELS.items() if inputs.get(pixels) is not None]
         if missing := [name for name in (*given, "mm_token_type_ids") if inputs.get(name) is None]:
@@ -89,27 +87,25 @@ class QwenVLAdapter(ModelAdapter):
                 )
 
     def count_images(self, ids: Tensor) -> Tensor:
-        """See ``ModelAdapter``; later turns bring none."""
+        """Refuse images in later turns: their numbers of tokens vary, so a prompt does not tell how many there are."""
         return no_new_images(self.placeholders(ids))
 
     def positions(self, inputs: Mapping[str, Any]) -> Tensor:
-        """(4, B, L), see ``ModelAdapter``."""
+        """Position ids (4, B, L) of the unpruned prompt."""
         return mrope_positions(self.model, inputs)
 
     def forward_positions(self, inputs: Mapping[str, Any]) -> Tensor:
-        """See ``ModelAdapter``; the same."""
+        """Position ids (4, B, L) of a forward: those that ``generate`` uses."""
         return self.positions(inputs)
 
     def given_positions(self, positions: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """(4, B, L), see ``ModelAdapter``."""
+        """Position ids (4, B, L) from the shape that a caller gave."""
         return all_axes(positions, real_tokens(inputs))
 
     def repacked(self, positions: Tensor, placeholder: Tensor, gone: Tensor) -> Tensor:
-        """See ``ModelAdapter``."""
         return close_gaps(positions, placeholder, gone)
 
     def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
-        """See ``ModelAdapter``."""
         found, merge, see = [], self.model.config.vision_config.spatial_merge_size, self._pictures
         grids = inputs[f"{modality}_grid_thw"]
         pixels = torch.split(inputs[PIXELS[modality]], grids.prod(-1).tolist())
@@ -126,7 +122,7 @@ class QwenVLAdapter(ModelAdapter):
         return found
 
     def _pictures(self, modality: str, patches: Tensor, grid: tuple[int, int, int]) -> Pictures:
-        """Of an image or video of ``grid`` patches: of an image one picture, of a frame all that it is made of."""
+        """Pictures of an image or video of ``grid`` patches: one for an image, for a frame all that it is made of."""
         vision = self.model.config.vision_config
         temporal, merge = vision.temporal_patch_size, vision.spatial_merge_size
         pixels = unpack(patches, grid, patch=vision.patch_size, temporal=temporal, merge=merge)
@@ -138,7 +134,7 @@ class QwenVLAdapter(ModelAdapter):
     def vision_signals(
         self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
     ) -> dict[Signal, Tensor]:
-        """See ``ModelAdapter``; of the last layer, the mean over the patches of each visual token."""
+        """Signals of the last layer: the mean over the patches of each visual token."""
         signals: dict[Signal, Tensor] = {}
         merge, grids = self.model.config.vision_config.spatial_merge_size, inputs[f"{modality}_grid_thw"]
         if TowerStates() in requires:
@@ -152,7 +148,7 @@ class QwenVLAdapter(ModelAdapter):
         return {name: x[self._tower_order(grids, x.device)] for name, x in tokens.items()}
 
     def _received(self, hidden_states: Sequence[Tensor], grids: Tensor) -> Tensor:
-        """(P, H) in the tower's order: what each patch receives in the last layer whose attention has no windows."""
+        """Attention (P, H) that patches, in the tower's order, receive in the last layer that has no windows."""
         visual, merge = self.model.base_model.visual, self.model.config.vision_config.spatial_merge_size
         layers = getattr(visual, "fullatt_block_indexes", range(len(visual.blocks)))
         if not layers:
