@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from einops import reduce
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -123,8 +124,7 @@ class InternVLAdapter(ModelAdapter):
         """Means over each visual token's patches, without CLS: (tiles, 1 + patches, C) to (T, C)."""
         config = self.model.config
         side, step = self._patches(config), round(1 / config.downsample_ratio)
-        blocks = x[:, 1:].view(len(x), side // step, step, side // step, step, -1)
-        return blocks.mean((2, 4)).flatten(0, 2)
+        return reduce(x[:, 1:], "t (h a w b) c -> (t h w) c", "mean", h=side // step, w=side // step, a=step, b=step)
 
 
 def _whole(tokens: int, side: int) -> Unit:

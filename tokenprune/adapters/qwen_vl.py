@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange, reduce
 from torch import Tensor
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
@@ -144,7 +145,7 @@ class QwenVLAdapter(ModelAdapter):
             signals[TowerKeys()] = block.attn.qkv(block.norm1(output.hidden_states[-2])).chunk(3, dim=-1)[1]
         if TowerAttention("patches") in requires:
             signals[TowerAttention("patches")] = self._received(output.hidden_states, grids)
-        tokens = {name: x.view(-1, merge**2, x.shape[-1]).mean(1) for name, x in signals.items()}
+        tokens = {name: reduce(x, "(t p) c -> t c", "mean", p=merge**2) for name, x in signals.items()}
         return {name: x[self._tower_order(grids, x.device)] for name, x in tokens.items()}
 
     def _received(self, hidden_states: Sequence[Tensor], grids: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ class QwenVLAdapter(ModelAdapter):
         rotation = [x.to(query.device) for x in rotation]  # of the whole tower, whose blocks may be on several GPUs
         towers = self._tower_order(grids, query.device)
         towers = towers if isinstance(towers, slice) else towers.argsort()  # of the tokens, in the tower's order
-        turned = (x.view(-1, merge**2, x.shape[-1])[towers].flatten(0, 1) for x in rotation)
+        turned = (rearrange(rearrange(x, "(t p) c -> t p c", p=merge**2)[towers], "t p c -> (t p) c") for x in rotation)
         query, key = apply_rotary_pos_emb_vision(query, key, *turned)
         frames = [height * width for count, height, width in grids.tolist() for _ in range(count)]
         return received_in_pictures(key, query, frames, block.attn.scaling)

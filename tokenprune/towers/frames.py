@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from tokenprune.towers.items import Item, Unit
@@ -21,7 +22,7 @@ def video_items(features: Sequence[Tensor], videos: Tensor, side: int, scope: st
         scope: ``image``: a video is one unit; ``per_frame``: a frame is an item; else a unit.
     """
     pairs, tokens = zip(features, videos, strict=True), torch.arange(videos.shape[1] * side**2)
-    units = [Unit(frame, (side, side)) for frame in tokens.view(-1, side**2)]
+    units = [Unit(frame, (side, side)) for frame in rearrange(tokens, "(f p) -> f p", p=side**2)]
     if scope != "per_frame":
         units = [Unit(tokens)] if scope == "image" else units
         return [Item(x, units, pixels, Pictures.of(pixels, (side, side))) for x, pixels in pairs]

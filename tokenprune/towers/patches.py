@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from einops import rearrange, reduce
 from torch import Tensor
 
 from tokenprune.core.signals import Signal, TowerAttention, TowerStates
@@ -23,8 +24,8 @@ def pool(x: Tensor, grid: Grid, side: int) -> Tensor:
         side: of a square, patches; what is left over at the right and at the bottom is in no token.
     """
     height, width = grid[0] // side, grid[1] // side
-    x = x.view(len(x), *grid, -1)[:, : height * side, : width * side]
-    return x.reshape(len(x), height, side, width, side, -1).mean((2, 4)).flatten(1, 2)
+    whole = rearrange(x, "i (h w) c -> i h w c", h=grid[0])[:, : height * side, : width * side]
+    return reduce(whole, "i (h a) (w b) c -> i (h w) c", "mean", a=side, b=side)
 
 
 def siglip_signals(layers: Any, output: Any, requires: frozenset[Signal]) -> dict[Signal, Tensor]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from einops import rearrange, reduce
 from torch import Tensor
 
 
 def in_order(x: Tensor) -> Tensor:
     """(V, places, C) to (V * places, C): visual tokens are the places themselves, picture after picture."""
-    return x.flatten(0, 1)
+    return rearrange(x, "v p c -> (v p) c")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +50,21 @@ def unpack(patches: Tensor, grid: Sequence[int], *, patch: int, temporal: int, m
         merge: height and width of a square, patches.
     """
     frames, height, width = grid
-    x = patches.reshape(frames, height // merge, width // merge, merge, merge, -1, temporal, patch, patch)
-    x = x.permute(0, 6, 5, 1, 3, 7, 2, 4, 8)  # frame, time, color; square, patch and pixel in height, then in width
-    return x.reshape(frames * temporal, -1, height * patch, width * patch)
+    # Squares, patches a and b in a square, pixels y and x in a patch.
+    return rearrange(
+        patches,
+        "(f h w a b) (c t y x) -> (f t) c (h a y) (w b x)",
+        f=frames,
+        h=height // merge,
+        w=width // merge,
+        a=merge,
+        b=merge,
+        t=temporal,
+        y=patch,
+        x=patch,
+    )
 
 
 def over_time(x: Tensor, temporal: int) -> Tensor:
     """(frames * temporal, places, C) to (frames * places, C): the means over the pictures that make a frame."""
-    return x.view(-1, temporal, *x.shape[1:]).mean(1).flatten(0, 1)
+    return reduce(x, "(f t) p c -> (f p) c", "mean", t=temporal)

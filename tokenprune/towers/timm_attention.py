@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from einops import rearrange
 from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
 from timm.models.eva import EvaAttention
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ def attention_signals(
         keys = torch.cat([keys[:, :, :prefix], rotated.to(keys)], 2)
     found: dict[Signal, Tensor] = {}
     if TowerKeys() in requires:
-        found[TowerKeys()] = keys[:, :, prefix:].transpose(1, 2).flatten(2)
+        found[TowerKeys()] = rearrange(keys[:, :, prefix:], "b h n d -> b n (h d)")
     if TowerAttention("cls") in requires:
         query = widen(attention.q_norm(_heads(attention, hidden[:, :1], 0)))
         keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], 1)  # grouped heads share theirs
@@ -57,7 +58,7 @@ def head_dim(attention: Any) -> int:
 
 def _heads(attention: Any, x: Tensor, part: int) -> Tensor:
     """(B, H, L, d) queries (part 0) or keys (part 1) before normalisation."""
-    return _project(attention, x, part).view(*x.shape[:2], -1, head_dim(attention)).transpose(1, 2)
+    return rearrange(_project(attention, x, part), "b l (h d) -> b h l d", d=head_dim(attention))
 
 
 def _project(attention: Any, x: Tensor, part: int) -> Tensor:

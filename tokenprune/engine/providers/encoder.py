@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -52,7 +53,7 @@ def features_of(encoder: TimmEncoder, view: Encoding) -> Tensor:
                 )
             patches = encoder.patches(denormalised(pictures.pixels, normalised))
             placed = interpolate(patches, pictures.grid, mode="bilinear", antialias=True, align_corners=False)
-            found.append((encoded.tokens[item], pictures.arrange(placed.flatten(2).mT)))
+            found.append((encoded.tokens[item], pictures.arrange(rearrange(placed, "i c h w -> i (h w) c"))))
     whole = found[0][1].new_zeros(len(encoded.features), found[0][1].shape[1])
     for tokens, features in found:
         whole[tokens[: len(features)].to(whole.device)] = features

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from tokenprune.core.precision import exact
@@ -87,4 +88,5 @@ def rope_similarity(signal: RopeSimilarity, at: StageRows) -> Tensor:
 
 
 def _flat_keys(attended: Attended, batch: Tensor) -> Tensor:
-    return of_rows(attended.key[:, :, : attended.query.shape[2]], batch).transpose(1, 2).flatten(2)
+    keys = of_rows(attended.key[:, :, : attended.query.shape[2]], batch)
+    return rearrange(keys, "g h n d -> g n (h d)")
