@@ -88,7 +88,7 @@ def _check(adapter: AutoAdapter, inputs: Mapping[str, Any], encoded: Encoded) ->
 
 
 def _masked(adapter: AutoAdapter, inputs: Mapping[str, Any], encoded: Encoded, kept: Tensor) -> Tensor:
-    """(vocabulary,) logits of the last token if none but themselves see the visual tokens that are not kept."""
+    """Logits (vocabulary,) of the last token where dropped visual tokens are seen by themselves alone."""
     ids, model = inputs["input_ids"], adapter.model
     place = adapter.placeholders(ids)
     embeds = model.get_input_embeddings()(ids)
@@ -105,6 +105,6 @@ def _masked(adapter: AutoAdapter, inputs: Mapping[str, Any], encoded: Encoded, k
 
 
 def _picture() -> Image.Image:
-    """Of a size that is square and large enough for most towers, and nowhere flat."""
+    """A picture that is square, large enough for most towers, and nowhere flat."""
     ramp = np.add.outer(np.arange(SIDE), 2 * np.arange(SIDE))
     return Image.fromarray(np.stack([ramp % 251, ramp % 241, ramp % 239], 2).astype(np.uint8))

@@ -42,7 +42,7 @@ class Session:
         return Facts(type(self.adapter), self.adapter.model.config, self.adapter.text_tower)
 
     def check_pruner(self, pruner: Selector) -> tuple[Step, ...]:
-        """The steps of a pruner.
+        """Check a pruner, and return its steps.
 
         Raises:
             ModelError: if one needs a signal that is not on offer, or a text tower that is not known.
@@ -131,7 +131,7 @@ class Session:
 
     @torch.no_grad()
     def generate(self, inputs: Mapping[str, Any] | PrunedInputs, **generation: Any) -> Ran[list[str]]:
-        """Answer.
+        """Answer prompts.
 
         Args:
             inputs: of ``prepare``, or what ``prune_inputs`` returns.

@@ -25,4 +25,4 @@ class TokenClock(BaseStreamer):  # type: ignore[misc]
         self.times.append(now(self._device))
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """Do nothing at the end, as nothing is held back."""

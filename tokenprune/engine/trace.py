@@ -93,7 +93,7 @@ class Trace:
 
     @property
     def keep(self) -> Tensor:
-        """(I, K) long: indices of the visual tokens that entered the LLM in the last call, one row an image.
+        """Visual tokens (I, K) long that entered the LLM in the last call, one row an image.
 
         Raises:
             TokenPruneError: if there was no call, it pruned inside the LLM alone, or the images have different numbers

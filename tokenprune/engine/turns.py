@@ -61,11 +61,11 @@ class Note:
     last: Tensor | None
 
     def __deepcopy__(self, memo: Any) -> Note:
-        """Itself."""
+        """The note itself: copies of a cache share it."""
         return self
 
     def __reduce__(self) -> Any:
-        """None in another process: nothing is open there."""
+        """Become None in another process, where nothing is open."""
         return type(None), ()
 
     def tells_of(self, cache: Any) -> bool:
@@ -82,7 +82,7 @@ class Note:
 
 
 def _last_keys(cache: Any, turn: Turn) -> Tensor | None:
-    """(B, H, d) the keys of a prompt's last column in the last layer; None if they are not there."""
+    """Keys (B, H, d) of a prompt's last column in the last layer; None if they are not there."""
     storage, after = cache.layers[-1], int(cache.get_seq_length()) - turn.shown["input_ids"].shape[1]
     kind = type(storage)
     if after < 0 or kind not in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer):

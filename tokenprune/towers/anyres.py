@@ -26,7 +26,7 @@ NEWLINE = -1
 
 
 def nominal_inputs(config: Any, spec: ModelSpec, text: int) -> dict[str, Tensor]:
-    """See ``ModelAdapter``: a square image, with a newline token for each line of its tiles."""
+    """Inputs with a square image, with a newline token for each line of its tiles."""
     tiles = spec.vision_tiles - 1
     lines, canvas = (
         math.isqrt(spec.visual_tokens // spec.vision_tiles * tiles),
@@ -66,7 +66,7 @@ def tile_counts(config: Any, inputs: Mapping[str, Any]) -> list[int]:
 
 
 def pack(model: Any, x: Tensor, inputs: Mapping[str, Any], **options: Any) -> list[Tensor]:
-    """(n, C) for each image, in the order of its visual tokens; 0 for newlines.
+    """Put what patches have in the order of each image's visual tokens, (n, C) for each image; 0 for newlines.
 
     Args:
         model: with ``pack_image_features``.
@@ -82,7 +82,7 @@ def pack(model: Any, x: Tensor, inputs: Mapping[str, Any], **options: Any) -> li
 
 
 def token_tiles(model: Any, inputs: Mapping[str, Any], **options: Any) -> list[Tensor]:
-    """(n,) long for each image: the tile that (most of) each visual token is of, 0 for the whole; or ``NEWLINE``."""
+    """The tile (n,) long that (most of) each visual token of an image is of, 0 for the whole; or ``NEWLINE``."""
     counts, side = tile_counts(model.config, inputs), _patches(model.config)
     device = inputs["image_sizes"].device
     own = torch.cat([torch.eye(max(counts), dtype=torch.float32, device=device)[:count] for count in counts])
@@ -113,7 +113,7 @@ def image_items(
 
 
 def _pack_one(model: Any, size: Tensor, options: Mapping[str, Any], x: Tensor) -> Tensor:
-    """What ``pack`` does, of one image: (tiles, N, C) to (n, C)."""
+    """Pack one image: (tiles, N, C) to (n, C)."""
     newline = x.new_zeros(x.shape[2])
     packed: tuple[Tensor]
     packed, _ = model.base_model.pack_image_features([x], size[None], image_newline=newline, **options)
@@ -136,6 +136,6 @@ def tile_units(config: Any, tile: Tensor) -> list[Unit]:
 
 
 def _patches(config: Any) -> int:
-    """Height and width of a tile, patches."""
+    """Height and width of a tile, in patches."""
     side: int = config.vision_config.image_size // config.vision_config.patch_size
     return side

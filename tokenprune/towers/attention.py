@@ -20,7 +20,7 @@ ROWS = 256  # of attention that are held at once, over all heads: memory is that
 
 
 def mean_attention(key: Tensor, query: Tensor, scale: float) -> Tensor:
-    """(I, N, H): the attention that each key gets, mean over the queries, as the eager implementation has it.
+    """Attention (I, N, H) that each key gets, mean over the queries, as the eager implementation has it.
 
     Args:
         key: (I, N, H, d), as they meet the queries: after normalisation and rotation.
@@ -37,14 +37,14 @@ def mean_attention(key: Tensor, query: Tensor, scale: float) -> Tensor:
 
 
 def attention_to(keys: Tensor, queries: Tensor, attention: Any) -> Tensor:
-    """The same of keys (I, N, C) and queries (I, Q, C), heads side by side, of the module ``attention``."""
+    """Attention that keys (I, N, C) get from queries (I, Q, C), heads side by side, of the module ``attention``."""
     heads = (attention.num_heads, attention.head_dim)
     key, query = (x.view(*x.shape[:2], *heads) for x in (keys, queries))
     return mean_attention(key, query, attention.scale)
 
 
 def received_in_pictures(key: Tensor, query: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
-    """(P, H): what each patch receives from the patches of its own picture, where pictures are packed side by side.
+    """Attention (P, H) that each patch receives from those of its own picture, where pictures are packed.
 
     Args:
         key: (P, H, d), after rotation.

@@ -13,18 +13,18 @@ MARKER = 7  # a token of text, whatever it means
 
 
 def noise(*shape: int) -> Tensor:
-    """Pixels; always the same ones."""
+    """Pixels of noise, the same at each call."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def side_of(config: Any) -> int:
-    """Height and width of what the vision tower sees at once, pixels."""
+    """Height and width, in pixels, of what the vision tower sees at once."""
     size = config.vision_config.image_size
     return int(size[0] if isinstance(size, list | tuple) else size)
 
 
 def tiles(config: Any, spec: ModelSpec) -> Tensor:
-    """(tiles, 3, height, width) pixels."""
+    """Pixels (tiles, 3, height, width) of noise."""
     return noise(spec.vision_tiles, 3, side_of(config), side_of(config))
 
 

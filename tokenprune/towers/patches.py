@@ -16,7 +16,7 @@ from tokenprune.towers.items import Grid
 
 
 def pool(x: Tensor, grid: Grid, side: int) -> Tensor:
-    """(I, tokens, C) means over squares of patches, both in raster order.
+    """Means (I, tokens, C) over squares of patches, both in raster order.
 
     Args:
         x: (I, height * width, C).

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def in_order(x: Tensor) -> Tensor:
-    """(V, places, C) to (V * places, C): visual tokens are the places themselves, picture after picture."""
+    """Join (V, places, C) to (V * places, C): visual tokens are the places themselves, picture after picture."""
     return rearrange(x, "v p c -> (v p) c")
 
 
@@ -31,12 +31,12 @@ class Pictures:
 
     @classmethod
     def of(cls, pixels: Tensor, grid: tuple[int, int] | None) -> Pictures | None:
-        """Of pixels (..., 3, height, width) whose visual tokens are in order; None without a grid."""
+        """Pictures of pixels (..., 3, height, width) whose visual tokens are in order; None without a grid."""
         return None if grid is None else cls(pixels.reshape(-1, *pixels.shape[-3:]), grid)
 
 
 def unpack(patches: Tensor, grid: Sequence[int], *, patch: int, temporal: int, merge: int) -> Tensor:
-    """(frames * temporal, 3, height, width): what the processors of the Qwen families cut into patches, put together.
+    """Pictures (frames * temporal, 3, height, width) from the patches that processors of the Qwen families make.
 
     They go through an image or video frame by frame, in a frame square by square of ``merge`` x ``merge`` patches, in a
     square patch by patch, all in raster order; a patch is (3, temporal, patch, patch). Of an image all ``temporal``
@@ -66,5 +66,5 @@ def unpack(patches: Tensor, grid: Sequence[int], *, patch: int, temporal: int, m
 
 
 def over_time(x: Tensor, temporal: int) -> Tensor:
-    """(frames * temporal, places, C) to (frames * places, C): the means over the pictures that make a frame."""
+    """Means over the pictures that make a frame: (frames * temporal, places, C) to (frames * places, C)."""
     return reduce(x, "(f t) p c -> (f p) c", "mean", t=temporal)

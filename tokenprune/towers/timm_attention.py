@@ -57,12 +57,12 @@ def head_dim(attention: Any) -> int:
 
 
 def _heads(attention: Any, x: Tensor, part: int) -> Tensor:
-    """(B, H, L, d) queries (part 0) or keys (part 1) before normalisation."""
+    """Queries (part 0) or keys (part 1), (B, H, L, d), before normalisation."""
     return rearrange(_project(attention, x, part), "b l (h d) -> b h l d", d=head_dim(attention))
 
 
 def _project(attention: Any, x: Tensor, part: int) -> Tensor:
-    """(B, L, H * d)."""
+    """Projected queries, keys or values, (B, L, H * d)."""
     joint = attention.qkv
     if joint is None:
         projected: Tensor = (attention.q_proj, attention.k_proj)[part](x)

@@ -59,7 +59,7 @@ class TimmEncoder:
         self.mean, self.std = (weight.new_tensor(config[name])[:, None, None] for name in ("mean", "std"))
 
     def patches(self, pictures: Tensor) -> Tensor:
-        """(I, 3, H, W) RGB in [0, 1], of any size, to (I, C, height, width) features of patches."""
+        """Features (I, C, height, width) of the patches of pictures (I, 3, H, W), RGB in [0, 1], of any size."""
         resized = interpolate(pictures.to(self.mean), tuple(self.size), mode="bicubic", antialias=True).clamp(0, 1)
         options = {"norm": True, "output_fmt": "NCHW", "intermediates_only": True}
         with exact(resized.device):
@@ -70,7 +70,7 @@ class TimmEncoder:
 
 
 def denormalised(pixels: Tensor, processor: Any) -> Tensor:
-    """(..., 3, H, W) RGB in [0, 1] of pixels that an image or video processor normalised."""
+    """RGB in [0, 1], (..., 3, H, W), of pixels that an image or video processor normalised."""
     if not getattr(processor, "do_normalize", False):
         return pixels.float()
     mean, std = (pixels.new_tensor(getattr(processor, name)).float() for name in ("image_mean", "image_std"))

@@ -31,7 +31,7 @@ def vit_spec(model: Any) -> ModelSpec:
 
 
 def _block_spec(block: Any, layers: int) -> TransformerSpec:
-    """Of all blocks, if they are as this one."""
+    """Sizes of all blocks, if they are as this one."""
     attention: Any = getattr(block, "attn", None)
     if type(block) not in BLOCKS or type(attention) not in ATTENTIONS:
         raise ModelError(f"blocks of type {type(block).__name__} with {type(attention).__name__} are not known to work")

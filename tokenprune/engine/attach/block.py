@@ -62,7 +62,7 @@ class Block:
 
     @property
     def adapter(self) -> ModelAdapter:
-        """That of the session."""
+        """The adapter of the session's model."""
         return self.session.adapter
 
     def passes(self, entry: str, kwargs: dict[str, Any]) -> bool:

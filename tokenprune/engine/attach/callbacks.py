@@ -35,7 +35,7 @@ class WholePrompt:
     shown: int
 
     def restore(self, sequences: Tensor) -> Tensor:
-        """(B, L' + n), or several rows for each prompt, to (B, L + n): the caller's prompt and what follows it."""
+        """Replace shortened prompts by the caller's: (B, L' + n), or several rows for each prompt, to (B, L + n)."""
         prompt = self.ids.repeat_interleave(len(sequences) // len(self.ids), 0).to(sequences.device)
         return torch.cat([prompt, sequences[:, self.shown :]], 1)
 

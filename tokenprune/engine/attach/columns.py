@@ -11,7 +11,7 @@ from tokenprune.core.errors import ModelError
 
 
 def columns_of(wanted: Any, column: Tensor, length: int) -> Tensor:
-    """Long, of the shape that is asked for: where the caller's columns are in a prompt that lost some.
+    """Columns, long and of the shape asked for, at which the caller's columns are in a prompt that lost some.
 
     Args:
         wanted: which, as an index of a tensor's axis: numbers, a mask or a slice.

@@ -19,14 +19,14 @@ class Unpruned:
     """The handler of a block in which nothing is meant to be pruned."""
 
     def forget(self) -> None:
-        """Nothing is remembered."""
+        """Forget nothing, as nothing is remembered."""
 
     def passes(self, entry: str, kwargs: dict[str, Any]) -> bool:
-        """Always: a call in another needs nothing."""
+        """Let every call pass that is made in another: it needs nothing."""
         return True
 
     def call(self, entry: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the model itself answers.
+        """Answer a call as the model itself does.
 
         Raises:
             ModelError: for a cache that holds a pruned prompt, which the model itself would count wrongly.
@@ -47,11 +47,11 @@ class Guard:
     model: Any
 
     def passes(self, entry: str, kwargs: dict[str, Any]) -> bool:
-        """Always: a call in another needs nothing."""
+        """Let every call pass that is made in another: it needs nothing."""
         return True
 
     def call(self, entry: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the part itself answers.
+        """Answer a call as the part itself does.
 
         Raises:
             ModelError: if it is given images by somebody else than the model.

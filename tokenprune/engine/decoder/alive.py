@@ -56,7 +56,7 @@ class Alive:
         return cls(slots, valid, visual & valid, number, None, slots.new_zeros(batch), right)
 
     def to(self, device: torch.device) -> Alive:
-        """The same on another device."""
+        """These tokens on another device."""
         if self.slots.device == device:
             return self
         moved = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -113,17 +113,17 @@ class Alive:
         return after, order
 
     def gather(self, x: Tensor) -> Tensor:
-        """(B or 1, L, D) of the prompt's columns to (B, n, D) of the tokens, on their device."""
+        """Take (B or 1, L, D) of the prompt's columns to (B, n, D) of the tokens, on their device."""
         x = x.to(self.slots.device)  # what all layers share may be on another GPU than this one's
         return x[0][self.slots] if len(x) == 1 else take(x, self.slots)
 
     def positions(self, whole: Tensor) -> Tensor:
-        """(B, n) position ids of the tokens, from the (B or 1, L) of the prompt, on any device; padding has 0."""
+        """Position ids (B, n) of the tokens, from the prompt's (B or 1, L) on any device; padding has 0."""
         own = whole.to(self.slots.device).expand(len(self.slots), -1).gather(1, self.slots)
         return (own if self.closed is None else own - self.closed).masked_fill(~self.valid, 0)
 
     def spread(self, x: Tensor, length: int) -> Tensor:
-        """(B, n, D) of the tokens to (B, length, D) of the prompt's columns.
+        """Take (B, n, D) of the tokens to (B, length, D) of the prompt's columns.
 
         A column whose token is gone gets what the last one before it has: that is what follows it in the text.
         """

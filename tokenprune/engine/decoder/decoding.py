@@ -47,10 +47,10 @@ class Decoding:
         self._memo: dict[Any, Any] = {}
 
     def note(self, what: Any) -> None:
-        """Nothing is selected here."""
+        """Note nothing, as nothing is selected in decoding."""
 
     def finish(self, output: Any) -> None:
-        """Nothing was shortened here."""
+        """Leave the output as it is, as nothing was shortened."""
 
     def idle(self, index: int, arguments: Arguments) -> bool:
         """Whether a layer's arguments are right as they are: one token, nothing padded, positions of the prompt."""

@@ -33,7 +33,7 @@ class DeepStack:
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any], first: int) -> DeepStack | None:
-        """From the LLM's arguments; None if it adds nothing from the layer ``first`` on."""
+        """What DeepStack adds, from the LLM's arguments; None if it adds nothing from the layer ``first`` on."""
         levels = arguments.get(LEVELS)
         return None if levels is None or len(levels) <= first else cls(first, arguments[PLACES], levels)
 

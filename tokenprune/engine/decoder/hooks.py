@@ -191,7 +191,7 @@ class InsideLLM:
         return Decoding(self.decoder, self.kind, cache, held, columns, tail, self._windows)
 
     def _end(self, decoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Runs after a failure too; ``output`` is None then."""
+        """End a call: runs after a failure too, with ``output`` None."""
         if _ACTIVE.get() is not self:
             return
         forward = _FORWARD.get()
@@ -241,7 +241,7 @@ def _layer(step: Step) -> int:
 
 
 def _valid(mask: Any, embeds: Tensor) -> Tensor:
-    """(B, L) bool, which tokens of a prompt are real, from whatever mask the LLM is given."""
+    """Which tokens of a prompt (B, L) bool are real, from whatever mask the LLM is given."""
     while isinstance(mask, dict):  # one for each type of layer
         mask = next(iter(mask.values()))
     batch, length = embeds.shape[:2]

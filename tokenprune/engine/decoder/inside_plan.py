@@ -33,11 +33,11 @@ class PromptTokens:
 
     @property
     def columns(self) -> int:
-        """L."""
+        """Columns of the prompts, L."""
         return self.visual.shape[1]
 
     def aligned(self, embeds: Tensor) -> PromptTokens:
-        """The same for a batch that ``generate`` repeated for beams, and to which it added tokens at the end."""
+        """These prompts as ``generate`` repeated them for beams, and added tokens to their ends."""
         copies, more = len(embeds) // len(self.visual), embeds.shape[1] - self.columns
 
         def fit(x: Tensor, filler: int) -> Tensor:

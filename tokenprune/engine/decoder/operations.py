@@ -40,21 +40,21 @@ class Rows:
 
     @classmethod
     def of(cls, alive: Alive, stay: Tensor) -> Rows:
-        """Those of ``stay``, (B, N) bool."""
+        """Rows of the tokens that ``stay``, (B, N) bool."""
         none = stay.new_zeros(len(stay), 0)
         chosen, index = alive.keep(stay, none, repack=False)
         return cls(chosen, index, stay.shape[1])
 
     def gather(self, x: Tensor) -> Tensor:
-        """(B, N, D) to (B, n, D)."""
+        """Take these tokens out of all: (B, N, D) to (B, n, D)."""
         return take(x, self.index)
 
     def gather_heads(self, x: Tensor) -> Tensor:
-        """(B, H, N, d) to (B, H, n, d)."""
+        """Take these tokens out of all, head by head: (B, H, N, d) to (B, H, n, d)."""
         return x.gather(2, self.index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
     def scatter(self, x: Tensor) -> Tensor:
-        """(B, n, D) to (B, N, D), zero elsewhere."""
+        """Put these tokens back among all, (B, n, D) to (B, N, D); the others are zero."""
         seat = self.index.masked_fill(~self.alive.valid, self.total)
         full = x.new_zeros(len(x), self.total + 1, x.shape[-1])
         return full.scatter(1, seat[..., None].expand_as(x), x)[:, : self.total]
@@ -104,18 +104,18 @@ class LayerRows:
 
     @property
     def split(self) -> bool:
-        """Whether others ask than give keys and values."""
+        """Whether other tokens ask than give keys and values."""
         return self.receivers is not None or self.sources is not None
 
     def held(self, alive: Alive) -> Alive:
-        """What the layer caches; ``alive`` are the tokens at its input."""
+        """Tokens that the layer caches; ``alive`` are the tokens at its input."""
         for rows in (self.sources, self.attending):
             if rows is not None:
                 return rows.alive
         return alive
 
     def asking(self, alive: Alive) -> Alive:
-        """Whose queries the kernel gets."""
+        """Tokens whose queries the kernel gets; ``alive`` are the tokens at the layer's input."""
         for rows in (self.receivers, self.attending):
             if rows is not None:
                 return rows.alive
@@ -172,7 +172,7 @@ class SourceCache:
         self.cache, self.sources = cache, sources
 
     def update(self, key: Tensor, value: Tensor, layer: int, *rest: Any, **options: Any) -> tuple[Tensor, Tensor]:
-        """As of a cache: (B, H, n, d) keys and values in, all that is held out."""
+        """Cache the sources' part of keys and values (B, H, n, d), and return all that the layer holds."""
         if self.sources is not None:
             key, value = self.sources.gather_heads(key), self.sources.gather_heads(value)
         if self.cache is None:

@@ -80,7 +80,7 @@ class Replay:
 
     @torch.no_grad()
     def under(self, operations: Operations) -> Tensor:
-        """(B, ``last``, vocabulary) logits under a plan; only layers from the first that it changes on are run."""
+        """Logits (B, ``last``, vocabulary) under a plan; only layers from the first that it changes on are run."""
         partial = (~operations.active.all(2).all(1)).nonzero().flatten().tolist()
         if not partial:
             return self.logits

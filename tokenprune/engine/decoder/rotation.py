@@ -28,7 +28,7 @@ class Rotations:
 
     @property
     def positions(self) -> Tensor:
-        """(B or 1, L) position ids of the forward.
+        """Position ids (B or 1, L) of the forward.
 
         Raises:
             ModelError: if they have several axes, as M-RoPE's have.

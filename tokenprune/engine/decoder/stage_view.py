@@ -83,9 +83,9 @@ class StageRows:
 
     @functools.cached_property
     def hidden(self) -> Tensor:
-        """(G, n, D) at the input of the stage's layer."""
+        """Hidden states (G, n, D) at the input of the stage's layer."""
         return of_rows(self.view.hidden, self.batch)
 
     def text(self, rows: TextRows) -> tuple[Tensor, Tensor]:
-        """(G, Q) long, the text rows among the tokens at the stage, and (G, Q) bool, False for padding."""
+        """Text rows (G, Q) long, among the tokens at the stage, and (G, Q) bool, False for padding."""
         return self.view.text(self.batch, rows)

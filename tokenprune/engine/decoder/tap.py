@@ -51,7 +51,7 @@ class Attended:
     window: int | None
 
     def to(self, device: torch.device) -> Attended:
-        """The same on another device."""
+        """Queries, keys and mask on another device."""
         mask = None if self.mask is None else self.mask.to(device)
         return dataclasses.replace(self, query=self.query.to(device), key=self.key.to(device), mask=mask)
 
@@ -79,7 +79,7 @@ class Attended:
         return scores.masked_fill(~allowed[:, None], -torch.inf).softmax(-1)
 
     def _allowed(self, rows: Tensor, length: int, batch: Tensor) -> Tensor:
-        """(G, Q, L) bool: what each query may see."""
+        """Which keys each query may see, (G, Q, L) bool."""
         if self.mask is not None and self.mask.dim() == 4:
             mask = of_rows(self.mask.expand(len(self.query), -1, -1, -1)[:, 0, :, :length], batch)
             mask = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
@@ -96,10 +96,10 @@ class Asking(Protocol):
     """Some of the tokens that a module computes, whose queries alone the kernel should get."""
 
     def gather_heads(self, x: Tensor) -> Tensor:
-        """(B, H, N, d) of all tokens to (B, H, n, d)."""
+        """Take the asking tokens out of all, head by head: (B, H, N, d) to (B, H, n, d)."""
 
     def scatter(self, x: Tensor) -> Tensor:
-        """(B, n, D) to (B, N, D), zero elsewhere."""
+        """Put the asking tokens back among all, (B, n, D) to (B, N, D); the others are zero."""
 
 
 _TAPPED: WeakKeyDictionary[nn.Module, tuple[Any, list[Listener]]] = WeakKeyDictionary()  # their config, who listens

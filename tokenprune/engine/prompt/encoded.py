@@ -42,7 +42,7 @@ class Encoded:
     made: dict[Any, Tensor] = field(default_factory=dict)
 
     def in_order(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """(T, ...) of something that each modality has of its tokens."""
+        """Put what each modality has of its tokens in the order of the placeholders, (T, ...)."""
         if len(parts) == 1:
             return next(iter(parts.values()))
         numbers = torch.cat([self.tokens[item] for modality in parts for item in self.members[modality]])
@@ -51,7 +51,7 @@ class Encoded:
 
 
 def encode(adapter: ModelAdapter, inputs: Mapping[str, Any], requires: frozenset[Signal]) -> Encoded:
-    """See ``Session.encode``."""
+    """Run the vision tower and the projector on pixels, for ``Session.encode``."""
     adapter.check_inputs(inputs)
     # Transformers keeps only the hidden state that the projector reads, unless asked for all.
     options = {"output_hidden_states": True} if any(signal.reads_layers for signal in requires) else {}

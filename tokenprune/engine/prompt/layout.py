@@ -88,7 +88,7 @@ class Layout:
 
     @functools.cached_property
     def ids(self) -> Tensor:
-        """(U,) long, a hash of the pixels of each unit's item and of the unit's place in it; made when first read."""
+        """A hash (U,) long of the pixels of each unit's item and of the unit's place in it; made when first read."""
         hashes = [content_id(pixels).to(self.rows.device) for pixels in self.pixels]
         places = [index - self.items.index(item) for index, item in enumerate(self.items)]
         return torch.stack([hashes[item] + 2 * place for item, place in zip(self.items, places, strict=True)])
@@ -111,13 +111,13 @@ class Layout:
         )
 
     def row_ids(self) -> Tensor:
-        """(B,) long, a number that stands for all images of a batch row and their order."""
+        """A number (B,) long for each batch row that stands for all its images and their order."""
         place = torch.arange(len(self.rows), device=self.rows.device) - torch.searchsorted(self.rows, self.rows)
         ids = torch.zeros(self.batch, dtype=torch.long, device=self.rows.device)
         return ids.index_add_(0, self.rows, self.ids * (2 * place + 1))  # place: of a unit in its row
 
     def free_tokens(self) -> list[int]:
-        """Of each batch row, how many visual tokens a pruner may choose among."""
+        """How many visual tokens of each batch row a pruner may choose among."""
         totals = [0] * self.batch
         for unit, item in zip(self.units, self.items, strict=True):
             totals[self.item_rows[item]] += len(unit)
@@ -156,7 +156,7 @@ class Layout:
         return [found[total] for total in totals]
 
     def divided(self, counts: Sequence[int]) -> list[int]:
-        """Of each unit, how many of its tokens stay if so many of each item do: in proportion to the units' sizes."""
+        """How many tokens of each unit stay if so many of each item do: in proportion to the units' sizes."""
         members = defaultdict(list)
         for index, item in enumerate(self.items):
             members[item].append(index)
@@ -183,13 +183,13 @@ class Choice:
 
 
 def _joined(places: Sequence[Tensor | None], order: Tensor) -> Tensor | None:
-    """(n, 3) the places of several units in an order; None unless all are known."""
+    """Places (n, 3) of several units in an order; None unless all are known."""
     known = [place for place in places if place is not None]
     return torch.cat(known)[order] if len(known) == len(places) else None
 
 
 def _place(tokens: Tensor, grid: Grid | None, segment: int) -> Tensor | None:
-    """(n, 3) long: segment, line and column of tokens in raster order; None without a grid."""
+    """Places (n, 3) long of tokens in raster order: segment, line and column; None without a grid."""
     if grid is None:
         return None
     number = torch.arange(len(tokens), device=tokens.device)
@@ -197,7 +197,7 @@ def _place(tokens: Tensor, grid: Grid | None, segment: int) -> Tensor | None:
 
 
 def kept_tokens(layout: Layout, chosen: Sequence[Choice], dropped: Sequence[int] = ()) -> Tensor:
-    """(T,) bool, which visual tokens of a batch stay.
+    """Which visual tokens of a batch stay, (T,) bool.
 
     Args:
         layout: of the batch.
@@ -235,7 +235,7 @@ def place_items(placeholder: Tensor, sizes: Sequence[int]) -> list[Tensor]:
 
 
 def content_id(pixels: Tensor) -> Tensor:
-    """() long: a 63-bit hash of an image's pixels, the same in whatever batch the image is.
+    """A 63-bit hash () long of an image's pixels, equal in whatever batch the image is.
 
     A weighted sum of the float32 bit patterns modulo 2**64: exact, hence the same on each device, without a copy to the
     host.

@@ -33,12 +33,12 @@ class Left:
 
     @classmethod
     def all(cls, encoded: Encoded) -> Left:
-        """Everything."""
+        """All visual tokens, none of them changed."""
         return cls(encoded, torch.ones_like(encoded.layout.free))
 
     @classmethod
     def of(cls, encoded: Encoded, chosen: Sequence[Choice], dropped: Sequence[int]) -> Left:
-        """What a pruner chose.
+        """Visual tokens that a pruner chose.
 
         Raises:
             ModelError: if it appends tokens: the prompt has no placeholders for them.
@@ -49,7 +49,7 @@ class Left:
         return cls(encoded, kept_tokens(encoded.layout, chosen, dropped), tuple(chosen))
 
     def moved(self, x: Tensor) -> Tensor:
-        """(T, ...) of something that each visual token has, as it goes on: folded, and in the order of the prompt.
+        """Something that each visual token has (T, ...), as it goes on: folded, and in the order of the prompt.
 
         Args:
             x: before; what leaves keeps what it has.
@@ -63,7 +63,7 @@ class Left:
 
     @functools.cached_property
     def features(self) -> Tensor:
-        """(T, D) visual tokens as they go on, with what the pruner made of them."""
+        """Features (T, D) of visual tokens as they go on, with what the pruner made of them."""
         features = self.moved(self.encoded.features)
         for choice in self.chosen:
             if choice.selection.merged is not None:

@@ -86,7 +86,7 @@ def _with_special(view: Encoding, tokens: VisualTokens, units: Sequence[int]) ->
 
 
 def _places(kept: Tensor, special: int) -> Tensor:
-    """(B, K) long, the visual tokens whose places are taken, from (B, S + N) bool: which tokens stay, special first."""
+    """Visual tokens (B, K) long whose places are taken, from (B, S + N) bool: which tokens stay, special first."""
     own, borrowed = kept[:, special:].clone(), kept[:, :special].sum(1)
     free = (~own).long().cumsum(1)
     own |= ~own & (free <= borrowed[:, None])

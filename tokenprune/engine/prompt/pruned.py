@@ -42,7 +42,7 @@ def prune_inputs(
     encoded: Encoded | None,
     samples: Sequence[Sample] | None = None,
 ) -> PrunedInputs:
-    """See ``Session.prune_inputs``."""
+    """Encode images and choose what enters the LLM, for ``Session.prune_inputs``."""
     steps, budget = _checked(adapter, pruner, budget) if pruner else ((), None)
     first = next((step for step in steps if step.stage.layer is None), None)
     given = check_signals(first.selector.requires if first else (), _facts(adapter))
@@ -183,7 +183,7 @@ def prompt_tokens(
 
 
 def _groups(operations: Operations, layout: Layout, chosen: Sequence[Choice]) -> Tensor:
-    """(T,) long: each token's group, by when it was picked, or by its place if all tokens entered the LLM."""
+    """Each token's group (T,) long, by when it was picked, or by its place if all tokens entered the LLM."""
     group = torch.zeros_like(layout.numbers)
     picked = {unit: order for choice in chosen for unit, order in zip(choice.units, _order(choice), strict=True)}
     for unit, tokens in enumerate(layout.units):

@@ -40,7 +40,7 @@ class Ran(Generic[T]):
 
 
 def generate(model: Any, inputs: Mapping[str, Any] | PrunedInputs, options: Mapping[str, Any]) -> Ran[Tensor]:
-    """(B, T) the tokens that ``generate`` adds to the prompts; greedy search unless the options say otherwise.
+    """Tokens (B, T) that ``generate`` adds to the prompts; greedy search unless the options say otherwise.
 
     Raises:
         ModelError: for pruned inputs without a cache; transformers takes gaps in the positions for packed prompts. Or

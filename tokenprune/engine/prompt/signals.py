@@ -61,7 +61,7 @@ def rows_of(
 
 
 def _place(grid: Grid | None, length: int, like: Tensor) -> Tensor | None:
-    """(N, 3) of a row that is one tile or frame."""
+    """Places (N, 3) of the tokens of a row that has one segment."""
     if grid is None:
         return None
     number = torch.arange(length, device=like.device)

@@ -40,21 +40,21 @@ class Facts:
 
 
 def always(signal: Signal, facts: Facts) -> bool:
-    """Any model can give it."""
+    """Say of every model that it can give a signal."""
     return True
 
 
 def fine(signal: Signal, facts: Facts) -> None:
-    """Nothing is wrong."""
+    """Find nothing wrong with a model."""
 
 
 def images(signal: Signal, view: Any) -> Hashable:
-    """It depends on the images alone."""
+    """Say that a signal depends on the images alone."""
     return None
 
 
 def loaded(signal: Signal, view: Any) -> None:
-    """All that it needs is there."""
+    """Load nothing, as all that a signal needs is there."""
 
 
 @dataclass(frozen=True)

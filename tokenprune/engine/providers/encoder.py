@@ -26,13 +26,13 @@ def load(signal: Encoder, view: Encoding) -> None:
 
 @provides(Encoder, check=known, ready=load)
 def encoder_features(signal: Encoder, view: Encoding) -> Tensor:
-    """(T, C); 0 for newlines."""
+    """Features (T, C) of the encoder that a signal names; 0 for newlines."""
     return features_of(load_encoder(view.adapter.model, signal.source), view)
 
 
 @torch.no_grad()
 def features_of(encoder: TimmEncoder, view: Encoding) -> Tensor:
-    """(T, C) features of an encoder in the order of the placeholders; 0 for newlines.
+    """Features (T, C) of an encoder in the order of the placeholders; 0 for newlines.
 
     Args:
         encoder: the other encoder.

@@ -50,7 +50,7 @@ class Encoding:
 
     @property
     def facts(self) -> Facts:
-        """What was known of the model before."""
+        """What was known of the model before its weights were loaded."""
         return Facts(type(self.adapter), self.adapter.model.config, self.adapter.text_tower)
 
     def text_tower(self, library: str | None) -> TextTower:

@@ -17,13 +17,13 @@ from tokenprune.functional.evidence import evidence_tokens
 
 
 def boxes(signal: Evidence, view: Encoding) -> Hashable:
-    """It depends on where the samples say it is."""
+    """Where the samples say that the evidence is, on which the signal depends."""
     return tuple(sample.boxes for sample in view.samples or ())
 
 
 @provides(Evidence, depends=boxes)
 def evidence(signal: Evidence, view: Encoding) -> Tensor:
-    """(T,) 1 at tokens that show what is asked about, else 0.
+    """Evidence (T,): 1 at tokens that show what is asked about, else 0.
 
     Raises:
         ModelError: if there are no samples, or rows are parts of pictures, so that it is not known what they show.

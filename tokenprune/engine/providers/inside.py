@@ -26,13 +26,13 @@ from tokenprune.functional.vectors import of_rows, take, widen
 
 @provides(TextMask)
 def text_mask(signal: TextMask, at: StageRows) -> Tensor:
-    """(G, Q)."""
+    """Which text rows (G, Q) bool are no padding."""
     return at.text(signal.rows)[1]
 
 
 @provides(TextAttention)
 def text_attention(signal: TextAttention, at: StageRows) -> Tensor:
-    """(G, H, Q, N)."""
+    """Attention (G, H, Q, N) of the text rows to the visual tokens."""
     rows, valid = at.text(signal.rows)[0], of_rows(at.view.alive.valid, at.batch)
     weights = at.view.attended[signal.layer].probabilities(rows, valid, at.batch)
     return weights.gather(3, at.visual[:, None, None].expand(-1, *weights.shape[1:3], -1))
@@ -40,45 +40,45 @@ def text_attention(signal: TextAttention, at: StageRows) -> Tensor:
 
 @provides(Keys)
 def keys(signal: Keys, at: StageRows) -> Tensor:
-    """(G, N, C)."""
+    """Keys (G, N, C) of the visual tokens, heads side by side."""
     return take(_flat_keys(at.view.attended[signal.layer], at.batch), at.visual)
 
 
 @provides(TextKeys)
 def text_keys(signal: TextKeys, at: StageRows) -> Tensor:
-    """(G, Q, C)."""
+    """Keys (G, Q, C) of the text rows, heads side by side."""
     return take(_flat_keys(at.view.attended[signal.layer], at.batch), at.text(signal.rows)[0])
 
 
 @provides(NormedHidden)
 def normed_hidden(signal: NormedHidden, at: StageRows) -> Tensor:
-    """(G, N, D)."""
+    """Hidden states (G, N, D) of the visual tokens, through the LLM's final norm."""
     return at.view.norm(take(at.hidden, at.visual)).to(at.hidden.device)
 
 
 @provides(TextNormedHidden)
 def text_normed_hidden(signal: TextNormedHidden, at: StageRows) -> Tensor:
-    """(G, Q, D)."""
+    """Hidden states (G, Q, D) of the text rows, through the LLM's final norm."""
     return at.view.norm(take(at.hidden, at.text(signal.rows)[0])).to(at.hidden.device)
 
 
 @provides(TextEmbeds)
 def text_embeds(signal: TextEmbeds, at: StageRows) -> Tensor:
-    """(G, Q, D)."""
+    """Input embeddings (G, Q, D) of the text rows."""
     slots = of_rows(at.view.alive.slots, at.batch).gather(1, at.text(signal.rows)[0])
     return take(of_rows(at.view.embeds, at.batch), slots)
 
 
 @provides(ImageEmbeds)
 def image_embeds(signal: ImageEmbeds, at: StageRows) -> Tensor:
-    """(G, M, D)."""
+    """Input embeddings (G, M, D) of all visual tokens that entered the LLM."""
     visual = of_rows(at.view.prompt.visual, at.batch).nonzero()[:, 1].view(len(at.batch), -1)
     return take(of_rows(at.view.embeds, at.batch), visual)
 
 
 @provides(RopeSimilarity)
 def rope_similarity(signal: RopeSimilarity, at: StageRows) -> Tensor:
-    """(G, Q, N)."""
+    """Similarity (G, Q, N) of text rows and visual tokens by their positions alone: of vectors of ones, rotated."""
     whole = (x.to(at.batch.device).expand(len(at.view.hidden), -1, -1) for x in at.view.rotation)
     cos, sin = (widen(of_rows(x, at.batch)) for x in whole)
     half = cos.shape[-1] // 2

@@ -30,18 +30,18 @@ def load(signal: PairedImage | PairedText, view: Encoding) -> None:
 
 
 def tower(signal: PairedImage, view: Encoding) -> Hashable:
-    """It depends on the text tower."""
+    """The text tower, on which the signal depends."""
     return view.text_tower(signal.library)
 
 
 def tower_and_question(signal: PairedText, view: Encoding) -> Hashable:
-    """It depends on the text tower and what is asked."""
+    """The text tower and what is asked, on which the signal depends."""
     return view.text_tower(signal.library), view.asked(signal.question)
 
 
 @provides(PairedImage, offered=known, check=found, depends=tower, ready=load)
 def paired_image(signal: PairedImage, view: Encoding) -> Tensor:
-    """(T, C); of patches that make a token together it is the mean of their embeddings."""
+    """Embeddings (T, C) in the shared space; of patches that make a token together, their mean."""
     adapter, states, text_tower = view.adapter, TowerStates(), view.text_tower(signal.library)
     parts = {}
     for modality, output in view.encoded.outputs.items():
@@ -54,6 +54,6 @@ def paired_image(signal: PairedImage, view: Encoding) -> Tensor:
 
 @provides(PairedText, offered=known, check=found, depends=tower_and_question, ready=load)
 def paired_text(signal: PairedText, view: Encoding) -> Tensor:
-    """(B, M, C)."""
+    """Embeddings (B, M, C) of the questions in the shared space."""
     with exact(view.encoded.features.device):
         return view.text_tower(signal.library).embed_text(view.asked(signal.question))

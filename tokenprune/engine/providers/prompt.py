@@ -16,13 +16,13 @@ from tokenprune.engine.providers.encoding import Encoding
 
 
 def question(signal: PromptEmbeds | PromptMask, view: Encoding) -> Hashable:
-    """It depends on what is asked."""
+    """What is asked, on which the signal depends."""
     return view.asked(signal.question)
 
 
 @provides(PromptEmbeds, depends=question)
 def prompt_embeds(signal: PromptEmbeds, view: Encoding) -> Tensor:
-    """(B, P, D)."""
+    """Input embeddings (B, P, D) of the questions."""
     table = view.adapter.model.get_input_embeddings()
     found: Tensor = table(_words(view, table, view.asked(signal.question))["input_ids"].long())
     return found
@@ -30,7 +30,7 @@ def prompt_embeds(signal: PromptEmbeds, view: Encoding) -> Tensor:
 
 @provides(PromptMask, depends=question)
 def prompt_mask(signal: PromptMask, view: Encoding) -> Tensor:
-    """(B, P)."""
+    """Which tokens (B, P) bool of the questions are no padding."""
     table = view.adapter.model.get_input_embeddings()
     return _words(view, table, view.asked(signal.question))["attention_mask"].bool()
 

@@ -24,14 +24,14 @@ def in_family(signal: SmallerPicture, facts: Facts) -> bool:
 
 
 def quotas(signal: SmallerPicture, view: Encoding) -> Hashable:
-    """It depends on how many tokens stay."""
+    """How many tokens stay, on which the signal depends."""
     return tuple(view.quotas)
 
 
 @provides(SmallerPicture, offered=in_family, depends=quotas)
 @torch.no_grad()
 def smaller_picture(signal: SmallerPicture, view: Encoding) -> Tensor:
-    """(T, D): of each image the tokens of its smaller picture, then 0.
+    """Visual tokens (T, D) of smaller pictures: of each image the tokens of its smaller picture, then 0.
 
     Raises:
         ModelError: if it is not known where in the picture the tokens are.
@@ -51,7 +51,7 @@ def smaller_picture(signal: SmallerPicture, view: Encoding) -> Tensor:
 
 
 def _features(model: Any, pixels: Tensor, grid: Sequence[int], smaller: Sequence[int]) -> Tensor:
-    """(height * width, D) of one picture (1, 3, H, W) of which ``smaller`` patches are left of ``grid``.
+    """Visual tokens (height * width, D) of one picture (1, 3, H, W) of whose ``grid`` patches ``smaller`` are left.
 
     Raises:
         ModelError: if the tower is offloaded: transformers reads its position embeddings past accelerate's hooks.

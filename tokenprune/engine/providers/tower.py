@@ -31,7 +31,7 @@ def has_layer(signal: Of, facts: Facts) -> None:
 @provides(TowerKeys, offered=in_family, check=has_layer)
 @provides(TowerStates, offered=in_family, check=has_layer)
 def tower_signal(signal: Of, view: Encoding) -> Tensor:
-    """(T, ...) of each visual token: of several patches, their mean."""
+    """Signal (T, ...) of each visual token: of several patches, their mean."""
     adapter, parts = view.adapter, {}
     for modality, output in view.encoded.outputs.items():
         found = adapter.vision_signals(modality, output, view.inputs, frozenset({signal}))[signal]

@@ -44,7 +44,7 @@ class VitTrace:
 
     @property
     def stages(self) -> dict[int, Tensor]:
-        """Those of the last forward.
+        """Patches that were left of the last forward, by layer, each (B, K) long.
 
         Raises:
             TokenPruneError: if there was none.
@@ -55,7 +55,7 @@ class VitTrace:
 
     @property
     def keep(self) -> Tensor:
-        """(B, K) long: the patches that reached the end of the last forward; errors are those of ``stages``."""
+        """Patches (B, K) long that reached the end of the last forward; errors are those of ``stages``."""
         return list(self.stages.values())[-1]
 
 

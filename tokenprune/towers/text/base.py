@@ -62,15 +62,15 @@ class TextTower(ABC):
 
     @abstractmethod
     def project(self, patches: Tensor, *, normed: bool = False) -> Tensor:
-        """(..., V) hidden states of patches to (..., C) in the shared space; ``normed``: after the last norm."""
+        """Project hidden states of patches (..., V) to the shared space (..., C); ``normed``: after the last norm."""
 
     @abstractmethod
     def tokenize(self, text: str) -> Tensor:
-        """(L,) long: all tokens of a text, with those that mark its beginning and end, never truncated."""
+        """Token ids (L,) long of a text, with those that mark its beginning and end, never truncated."""
 
     @abstractmethod
     def encode(self, segments: Tensor) -> Tensor:
-        """(S, context) token ids to (S, C) in the shared space."""
+        """Embed pieces of text: token ids (S, context) to (S, C) in the shared space."""
 
     @on_cpu_unless_said()
     def embed_text(self, texts: Sequence[str]) -> Tensor:
@@ -91,7 +91,7 @@ class TextTower(ABC):
 
 
 def strip_padding(ids: Tensor, pad: int) -> Tensor:
-    """(L,) ids without padding at the end, at least one of them."""
+    """Token ids (L,) without padding at the end, at least one of them."""
     last = (ids != pad).nonzero().flatten().tolist()[-1:] or [0]
     return ids[: last[0] + 1]
 
@@ -182,7 +182,7 @@ def _load(source: str, device: torch.device) -> TextTower:
 
 
 def _model_type(source: str) -> str:
-    """Of a Hugging Face model, if it has two towers."""
+    """The ``model_type`` of a Hugging Face model, if it has two towers."""
     try:
         found = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     except (OSError, ValueError) as error:

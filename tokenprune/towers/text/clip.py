@@ -30,19 +30,19 @@ class ClipTower(TextTower):
 
     @torch.no_grad()
     def project(self, patches: Tensor, *, normed: bool = False) -> Tensor:
-        """See ``TextTower``."""
+        """Project patches (..., V) by post_layernorm, unless ``normed``, and the visual projection: (..., C)."""
         weight = self.visual_projection.weight
         x = patches.to(weight.device, weight.dtype)
         embeds: Tensor = self.visual_projection(x if normed else self.norm(x))
         return embeds
 
     def tokenize(self, text: str) -> Tensor:
-        """See ``TextTower``."""
+        """Token ids (L,) long of a text, never truncated."""
         return torch.tensor(self.tokenizer(text, split_special_tokens=True, truncation=False, verbose=False).input_ids)
 
     @torch.no_grad()
     def encode(self, segments: Tensor) -> Tensor:
-        """See ``TextTower``; padding needs no mask, as the tower is causal and pools before it."""
+        """Embed pieces of text; padding needs no mask, as the tower is causal and pools before it."""
         device = self.text_projection.weight.device
         pooled = self.text_model(input_ids=segments.to(device)).pooler_output
         embeds: Tensor = self.text_projection(pooled)

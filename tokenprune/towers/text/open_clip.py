@@ -36,7 +36,7 @@ class OpenClipTower(TextTower):
 
     @torch.no_grad()
     def project(self, patches: Tensor, *, normed: bool = False) -> Tensor:
-        """See ``TextTower``."""
+        """Project patches (..., V) by the head of the vision tower: (..., C)."""
         x = patches.to(self.device, torch.float32)
         embeds: Tensor = self._head(x if normed else self._norm(x))
         return embeds
@@ -48,14 +48,14 @@ class OpenClipTower(TextTower):
         return ids
 
     def tokenize(self, text: str) -> Tensor:
-        """See ``TextTower``; a space makes words of what would be a special token."""
+        """Token ids (L,) long of a text; a space makes words of what would be a special token."""
         return strip_padding(
             self._padded(self._special.sub(lambda name: f"{name[0][0]} {name[0][1:]}", text)), self.pad
         )
 
     @torch.no_grad()
     def encode(self, segments: Tensor) -> Tensor:
-        """See ``TextTower``."""
+        """Embed pieces of text by the model's ``encode_text``: (S, context) to (S, C)."""
         embeds: Tensor = self.model.encode_text(segments.to(self.device))
         return embeds
 

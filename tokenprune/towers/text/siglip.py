@@ -23,7 +23,7 @@ AT_ONCE = 4096  # patches; the MLP makes several times their width of each
 
 
 def pool_alone(pool: Callable[[Tensor], Tensor], patches: Tensor) -> Tensor:
-    """(..., C), what an attention pooling head gives of each patch alone.
+    """What an attention pooling head gives of each patch alone, (..., C).
 
     Args:
         pool: the head, (I, N, V) to (I, C).
@@ -51,19 +51,19 @@ class SiglipTower(TextTower):
 
     @torch.no_grad()
     def project(self, patches: Tensor, *, normed: bool = False) -> Tensor:
-        """See ``TextTower``."""
+        """Project patches (..., V) by what the pooling head gives of each alone: (..., C)."""
         weight = self.norm.weight
         x = patches.to(weight.device, weight.dtype)
         return pool_alone(self.head, x if normed else self.norm(x))
 
     def tokenize(self, text: str) -> Tensor:
-        """See ``TextTower``; without the end of text where that is the padding, too."""
+        """Token ids (L,) long of a text, without the end of text where that is the padding, too."""
         ids = self.tokenizer(text, split_special_tokens=True, truncation=False, verbose=False).input_ids
         return strip_padding(torch.tensor(ids), self.pad)
 
     @torch.no_grad()
     def encode(self, segments: Tensor) -> Tensor:
-        """See ``TextTower``; the model sees padding, as in training."""
+        """Embed pieces of text; the model sees padding, as in training."""
         embeds: Tensor = self.text_model(input_ids=segments.to(self.norm.weight.device)).pooler_output
         return embeds
 
