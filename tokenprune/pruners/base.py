@@ -82,7 +82,7 @@ class Pruner(ABC):
     def counts(self, spec: ModelSpec, keep: int, total: int) -> tuple[int, ...]:
         """How many visual tokens each stage selects if ``keep`` of ``total`` are to be left after the last.
 
-        It does not fall where ``keep`` grows, and is 0 at 0. A stage may select nothing: then all visual tokens leave.
+        The last count grows with ``keep``, and is 0 at 0. A stage may select nothing: then all visual tokens leave.
         """
         return (keep,) * len(self.stages(spec))
 
