@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -75,3 +77,9 @@ def test_entry_points_wait_until_somebody_asks(monkeypatch):
     r.names()
     r.names()
     assert asked == ["tokenprune.pruners"]
+
+
+def test_a_name_that_the_package_has_is_taken_from_the_beginning():
+    code = "import tokenprune as tp\n@tp.register_pruner('random')\nclass Mine(tp.Pruner): pass"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "RegistryError: pruner name 'random' is taken by tokenprune.pruners.random.Random" in done.stderr

@@ -1,5 +1,6 @@
 """A method before the projector, as a third party writes it, against the official code and on a model."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 import tokenprune as tp
 from tokenprune.core.errors import ModelError
+from tokenprune.engine.loading import session_for
 from tokenprune.testing.families import families
 from tokenprune.testing.families.llava import ask, shared_llava
 
@@ -72,3 +74,20 @@ def test_a_family_without_the_stage_says_so(method):
         tp.prune(model, processor, "outside_visionzip", keep_tokens=9),
     ):
         pass
+
+
+def test_the_order_in_which_projected_tokens_enter_the_prompt():
+    @dataclass(frozen=True, kw_only=True)
+    class Backwards(tp.Pruner):
+        def stages(self, spec):
+            return (tp.stages.PROJECTOR,)
+
+        def _select(self, tokens, k):
+            keep = torch.arange(1, k + 1).expand(tokens.batch_size, -1)
+            return tp.TokenSelection(keep, tokens.num_tokens, sequence=keep.flip(1))
+
+    model, processor = shared_llava("sdpa")
+    session, inputs = session_for(model, processor), ask(processor, 1)
+    made = session.prune_inputs(inputs, Backwards(), tp.Budget(keep_tokens=4)).selection.merged
+    whole = session.encode(inputs).features
+    torch.testing.assert_close(made[0], whole[:4].flip(0), atol=1e-5, rtol=1e-4)

@@ -141,6 +141,8 @@ def test_segments_of_an_image_that_is_one_row():
     pruned = session.prune_inputs(inputs, Seeing(), Budget(keep_tokens=5))
     assert pruned.stage == PRE_LLM
     video = next(tokens for tokens in seen if int(tokens.segment.max()) > 0)
+    units = [unit for unit, item in zip(layout.units, layout.items, strict=True) if layout.items.count(item) > 1]
+    assert torch.equal(video.features[0], session.encode(inputs).features[torch.cat(units)])
     sizes = video.quota(5).sizes
     assert sum(sizes) == video.num_tokens
     grids = [grid for grid, item in zip(layout.grids, layout.items, strict=True) if layout.items.count(item) > 1]

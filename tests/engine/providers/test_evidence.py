@@ -74,6 +74,17 @@ def test_signals_are_kept_for_each_question_by_itself(embedded, samples):
             assert torch.equal(shared.selection.order, alone.selection.order)
 
 
+def test_images_that_are_encoded_once_are_asked_more_than_one_thing(embedded, samples):
+    inputs, pruner = Session(embedded).prepare(samples).inputs, create_pruner("cdpruner")
+    encoded = Session(embedded).encode(inputs, pruner.requires)
+    asked = (["Is there a cyan diamond?"] * 6, ["What color is the triangle?"] * 6)
+    for questions in (*asked, *asked):
+        shared, alone = (
+            Session(embedded).prune_inputs(inputs, pruner, K, questions, encoded=each) for each in (encoded, None)
+        )
+        assert torch.equal(shared.selection.order, alone.selection.order)
+
+
 @pytest.mark.parametrize("options", [OTHER, ORACLE])
 def test_controls_do_not_depend_on_the_batch(embedded, samples, options):
     together = prune(embedded, samples, **options).selection.keep
