@@ -135,7 +135,7 @@ class TokenSelection:
         return mean.to(x.dtype).view(shape).masked_fill(~there, 0)
 
     def without_features(self) -> TokenSelection:
-        """The same choice, without the features that the method made."""
+        """The choice alone, without the features that the method made."""
         return self if self.merged is None else replace(self, merged=None)
 
 

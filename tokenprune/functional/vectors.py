@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def widen(x: Tensor) -> Tensor:
-    """The same numbers in the precision of all arithmetic here: float64 stays, everything else becomes float32."""
+    """Numbers in the precision of all arithmetic here: float64 stays, everything else becomes float32."""
     return x if x.dtype == torch.float64 else x.float()
 
 

@@ -123,7 +123,7 @@ def _check_budgets(config: FitConfig, spec: ModelSpec, points: Sequence[Varied],
 
 
 def _journal(config: FitConfig) -> Journal:
-    """That of all fits which differ in their budgets alone, ready to append to."""
+    """The journal of all fits which differ in their budgets alone, ready to append to."""
     mapping = config.to_mapping()
     relevant = {key: value for key, value in mapping.items() if key not in ("output", "budget", "top")}
     folder = Path(config.output) / provenance.digest(json.dumps(relevant, sort_keys=True))

@@ -66,15 +66,15 @@ class Compose(Pruner):
 
     @property
     def adaptive(self) -> bool:
-        """Whether a member is."""
+        """Whether the content of a row decides for a member how many of its tokens stay."""
         return any(pruner.adaptive for pruner, _ in self.members)
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
-        """Those of the members."""
+        """The stages of all members, one after another."""
         return tuple(stage for pruner, _ in self.members for stage in pruner.stages(spec))
 
     def steps(self, spec: ModelSpec) -> tuple[Step, ...]:
-        """Those of the members.
+        """The steps of all members, one after another.
 
         Raises:
             ConfigError: if the model has no such layer, or a member does not come after the one before.

@@ -40,7 +40,7 @@ def make(given: Given) -> tuple[Pruner, Budget | None]:
 
 
 def complete(given: Given) -> Given:
-    """The same with all options, for a record of what ran."""
+    """A pruner inside another with all of its options, for a record of what ran."""
     if isinstance(given, Pruner):
         return given
     pruner, budget = make(given)

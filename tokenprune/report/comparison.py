@@ -67,7 +67,7 @@ class Choice:
                 raise ConfigError(f"{name} {getattr(self, name)!r} is no regular expression: {error}") from None
 
     def pairs(self, rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-        """Those of some finished rows, in their order."""
+        """Pairs of finished rows that are compared, in their order."""
         chosen = [row for row in rows if re.search(self.only, row.label)]
         pairs = [pair for pair in itertools.combinations(chosen, 2) if self.equal(*pair)]
         if not self.against:

@@ -36,12 +36,12 @@ class Overlap:
 
     @property
     def share(self) -> float:
-        """Of what at least one keeps, what both keep."""
+        """The share that both keep of what at least one keeps."""
         return self.both / max(1e-9, self.both + self.first_only + self.second_only)
 
     @property
     def chance_share(self) -> float:
-        """The same if each kept as many at random."""
+        """The overlap to expect if each kept as many tokens at random."""
         total = 2 * self.both + self.first_only + self.second_only
         return self.chance / max(1e-9, total - self.chance)
 

@@ -62,12 +62,12 @@ class Row:
         return [value for value in found if value is not None]
 
     def mean(self, metric: str, kind: str | None = None) -> float | None:
-        """Over the seeds; None if no record has the metric."""
+        """The mean of a metric over the seeds; None if no record has it."""
         values = self.values(metric, kind)
         return statistics.fmean(values) if values else None
 
     def number(self, metric: str) -> float:
-        """The same of a metric that every finished record has."""
+        """The mean of a metric that every finished record has."""
         return statistics.fmean(self.values(metric))
 
     def deviation(self, metric: str, kind: str | None = None) -> float | None:

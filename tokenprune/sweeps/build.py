@@ -90,7 +90,7 @@ def build(config: RunConfig) -> Experiment:
 
 
 def build_all(runs: Sequence[RunConfig], names: Sequence[str] = ()) -> tuple[Experiment, ...]:
-    """The same for several runs: those on one model and task become one experiment, in which equal cells are one.
+    """Experiments of several runs: those on one model and task become one experiment, in which equal cells are one.
 
     Args:
         runs: as loaded.

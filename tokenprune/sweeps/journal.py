@@ -33,7 +33,7 @@ class Journal:
         return list(self)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The same, one after another: a large file need not fit into memory."""
+        """Lines one after another: a large file need not fit into memory."""
         try:
             with self.path.open("rb") as file:
                 for number, text in enumerate(file, 1):

@@ -37,7 +37,7 @@ def _plain(value: Any) -> Any:
 
 
 def make_pruner(part: Part, seed: int) -> tuple[Part, Pruner | None]:
-    """The same for a pruner; ``none`` is None.
+    """A pruner and all of its options; ``none`` is None.
 
     Args:
         part: its name and options.

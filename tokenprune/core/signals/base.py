@@ -116,7 +116,7 @@ class OneOf(Signal):
         return " or ".join(map(str, self.signals))
 
     def stand_in(self, sizes: Sizes) -> Tensor:
-        """That of the first."""
+        """The stand-in of the first alternative."""
         return self.signals[0].stand_in(sizes)
 
 

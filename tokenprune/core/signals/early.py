@@ -33,7 +33,7 @@ class TowerAttention(Signal):
 
     @property
     def reads_layers(self) -> bool:
-        """True."""
+        """Attention and keys are made of hidden states inside the tower."""
         return True
 
 
@@ -51,7 +51,7 @@ class TowerKeys(Signal):
 
     @property
     def reads_layers(self) -> bool:
-        """True."""
+        """Attention and keys are made of hidden states inside the tower."""
         return True
 
 

@@ -74,7 +74,7 @@ class Depths:
             raise ConfigError(f"{self} keeps {self.keep} visual tokens, but there are {total}")
 
     def normalised(self, layers: int) -> Depths:
-        """The same output with all dead work left out; equal to itself when normalised again.
+        """Depths of the same output without dead work; equal to itself when normalised again.
 
         Args:
             layers: of the LLM.

@@ -125,7 +125,7 @@ class Policy:
 
     @property
     def depths(self) -> Depths:
-        """Those of the policy."""
+        """Depths of the policy that was chosen."""
         return self.chosen.depths
 
     def check(self, spec: ModelSpec) -> None:

@@ -108,7 +108,7 @@ class SparseVLM(Pruner):
 
     @property
     def budget(self) -> Budget | None:
-        """That of the preset; all tokens if the rank decides."""
+        """The budget of the preset; all tokens if the rank decides."""
         if self.preset is not None:
             return Budget(keep_ratio=PUBLISHED[self.version][self.preset][-1] / TOTAL)
         return Budget(keep_ratio=1.0) if self.adaptive else None

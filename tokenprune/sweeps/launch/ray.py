@@ -108,7 +108,7 @@ def _own(error: Exception) -> Exception:
 
 @functools.cache
 def _worker() -> Worker:
-    """That of this process, which Ray uses for many tasks."""
+    """The worker of this process, which Ray uses for many tasks."""
     return Worker()
 
 
