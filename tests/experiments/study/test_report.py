@@ -19,6 +19,7 @@ def report(tmp_path_factory):
     return write(EXPERIMENTS / "dop_additivity/results.jsonl", tmp_path_factory.mktemp("report"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", SHOWN)
 def test_the_experiments_tables_are_the_reports(report, name):
     lines = set(report.read_text().splitlines())
@@ -27,6 +28,7 @@ def test_the_experiments_tables_are_the_reports(report, name):
     assert [line for line in tables if line not in lines] == []
 
 
+@pytest.mark.full
 def test_all_pictures_are_there(report):
     named = [line.partition("](")[2].rstrip(")") for line in report.read_text().splitlines() if line.startswith("![")]
     assert len(named) == 5
