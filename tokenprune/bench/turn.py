@@ -23,12 +23,12 @@ from tokenprune.sweeps.build import Cell
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """A batch.
+    """A batch of prompts.
 
     Attributes:
         inputs: of the model.
-        questions: of each row.
-        samples: that it was made of; None for noise.
+        questions: of each prompt.
+        samples: that the batch was made of; None for noise.
     """
 
     inputs: Mapping[str, Any]
@@ -38,7 +38,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Turn:
-    """Seconds of a batch.
+    """Seconds of one turn of a batch, by stage.
 
     Attributes:
         vision: vision tower, and projector.
@@ -56,13 +56,13 @@ class Turn:
 
 
 def turn(session: Session, prompts: Prompts, cell: Cell, new_tokens: int) -> Turn:
-    """Run a batch once.
+    """Run a batch once, from pixels to its last token.
 
     Args:
         session: with the model.
         prompts: the batch.
         cell: what prunes.
-        new_tokens: to generate for each row; the end of an answer does not end it.
+        new_tokens: to generate for each prompt; the end of an answer does not end it.
     """
     device = session.adapter.device
     clock, start = TokenClock(device), now(device)
@@ -84,10 +84,11 @@ class Size:
     """What a batch takes besides time, at the end of its prefill.
 
     Attributes:
-        tokens: visual tokens of a row after the last stage, mean.
-        prefill_flops: of the LLM, for all rows.
-        cache_bytes: of keys and values, for all rows.
-        peak_bytes: the most that was allocated at a time, from pixels to the first token. On a CPU without the weights.
+        tokens: live tokens of a prompt after the last stage, mean.
+        prefill_flops: FLOPs of the LLM, for all prompts.
+        cache_bytes: bytes of keys and values, for all prompts.
+        peak_bytes: the most bytes that were allocated at a time, from pixels to the first token; on a CPU without the
+            weights.
     """
 
     tokens: float
@@ -97,7 +98,7 @@ class Size:
 
 
 def size(session: Session, prompts: Prompts, cell: Cell) -> Size:
-    """Run a prefill and weigh it."""
+    """Run a prefill and measure what it takes besides time."""
     done: list[tuple[PrunedInputs, Ran[Any]]] = []
 
     def work() -> None:

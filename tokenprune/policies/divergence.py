@@ -29,7 +29,7 @@ Varied = tuple[str, int]  # a parameter of a policy and its value, all else unpr
 
 @dataclass(frozen=True)
 class Objective:
-    """What is measured.
+    """How divergence is measured.
 
     Attributes:
         teacher_forced: mean over the unpruned model's own greedy answer, up to its end, instead of its first token.
@@ -46,7 +46,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Measured:
-    """Divergences of a batch.
+    """Divergences of a batch of questions, for several policies.
 
     Attributes:
         divergence: of each policy, nats, summed over the questions.
@@ -106,7 +106,7 @@ class Batch:
         return self._kl(output.logits)
 
     def extended(self, pruned: PrunedInputs) -> dict[str, Any]:
-        """The model's arguments with the answers after the prompts; padding in them is seen by nothing that counts.
+        """Arguments of the model with the answers after the prompts; padding in them is seen by nothing that counts.
 
         Args:
             pruned: of these questions.
@@ -143,7 +143,7 @@ class Batch:
 def measure(
     session: Session, samples: Sequence[Sample], objective: Objective, base: Pruner, points: Sequence[Varied]
 ) -> Measured:
-    """Vary each parameter alone on some questions.
+    """Measure divergence with each parameter varied alone, on some questions.
 
     Args:
         session: with the model.
@@ -164,7 +164,7 @@ def measure(
 
 
 def early_signals(session: Session, pruner: Pruner) -> frozenset[Signal]:
-    """What a pruner asks for before the LLM."""
+    """The signals that a pruner asks for before the LLM."""
     steps = [step for step in session.check_pruner(pruner) if step.stage.layer is None]
     return steps[0].selector.requires if steps else frozenset()
 

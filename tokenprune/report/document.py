@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Heading:
-    """Of a section.
+    """The heading of a section.
 
     Attributes:
         text: plain.

@@ -19,7 +19,7 @@ from tokenprune.report.rows import Row, Section
 SCALE = "image_scale"  # of a task: what is left of a picture's width and height
 
 
-def hard(section: Section, sections: Sequence[Section], found: Outcomes) -> list[Block]:
+def hard_questions(section: Section, sections: Sequence[Section], found: Outcomes) -> list[Block]:
     """Accuracy on hard questions and on the others; nothing if no section is the same but for a coarser picture.
 
     Args:
@@ -71,7 +71,7 @@ def _failed(section: Section, found: Outcomes) -> set[str]:
 
 
 def _split(row: Row, questions: Collection[str], found: Outcomes) -> str:
-    """Means over the questions and seeds."""
+    """Accuracy in % on hard / other questions, means over the questions and seeds."""
     right: dict[bool, list[float]] = {True: [], False: []}
     for record in row.records:
         for sample, value in found[record.cell].items():
