@@ -112,10 +112,13 @@ def size(session: Session, prompts: Prompts, cell: Cell) -> Size:
     traces, totals = stage_traces(pruned, ran.stages, rows), pruned.layout.free_tokens()
     alive = [tuple(trace.counts[row] for trace in traces) for row in range(rows)]
     texts = (pruned.inputs["attention_mask"].sum(1) - torch.tensor(pruned.entered, device=adapter.device)).tolist()
-    plans = [cell.plan(adapter.spec, each, total) for each, total in zip(alive, totals, strict=True)]
+    flops, live = 0, 0
+    for each, total, text in zip(alive, totals, texts, strict=True):
+        flops += llm_prefill_flops(adapter.spec, cell.plan(adapter.spec, each, total), text)
+        live += each[-1] if each else total
     return Size(
-        tokens=sum(each[-1] if each else total for each, total in zip(alive, totals, strict=True)) / rows,
-        prefill_flops=sum(llm_prefill_flops(adapter.spec, p, text) for p, text in zip(plans, texts, strict=True)),
+        tokens=live / rows,
+        prefill_flops=flops,
         cache_bytes=sum(kv_cache_bytes_by_layer(cache_of(ran.output))),
         peak_bytes=peak,
     )

@@ -40,10 +40,11 @@ class Convention:
     def prefill(self, spec: ModelSpec, plan: OperationPlan, text_tokens: int) -> int:
         """FLOPs of the decoder layers for one prompt; arguments as of ``flops.llm_prefill_flops``."""
         text = text_tokens if self.text else 0
-        return sum(
-            self.layer(spec.llm, *(text + plan.tokens(layer, operation) for operation in Operation))
-            for layer in range(spec.llm.layers)
-        )
+        total = 0
+        for layer in range(spec.llm.layers):
+            tokens = (text + plan.tokens(layer, operation) for operation in Operation)
+            total += self.layer(spec.llm, *tokens)
+        return total
 
 
 def exact(llm: TransformerSpec, sources: int, receivers: int, mlp: int) -> int:

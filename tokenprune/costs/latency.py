@@ -7,7 +7,7 @@ median over the pairs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from statistics import median
 from typing import TypeVar
 
@@ -48,7 +48,15 @@ class PrefillTimes:
 
 
 def time_call(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
-    """Call a function: its result and seconds; waits for the device before and after."""
+    """Call a function and time it.
+
+    Args:
+        function: to call.
+        device: that is waited for before and after.
+
+    Returns:
+        The function's result, and seconds.
+    """
     start = now(device)
     result = function()
     return result, now(device) - start
@@ -64,5 +72,5 @@ def compare(unpruned: Callable[[], Stages], pruned: Callable[[], Stages], *, rep
     """
     turns = [(unpruned(), pruned()) for _ in range(repeats + 1)][1:]
     ours = [b for _, b in turns]
-    stages = Stages(median(s.vision for s in ours), median(s.selection for s in ours), median(s.prefill for s in ours))
+    stages = Stages(*map(median, zip(*map(astuple, ours), strict=True)))
     return PrefillTimes(stages, median((b.selection + b.prefill) / a.prefill for a, b in turns))

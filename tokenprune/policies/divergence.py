@@ -87,7 +87,7 @@ class Batch:
         self.forward_seconds = now(adapter.device) - start
 
     def depths(self, varied: Varied) -> Tensor:
-        """(B,) divergence if one depth is varied alone."""
+        """(B,) divergence in nats if one depth is varied alone."""
         name, value = varied
         spec, update_only = self.adapter.spec, self.objective.update_only
         whole = Depths(attention=spec.llm.layers, mlp=spec.llm.layers, keep=1, update_only=update_only)
@@ -97,7 +97,7 @@ class Batch:
 
     @torch.no_grad()
     def pruned(self, pruner: Pruner, budget: Budget) -> Tensor:
-        """(B,) divergence of a pruner at a budget; it may ask for the signals that the images were encoded for."""
+        """(B,) divergence in nats of a pruner at a budget; its signals are among those that the images have."""
         inputs, questions = self.prepared.inputs, self.prepared.questions
         pruned = self.session.prune_inputs(inputs, pruner, budget, questions, encoded=self.encoded)
         with InsideLLM(self.adapter.model, pruned.inside) if pruned.inside else nullcontext():

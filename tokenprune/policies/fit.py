@@ -88,7 +88,8 @@ def fit(config: FitConfig, console: Console | None = None) -> Fitted:
         path = journal.path.with_name(f"{config.kind}_{value:.15g}.yaml")
         policy_file.save(fitted, path)
         policies.append((path, fitted))
-    seconds, forward = sum(one.seconds for one in measured), sum(one.forward_seconds for one in measured)
+    seconds = sum(one.seconds for one in measured)
+    forward = sum(one.forward_seconds for one in measured)
     return Fitted(policies, len(points), seconds, forward)
 
 
@@ -169,7 +170,10 @@ def _objective(config: FitConfig, samples: int) -> policy.Objective:
 
 def _means(measured: Sequence[Measured], samples: int) -> dict[Varied, float]:
     """Divergence at each point in nats, mean over the questions."""
-    return {point: sum(batch.divergence[point] for batch in measured) / samples for point in measured[0].divergence}
+    means = {}
+    for point in measured[0].divergence:
+        means[point] = sum(batch.divergence[point] for batch in measured) / samples
+    return means
 
 
 def _curves(config: FitConfig, spec: ModelSpec, divergence: dict[Varied, float]) -> Curves:

@@ -34,10 +34,10 @@ def hard_questions(section: Section, sections: Sequence[Section], found: Outcome
     if not failed:
         return []
     header = ["pruner", "visual tokens", *(f"{len(questions)} at {scale:g}" for scale, questions in failed)]
-    rows = [
-        [row.label, f"{row.number('average_tokens'):.4g}", *(_split(row, questions, found) for _, questions in failed)]
-        for row in section.done
-    ]
+    rows = []
+    for row in section.done:
+        splits = [_split(row, questions, found) for _, questions in failed]
+        rows.append([row.label, f"{row.number('average_tokens'):.4g}", *splits])
     said = (
         "Hard are the questions that the model without pruning fails on pictures shrunk to a part of their width and "
         "enlarged again; how many, and to which part, is at the head of each column. A cell is the accuracy on these / "

@@ -65,11 +65,11 @@ def choose_pairs(section: Section, choice: Choice) -> tuple[list[tuple[Row, Row]
     All pairs if there are not too many. Otherwise the pairs with ``random`` or with the pruner that is studied:
     that choice looks at names alone, not at answers, and keeps the correction from drowning what was asked.
     """
-    pairs = [pair for pair in choice.pairs(section.done) if all(row.any.budget for row in pair)]
+    pairs = [(a, b) for a, b in choice.pairs(section.done) if a.any.budget and b.any.budget]
     if len(pairs) <= MANY:
         return pairs, "all pairs"
     named = dict.fromkeys(name for name in ("random", section.studied) if name)
-    kept = [pair for pair in pairs if named.keys() & {row.label for row in pair}]
+    kept = [(a, b) for a, b in pairs if a.label in named or b.label in named]
     return kept, f"of {len(pairs)} pairs those with {' or '.join(named)}; the command tokenprune compare tests others"
 
 

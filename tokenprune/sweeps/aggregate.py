@@ -1,4 +1,4 @@
-"""What the metrics of a cell need of its answers, and no more: a sweep has hundreds of thousands of them."""
+"""The totals of a cell's answers that its metrics need, and no more: a sweep has hundreds of thousands of answers."""
 
 from __future__ import annotations
 

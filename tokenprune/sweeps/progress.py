@@ -1,4 +1,4 @@
-"""How far a sweep is: its cells, what the folder has of them, and what is left to do."""
+"""How far a sweep is: the state of each cell, and the work that is left to do."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class Answered:
     Attributes:
         cell: its key.
         lines: one a question, in the order of the batch.
-        seconds: it took, with the cell's share of what the batch has in common.
+        seconds: that it took, with the cell's share of what the batch has in common.
     """
 
     cell: str
