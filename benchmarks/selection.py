@@ -28,7 +28,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from tokenprune.costs.latency import timed
+from tokenprune.costs.latency import time_call
 from tokenprune.costs.memory import peak_bytes
 from tokenprune.functional.cluster import dpc_knn
 from tokenprune.functional.dpp import greedy_map
@@ -99,7 +99,7 @@ def median_ms(works: dict[str, Callable[[], object]], repeats: int, device: torc
     times: dict[str, list[float]] = {name: [] for name in works}
     for repeat in range(repeats + 1):
         for name, work in works.items():
-            _, seconds = timed(work, device)
+            _, seconds = time_call(work, device)
             if repeat:
                 times[name].append(1e3 * seconds)
     return {name: sorted(spent)[len(spent) // 2] for name, spent in times.items()}
@@ -155,7 +155,7 @@ def video(method: str, n: int, k: int, d: int, device: torch.device) -> dict[str
     }  # type: ignore[misc]
     dropped = features[0, : 3 * (n - k) // 10]  # SparseVLM clusters 30 % of what it drops, into a tenth of that
     works["sparsevlm's clusters"] = lambda: dpc_knn(dropped, len(dropped) // 10)
-    memory, seconds = timed(lambda: peak_mb(works[method], device), device)
+    memory, seconds = time_call(lambda: peak_mb(works[method], device), device)
     return {"method": method, "N": n, "T": k, "D": d, "seconds": seconds, "mb": memory}
 
 

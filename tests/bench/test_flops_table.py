@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from tokenprune.bench.flops_table import console_table, lines, pruned, unpruned
+from tokenprune.bench.flops_table import console_table, lines, pruned_case, unpruned_case
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ConfigError
 from tokenprune.costs import flops
@@ -21,7 +21,8 @@ TEXT = 40
 @pytest.fixture(scope="module")
 def cases():
     budgets = Budget(average_tokens=64), Budget(average_tokens=192)
-    return [unpruned(SPEC), *(pruned(SPEC, create_pruner("fastv", layer=2), budget, TEXT) for budget in budgets)]
+    pruner = create_pruner("fastv", layer=2)
+    return [unpruned_case(SPEC), *(pruned_case(SPEC, pruner, budget, TEXT) for budget in budgets)]
 
 
 def test_lines_are_the_metrics(cases):
@@ -59,4 +60,4 @@ def test_printed(cases):
 
 def test_content_decides():
     with pytest.raises(ConfigError, match="depends on the image"):
-        pruned(SPEC, create_pruner("sparsevlm", count="rank"), Budget(keep_ratio=1.0), TEXT)
+        pruned_case(SPEC, create_pruner("sparsevlm", count="rank"), Budget(keep_ratio=1.0), TEXT)

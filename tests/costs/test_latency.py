@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tokenprune.costs.latency import Stages, compare, timed
+from tokenprune.costs.latency import Stages, compare, time_call
 
 
 def test_turns_interleave_and_the_first_is_not_counted():
@@ -22,11 +22,11 @@ def test_turns_interleave_and_the_first_is_not_counted():
 
 
 def test_timed_returns_the_result_and_its_seconds():
-    result, seconds = timed(lambda: sum(range(200_000)), torch.device("cpu"))
+    result, seconds = time_call(lambda: sum(range(200_000)), torch.device("cpu"))
     assert result == sum(range(200_000))
     assert seconds > 0
 
 
 def test_errors_pass_through():
     with pytest.raises(ZeroDivisionError):
-        timed(lambda: 1 / 0, torch.device("cpu"))
+        time_call(lambda: 1 / 0, torch.device("cpu"))

@@ -57,6 +57,26 @@ def test_a_signal_of_its_own(outside):
     assert not torch.equal(keep[0], keep[2])
 
 
+def test_the_examples_of_the_docs():
+    text = (FOLDER.parents[1] / "docs" / "concepts.md").read_text()
+    names = {"__name__": "docs_concepts"}
+    exec(
+        compile(re.search(r"test_open_contract.*?```python\n(.*?)```", text, re.DOTALL)[1], "concepts.md", "exec"),
+        names,
+    )
+    model, processor = shared_llava("sdpa")
+    inputs = ask(processor, 1, 1)
+    for name, fewest in (("AboveMean", 1), ("Fold", 6), ("VariedSegments", 6)):
+        with tp.prune(model, processor, names[name](), keep_tokens=6) as trace:
+            model.generate(**inputs, max_new_tokens=1)
+        assert all(fewest <= kept <= 6 for _, kept in trace.counts)
+    family = families()["llava_next"]
+    model, processor = family.build("sdpa")
+    with tp.prune(model, processor, names["VariedSegments"](), keep_tokens=12) as trace:
+        model.generate(**family.ask(processor, 1), max_new_tokens=1)
+    assert trace.counts[0][1] == 12
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_an_adapter(outside, attention):
     outside("aya_vision.py")

@@ -6,7 +6,7 @@ from PIL import Image
 from report_runs import leave, random, rbf, record, usual
 
 from tokenprune.core.errors import DataError
-from tokenprune.report.contrast import difference, overlap, two
+from tokenprune.report.contrast import choose_pruners, difference, overlap
 from tokenprune.report.difference import difference_patches
 from tokenprune.report.document import Picture, Table
 from tokenprune.report.pictures import Place, lines_of
@@ -51,28 +51,28 @@ def test_overlap_by_hand():
 
 
 def test_without_names_the_studied_one_and_random():
-    pair = two(section_of([*usual(), record("dart", 48, 0.5)]), None)
+    pair = choose_pruners(section_of([*usual(), record("dart", 48, 0.5)]), None)
     assert pair.names == ("cdpruner kernel=rbf", "random")
     assert [(a.any.budget, b.any.seed) for a, b in pair.rows] == [({"keep_tokens": 48}, 0), ({"keep_tokens": 16}, 0)]
-    assert two(section_of([record("dart", 48, 0.5)]), None) is None
-    assert two(section_of([random(48, 0.5, 0)]), None) is None
-    assert two(section_of([random(48, 0.5, 0), rbf(16, 0.5)]), None) is None
+    assert choose_pruners(section_of([record("dart", 48, 0.5)]), None) is None
+    assert choose_pruners(section_of([random(48, 0.5, 0)]), None) is None
+    assert choose_pruners(section_of([random(48, 0.5, 0), rbf(16, 0.5)]), None) is None
 
 
 def test_names():
     section = section_of([*usual(), record("dart", 48, 0.5)])
-    assert two(section, ("random", "dart")).names == ("random", "dart")
+    assert choose_pruners(section, ("random", "dart")).names == ("random", "dart")
     with pytest.raises(
         DataError, match=r"no pruner 'drat' in embedded, task scenes; did you mean 'dart'\? Allowed: cd"
     ):
-        two(section, ("random", "drat"))
+        choose_pruners(section, ("random", "drat"))
     with pytest.raises(DataError, match="no pruner 'none'"):
-        two(section, ("none", "dart"))
+        choose_pruners(section, ("none", "dart"))
 
 
 def test_told_and_drawn(folder, samples, tmp_path):
     section = section_of(folder.records())
-    pair = two(section, None)
+    pair = choose_pruners(section, None)
     lines = lines_of(folder, lambda cell, sample: cell in pair.cells)
     sheet, blocks = difference(section, pair, samples[:2], lines, Place(tmp_path, "1_"))
     (table,) = (block for block in blocks if isinstance(block, Table))
@@ -92,7 +92,7 @@ def test_told_and_drawn(folder, samples, tmp_path):
 
 def test_no_images_no_picture(folder, tmp_path):
     section = section_of(folder.records())
-    pair = two(section, None)
+    pair = choose_pruners(section, None)
     lines = lines_of(folder, lambda cell, sample: cell in pair.cells)
     _, blocks = difference(section, pair, [], lines, Place(tmp_path))
     assert not [block for block in blocks if isinstance(block, Picture)]

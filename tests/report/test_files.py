@@ -19,7 +19,7 @@ from unprivileged import unprivileged
 
 from tokenprune.cli.main import app
 from tokenprune.core.errors import DataError
-from tokenprune.report import ordered, write
+from tokenprune.report import ordered_records, write
 from tokenprune.sweeps.store import RunFolder
 from tokenprune.tasks.scenes import Scenes
 
@@ -106,7 +106,7 @@ def test_the_same_bytes_whatever_the_order_of_the_lines(tmp_path, samples):
         (second.path / name).write_text("".join(lines))
     write(second, samples[:2])
     assert files(second.path) == expected
-    assert [each.cell for each in ordered(second)] == [each.cell for each in ordered(first)]
+    assert [each.cell for each in ordered_records(second)] == [each.cell for each in ordered_records(first)]
 
 
 def test_several_models_and_tasks(tmp_path, samples):

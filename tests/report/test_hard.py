@@ -3,7 +3,7 @@
 from report_runs import TASK, random, rbf, record
 
 from tokenprune.report.document import Table
-from tokenprune.report.hard import hard
+from tokenprune.report.hard import hard_questions
 from tokenprune.report.rows import sections_of
 
 COARSE = TASK | {"image_scale": 0.5}
@@ -13,7 +13,7 @@ FINE = TASK | {"image_scale": 1.0}
 def shown(records, found):
     sections = sections_of(records, {})
     fine = next(section for section in sections if "image_scale=0.5" not in section.title)
-    blocks = hard(fine, sections, found)
+    blocks = hard_questions(fine, sections, found)
     return next((block for block in blocks if isinstance(block, Table)), None)
 
 

@@ -7,7 +7,7 @@ from report_runs import leave, rbf, record, usual
 
 from tokenprune.report.comparison import Choice, outcomes
 from tokenprune.report.document import Paragraph, Table
-from tokenprune.report.pairs import MANY, chosen, section_pairs
+from tokenprune.report.pairs import MANY, choose_pairs, section_pairs
 from tokenprune.report.rows import sections_of
 from tokenprune.report.significance import compare_seeds, holm
 
@@ -49,7 +49,7 @@ def test_unequal_cost_is_not_compared(tmp_path, samples):
 def test_of_many_pairs_those_with_random_and_the_studied_one():
     others = [record(f"dart layer={n}", 48, 0.5, pruner={"name": "dart", "layer": n}) for n in range(MANY)]
     (section,) = sections_of([*usual(), *others], {"baselines": ["random", "dart"], "pruner": "cdpruner"})
-    pairs, said = chosen(section, Choice())
+    pairs, said = choose_pairs(section, Choice())
     assert all({"random", "cdpruner kernel=rbf"} & {row.label for row in pair} for pair in pairs)
     assert len(pairs) == 2 * MANY + 2
     total = (MANY + 2) * (MANY + 1) // 2 + 1

@@ -10,7 +10,7 @@ from tokenprune.cli.main import app
 from tokenprune.core.errors import ConfigError
 from tokenprune.pruners.base import PRUNERS
 from tokenprune.sweeps.config import load_config
-from tokenprune.sweeps.imports import resolved
+from tokenprune.sweeps.imports import absolute_paths
 
 METHOD = """
 from dataclasses import dataclass
@@ -84,9 +84,9 @@ def test_what_is_wrong_with_a_file(folder, text, message):
 
 
 def test_what_is_no_list_of_files():
-    assert resolved("a.py", Path("/x")) == ["/x/a.py"]
+    assert absolute_paths("a.py", Path("/x")) == ["/x/a.py"]
     with pytest.raises(ConfigError, match="imports must be a list of Python files, got 3"):
-        resolved(3, Path("/x"))
+        absolute_paths(3, Path("/x"))
 
 
 def test_a_mistake_is_a_sentence_and_status_2(folder):

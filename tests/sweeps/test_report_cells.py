@@ -8,7 +8,7 @@ from programs import sweep_file
 from tokenprune.sweeps import runner
 from tokenprune.sweeps.grid import load_sweep
 from tokenprune.sweeps.progress import prepare, states
-from tokenprune.sweeps.report_cells import announce
+from tokenprune.sweeps.report_cells import report_cells
 from tokenprune.sweeps.tracking import Tracked
 
 
@@ -23,7 +23,7 @@ class Listening(Tracked):
 def heard(asked, answers):
     groups, folder = prepare(asked)
     session = Listening(answers)
-    announce(list(states(groups, folder, False).values()), folder, session)
+    report_cells(list(states(groups, folder, False).values()), folder, session)
     return session.told
 
 

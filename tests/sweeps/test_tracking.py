@@ -11,7 +11,7 @@ from PIL import Image
 
 from tokenprune.core.errors import ConfigError, RegistryError
 from tokenprune.sweeps.tracking import TRACKERS, Finished, NoTracker, Tracked, Tracker, WandbTracker, start_tracking
-from tokenprune.sweeps.wandb_commands import unsent
+from tokenprune.sweeps.wandb_commands import offline_runs
 
 CONFIG = {"pruner": {"name": "cdpruner", "theta": 0.5}, "budget": {"keep_tokens": 48}}
 METRICS = {"accuracy": 0.75, "average_tokens": 48, "retention": None, "accuracy_by_kind": {"color": 0.5}}
@@ -140,7 +140,7 @@ def test_a_cell_whose_run_was_cut_off_goes_on_under_the_same_id(tmp_path):
     track(tmp_path, finished("abc123"))
     again = runs(tmp_path, "abc123")
     assert [each["run"].run_id for each in again] == ["abc123", "abc123"]
-    assert len(unsent(tmp_path)) == 2
+    assert len(offline_runs(tmp_path)) == 2
 
 
 def test_wandb_disabled_writes_nothing(tmp_path):

@@ -13,7 +13,7 @@ from tokenprune.cli.main import app
 from tokenprune.core.errors import ConfigError
 from tokenprune.sweeps.grid import load_sweep
 from tokenprune.sweeps.progress import prepare
-from tokenprune.sweeps.wandb_commands import unsent
+from tokenprune.sweeps.wandb_commands import offline_runs
 
 
 def call(*arguments):
@@ -22,7 +22,7 @@ def call(*arguments):
 
 def test_nothing_to_send(tmp_path):
     with pytest.raises(ConfigError, match="holds no offline W&B runs"):
-        unsent(tmp_path)
+        offline_runs(tmp_path)
 
 
 def test_an_agent_runs_a_cell(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ConfigError
 from tokenprune.core.options import construct
-from tokenprune.core.to_yaml import written
+from tokenprune.core.to_yaml import to_plain
 from tokenprune.sweeps.config import (
     ModelConfig,
     Part,
@@ -44,7 +44,7 @@ class CardConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """What is measured.
+    """The configuration of a bench.
 
     Attributes:
         model: a checkpoint, or a card.
@@ -79,13 +79,13 @@ class BenchConfig:
             raise ConfigError(f"batch_sizes must be integers of at least 1, got {list(self.batch_sizes)}")
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain mappings and lists, as one would write them in YAML."""
-        mapping: dict[str, Any] = written(self)
+        """The configuration as plain mappings and lists, as one would write it in YAML."""
+        mapping: dict[str, Any] = to_plain(self)
         return mapping if self.imports else {key: value for key, value in mapping.items() if key != "imports"}
 
 
 def load_bench_config(path: Path | str, overrides: Sequence[str] = ()) -> BenchConfig:
-    """Read a configuration file; arguments and errors as of ``config.load_config``."""
+    """Read a configuration file of a bench; arguments and errors as of ``sweeps.config.load_config``."""
     parsers: dict[str, Callable[[Any, str], Any]] = {
         "model": _model,
         "task": Part.of,

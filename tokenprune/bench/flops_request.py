@@ -8,19 +8,19 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from tokenprune.bench.flops_table import Case, pruned, unpruned
+from tokenprune.bench.flops_table import Case, pruned_case, unpruned_case
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import BudgetError, ConfigError, TokenPruneError, hint
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.costs.model_card import card_names, load_card
 from tokenprune.engine.loading import find_checkpoint
 from tokenprune.pruners.base import Pruner, create_pruner
-from tokenprune.sweeps.config import overridden, parse_budgets, parse_pruner
+from tokenprune.sweeps.config import apply_overrides, parse_budgets, parse_pruner
 
 
 @dataclass(frozen=True)
 class Request:
-    """A checked request.
+    """A checked request for a table of FLOPs.
 
     Attributes:
         title: of the table: model, pruner with the options that were given, and text.
@@ -36,7 +36,7 @@ class Request:
 
 
 def request(model: str | None, config: Path | None, overrides: Sequence[str], text_tokens: int) -> Request:
-    """Find the model and the pruner, and what the pruner leaves.
+    """Check a request: find the model and the pruner, and what the pruner leaves.
 
     Args:
         model: name of a model card.
@@ -49,12 +49,12 @@ def request(model: str | None, config: Path | None, overrides: Sequence[str], te
     """
     if text_tokens < 1:
         raise ConfigError(f"text_tokens must be at least 1, got {text_tokens}")
-    raw = overridden(OmegaConf.create(), overrides, "flops")
+    raw = apply_overrides(OmegaConf.create(), overrides, "flops")
     for key in raw:
         if key not in ("pruner", "budget"):
             raise ConfigError(f"flops knows no {key!r}; {hint(key, ('pruner', 'budget'))}")
     title, note, spec = _model(model, config)
-    cases = [unpruned(spec)]
+    cases = [unpruned_case(spec)]
     if raw:
         if "pruner" not in raw:
             raise ConfigError("a budget needs a pruner; give --pruner")
@@ -62,7 +62,7 @@ def request(model: str | None, config: Path | None, overrides: Sequence[str], te
         pruner = create_pruner(part.name, **part.options)
         title = f"{title}, {' '.join([part.name, *(f'{key}={value}' for key, value in part.options.items())])}"
         try:
-            cases += [pruned(spec, pruner, budget, text_tokens) for budget in _budgets(raw, pruner, text_tokens)]
+            cases += [pruned_case(spec, pruner, budget, text_tokens) for budget in _budgets(raw, pruner, text_tokens)]
         except TokenPruneError as error:
             raise type(error)(f"pruner {part.name!r}: {error}") from None
     return Request(f"{title}, {text_tokens} text tokens", note, spec, tuple(cases))
@@ -80,7 +80,7 @@ def _model(model: str | None, config: Path | None) -> tuple[str, str, ModelSpec]
 
 
 def _budgets(raw: dict[str, object], pruner: Pruner, text_tokens: int) -> tuple[Budget, ...]:
-    """Those asked for, or the pruner's own; a budget of FLOPs is for the text length of the table."""
+    """The budgets that are asked for, or the pruner's own; one of FLOPs is for the text length of the table."""
     given = raw.get("budget")
     if pruner.budget is not None:
         if given is not None:

@@ -43,13 +43,13 @@ class Case:
     selection: int = 0
 
 
-def unpruned(spec: ModelSpec) -> Case:
-    """Everything runs for all visual tokens."""
+def unpruned_case(spec: ModelSpec) -> Case:
+    """The model without a pruner: everything runs for all visual tokens."""
     return Case("unpruned", OperationPlan.drop_at(spec, (), (), spec.visual_tokens), spec.visual_tokens)
 
 
-def pruned(spec: ModelSpec, pruner: Pruner, budget: Budget, text_tokens: int) -> Case:
-    """What a pruner leaves under a budget.
+def pruned_case(spec: ModelSpec, pruner: Pruner, budget: Budget, text_tokens: int) -> Case:
+    """The model with a pruner under a budget.
 
     Args:
         spec: of the model.
@@ -71,7 +71,7 @@ def pruned(spec: ModelSpec, pruner: Pruner, budget: Budget, text_tokens: int) ->
 
 
 def _encoder(steps: Sequence[Step]) -> EncoderSize | None:
-    """The other encoder, if a step needs its features."""
+    """The size of the other encoder, if a step needs its features."""
     signals = [signal.alternatives[0] for step in steps for signal in step.selector.requires]
     sources = [signal.source for signal in signals if isinstance(signal, Encoder)]
     return encoder_size(sources[0]) if sources else None
@@ -79,10 +79,10 @@ def _encoder(steps: Sequence[Step]) -> EncoderSize | None:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table.
+    """A line of the table of FLOPs.
 
     Attributes:
-        name: what.
+        name: what costs it.
         counts: how it is counted.
         values: of each case: FLOPs, or in ``unit``.
         unit: ``B`` (bytes), ``tokens``, or nothing for FLOPs.
@@ -101,7 +101,7 @@ class Line:
 
 
 def lines(spec: ModelSpec, cases: Sequence[Case], text_tokens: int) -> list[Line]:
-    """Prefill of the decoder layers by convention, then everything else.
+    """The lines of the table: prefill of the decoder layers by convention, then everything else.
 
     Args:
         spec: of the model.
@@ -113,11 +113,11 @@ def lines(spec: ModelSpec, cases: Sequence[Case], text_tokens: int) -> list[Line
         values = tuple(convention.prefill(spec, case.plan, text_tokens) for case in cases)
         prefill.append(Line(name, convention.counts, values, last=name == [*CONVENTIONS][-1]))
     exact = prefill[0].values
-    return [*prefill, *_around(spec, cases, exact), *_after(spec, cases, text_tokens)]
+    return [*prefill, *_prefill_lines(spec, cases, exact), *_decoding_lines(spec, cases, text_tokens)]
 
 
-def _around(spec: ModelSpec, cases: Sequence[Case], exact: Sequence[float]) -> list[Line]:
-    """The rest of a prefill, and all of it."""
+def _prefill_lines(spec: ModelSpec, cases: Sequence[Case], exact: Sequence[float]) -> list[Line]:
+    """Lines of the rest of a prefill, and of all of it."""
     selection = tuple(case.selection for case in cases)
     vision, projector, head = flops.vision_flops(spec), flops.projector_flops(spec), flops.lm_head_flops(spec)
     whole = tuple(a + b + vision + projector + head for a, b in zip(exact, selection, strict=True))
@@ -130,8 +130,8 @@ def _around(spec: ModelSpec, cases: Sequence[Case], exact: Sequence[float]) -> l
     ]
 
 
-def _after(spec: ModelSpec, cases: Sequence[Case], text_tokens: int) -> list[Line]:
-    """What a generated token costs, and what is kept for it."""
+def _decoding_lines(spec: ModelSpec, cases: Sequence[Case], text_tokens: int) -> list[Line]:
+    """Lines of what a generated token costs, and what is kept for it."""
 
     def each(value: Callable[[OperationPlan], float]) -> tuple[float, ...]:
         return tuple(value(case.plan) for case in cases)

@@ -37,7 +37,8 @@ class Row:
 
     Attributes:
         cell: its label and budget.
-        pruner, budget: the same as in a configuration.
+        pruner: name and options, as in a configuration.
+        budget: as text; ``none`` if nothing is pruned.
         batch_size: prompts at a time.
         error: what went wrong; None if it ran.
         size: what it takes besides time.
@@ -53,23 +54,23 @@ class Row:
     turns: tuple[Turn, ...] = ()
 
     def spread(self, value: Callable[[Turn], float]) -> dict[str, float]:
-        """Median, and the bounds of the middle 80 %, of something in a turn."""
+        """Median, and the bounds of the middle 80 %, of a value of the turns."""
         values = [value(turn) for turn in self.turns]
         tenths = quantiles(values, n=10, method="inclusive") if len(values) > 1 else values * 9
         return {"median": median(values), "p10": tenths[0], "p90": tenths[8]}
 
     def over(self, other: Row, value: Callable[[Turn], float]) -> float:
-        """Median ratio to another row's turns."""
+        """Median ratio of a value in this row's turns to the value in another row's."""
         return median(value(a) / value(b) for a, b in zip(self.turns, other.turns, strict=True))
 
     def to_mapping(self) -> dict[str, Any]:
-        """For a JSON file; times are seconds."""
+        """The row as a mapping for a JSON file; times are seconds."""
         names = [f.name for f in dataclasses.fields(Turn)] if self.turns else []
         return {**dataclasses.asdict(self), "seconds": {name: self.spread(attrgetter(name)) for name in names}}
 
 
 def bench(config: BenchConfig, console: Console) -> Iterator[list[Row]]:
-    """Measure; the rows of a batch size when they are done, and then they are in the file, too.
+    """Run a bench: yields the rows of a batch size when they are done; then they are in the file, too.
 
     Args:
         config: as loaded.
@@ -97,13 +98,13 @@ def bench(config: BenchConfig, console: Console) -> Iterator[list[Row]]:
             prompts = _prompts(session, config, batch_size, samples)
             new = measure(session, prompts, asked, config, lambda: progress.advance(task))
             rows += new
-            written = [row.to_mapping() for row in rows]
-            output.write_text(json.dumps({**head, "rows": written}, indent=1) + "\n", encoding="utf-8")
+            content = {**head, "rows": [row.to_mapping() for row in rows]}
+            output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             yield new
 
 
 def cells(config: BenchConfig) -> tuple[Checkpoint, tuple[Cell, ...]]:
-    """The model, whose weights are not loaded, and what prunes it; the first cell prunes nothing.
+    """The model of a bench, whose weights are not loaded, and the cells; the first cell prunes nothing.
 
     Raises:
         TokenPruneError: if something is wrong with either.
@@ -116,7 +117,7 @@ def cells(config: BenchConfig) -> tuple[Checkpoint, tuple[Cell, ...]]:
 def measure(
     session: Session, prompts: Prompts, asked: Sequence[Cell], config: BenchConfig, done: Callable[[], None]
 ) -> list[Row]:
-    """One batch, all cells in turns; one that fails leaves the others theirs. ``done`` is called after each."""
+    """Measure all cells in turns on a batch; one that fails does not stop the others. ``done`` is called after each."""
     number = len(prompts.questions)
     rows = [Row(str(cell), cell.part.to_mapping(), str(cell.budget or "none"), number) for cell in asked]
     for index in range(config.repeats + 2):  # what it takes besides time, then a turn to warm up

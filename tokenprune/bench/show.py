@@ -30,7 +30,7 @@ COLUMNS = (
 
 
 def chosen_prefill(turn: Turn) -> float:
-    """Seconds from features to the first token."""
+    """Seconds of a turn from features to the first token."""
     return turn.selection + turn.prefill
 
 
@@ -40,7 +40,7 @@ def total(turn: Turn) -> float:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Rows of one batch size; the first prunes nothing, and FLOPs and times are relative to it."""
+    """A table of the rows of one batch size; the first prunes nothing, and FLOPs and times are relative to it."""
     columns = [Column("pruner", overflow="fold", max_width=24)]
     columns += [Column(name, justify="right", no_wrap=True) for name in COLUMNS]
     made = Table(
@@ -82,7 +82,7 @@ def _ms(seconds: float) -> str:
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
-    """Which rows of a batch size failed, and which are slower than without pruning."""
+    """Sentences on which rows of a batch size failed, and which are slower than without pruning."""
     unpruned = rows[0]
     found = [f"{row.cell} failed at batch size {row.batch_size}: {row.error}" for row in rows if row.error]
     for row in rows[1:] if unpruned.turns else ():
@@ -101,7 +101,7 @@ def _llm(turn: Turn) -> float:
 
 
 def show(rows: Sequence[Row], console: Console) -> None:
-    """Print the rows of a batch size."""
+    """Print the table of a batch size, and the remarks on it."""
     made = table(rows)
     made.width = console.measure(made, options=console.options.update(max_width=WIDTH)).maximum
     console.print(made, crop=False)  # a narrow terminal breaks lines; numbers that are cut say nothing

@@ -23,12 +23,12 @@ from tokenprune.sweeps.build import Cell
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """A batch.
+    """A batch of prompts.
 
     Attributes:
         inputs: of the model.
-        questions: of each row.
-        samples: that it was made of; None for noise.
+        questions: of each prompt.
+        samples: that the batch was made of; None for noise.
     """
 
     inputs: Mapping[str, Any]
@@ -38,7 +38,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Turn:
-    """Seconds of a batch.
+    """Seconds of one turn of a batch, by stage.
 
     Attributes:
         vision: vision tower, and projector.
@@ -56,13 +56,13 @@ class Turn:
 
 
 def turn(session: Session, prompts: Prompts, cell: Cell, new_tokens: int) -> Turn:
-    """Run a batch once.
+    """Run a batch once, from pixels to its last token.
 
     Args:
         session: with the model.
         prompts: the batch.
         cell: what prunes.
-        new_tokens: to generate for each row; the end of an answer does not end it.
+        new_tokens: to generate for each prompt; the end of an answer does not end it.
     """
     device = session.adapter.device
     clock, start = TokenClock(device), now(device)
@@ -84,10 +84,11 @@ class Size:
     """What a batch takes besides time, at the end of its prefill.
 
     Attributes:
-        tokens: visual tokens of a row after the last stage, mean.
-        prefill_flops: of the LLM, for all rows.
-        cache_bytes: of keys and values, for all rows.
-        peak_bytes: the most that was allocated at a time, from pixels to the first token. On a CPU without the weights.
+        tokens: live tokens of a prompt after the last stage, mean.
+        prefill_flops: FLOPs of the LLM, for all prompts.
+        cache_bytes: bytes of keys and values, for all prompts.
+        peak_bytes: the most bytes that were allocated at a time, from pixels to the first token; on a CPU without the
+            weights.
     """
 
     tokens: float
@@ -97,7 +98,7 @@ class Size:
 
 
 def size(session: Session, prompts: Prompts, cell: Cell) -> Size:
-    """Run a prefill and weigh it."""
+    """Run a prefill and measure what it takes besides time."""
     done: list[tuple[PrunedInputs, Ran[Any]]] = []
 
     def work() -> None:
@@ -111,10 +112,13 @@ def size(session: Session, prompts: Prompts, cell: Cell) -> Size:
     traces, totals = stage_traces(pruned, ran.stages, rows), pruned.layout.free_tokens()
     alive = [tuple(trace.counts[row] for trace in traces) for row in range(rows)]
     texts = (pruned.inputs["attention_mask"].sum(1) - torch.tensor(pruned.entered, device=adapter.device)).tolist()
-    plans = [cell.plan(adapter.spec, each, total) for each, total in zip(alive, totals, strict=True)]
+    flops, live = 0, 0
+    for each, total, text in zip(alive, totals, texts, strict=True):
+        flops += llm_prefill_flops(adapter.spec, cell.plan(adapter.spec, each, total), text)
+        live += each[-1] if each else total
     return Size(
-        tokens=sum(each[-1] if each else total for each, total in zip(alive, totals, strict=True)) / rows,
-        prefill_flops=sum(llm_prefill_flops(adapter.spec, p, text) for p, text in zip(plans, texts, strict=True)),
+        tokens=live / rows,
+        prefill_flops=flops,
         cache_bytes=sum(kv_cache_bytes_by_layer(cache_of(ran.output))),
         peak_bytes=peak,
     )

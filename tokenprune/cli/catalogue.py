@@ -40,14 +40,14 @@ def entries(kind: str) -> list[Entry[Any]]:
     return [Entry(name, target, _summary(target), None) for name, target in sorted(table.items())]
 
 
-def broken(kind: str) -> dict[str, str]:
+def broken_plugins(kind: str) -> dict[str, str]:
     """Plug-ins of a kind that do not import: name to reason."""
     table = _table(kind)
     return dict(table.broken) if isinstance(table, Registry) else {}
 
 
 def find(name: str) -> list[tuple[str, Entry[Any]]]:
-    """What has a name, with its kind; two kinds may share one.
+    """Find the things of a name, each with its kind; two kinds may share a name.
 
     Raises:
         RegistryError: if nothing has.
@@ -88,7 +88,7 @@ def _table(kind: str) -> Registry[Any] | Mapping[str, Any]:
     module, name = REGISTRIES[kind]
     table: Registry[Any] | Mapping[str, Any] = getattr(importlib.import_module(module), name)
     if isinstance(table, Registry):
-        with warnings.catch_warnings():  # a broken plug-in is told of by its name, see broken()
+        with warnings.catch_warnings():  # a broken plug-in is told of by its name, see broken_plugins()
             warnings.simplefilter("ignore")
             table.names()
     return table

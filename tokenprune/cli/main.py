@@ -146,7 +146,7 @@ def list_command(
     kind: Annotated[str, typer.Argument(help="pruners, adapters, tasks, kernels or conditioning.")],
 ) -> None:
     """List what there is."""
-    from tokenprune.cli.catalogue import broken, entries
+    from tokenprune.cli.catalogue import broken_plugins, entries
 
     found = entries(kind)
     papers = any(entry.paper for entry in found)
@@ -154,7 +154,7 @@ def list_command(
     for entry in found:
         table.add_row(entry.name, escape(entry.summary), *([entry.paper or ""] if papers else []))
     Console().print(table)
-    for name, reason in broken(kind).items():
+    for name, reason in broken_plugins(kind).items():
         typer.echo(f"plug-in {name!r} is ignored: {reason}", err=True)
 
 

@@ -32,7 +32,7 @@ def report_command(
     from tokenprune.sweeps.store import RunFolder
 
     run, choice = RunFolder(folder), Choice(within=within)
-    records = report.ordered(run)
+    records = report.ordered_records(run)
     path = report.write(run, _samples(records), out=out, difference=difference, choice=choice)
     console = Console()
     console.print(report.console_table(records))

@@ -79,9 +79,9 @@ def wandb_sync_command(
     """Print the commands that upload what was tracked offline; nothing is sent."""
     from shlex import quote
 
-    from tokenprune.sweeps.wandb_commands import unsent
+    from tokenprune.sweeps.wandb_commands import offline_runs
 
-    for path in unsent(folder):
+    for path in offline_runs(folder):
         typer.echo(f"wandb sync {quote(str(path))}")
 
 
@@ -94,7 +94,7 @@ def wandb_sweep_command(
     import yaml  # type: ignore[import-untyped]
 
     from tokenprune.sweeps.grid import load_sweep
-    from tokenprune.sweeps.wandb_commands import agents
+    from tokenprune.sweeps.wandb_commands import agent_sweep
 
     given = overrides or []
-    typer.echo(yaml.safe_dump(agents(load_sweep(file, given, yes=yes), file, given), sort_keys=False), nl=False)
+    typer.echo(yaml.safe_dump(agent_sweep(load_sweep(file, given, yes=yes), file, given), sort_keys=False), nl=False)

@@ -8,7 +8,7 @@ from typing import Any
 from tokenprune.core.budget import Budget
 
 
-def written(config: Any) -> dict[str, Any]:
+def to_plain(config: Any) -> dict[str, Any]:
     """The fields of a dataclass as plain mappings and lists.
 
     Args:
@@ -27,5 +27,5 @@ def _plain(value: Any) -> Any:
         case _ if hasattr(value, "to_mapping"):
             return value.to_mapping()
         case _ if dataclasses.is_dataclass(value):
-            return written(value)
+            return to_plain(value)
     return value

@@ -25,7 +25,7 @@ from tokenprune.core.sizes import ModelSpec, TransformerSpec
 
 @dataclass(frozen=True)
 class Convention:
-    """A way to count.
+    """A way to count the FLOPs of a layer.
 
     Attributes:
         layer: FLOPs of one layer from its sizes and the tokens that give keys and values, ask, and pass the MLP.
@@ -40,34 +40,35 @@ class Convention:
     def prefill(self, spec: ModelSpec, plan: OperationPlan, text_tokens: int) -> int:
         """FLOPs of the decoder layers for one prompt; arguments as of ``flops.llm_prefill_flops``."""
         text = text_tokens if self.text else 0
-        return sum(
-            self.layer(spec.llm, *(text + plan.tokens(layer, operation) for operation in Operation))
-            for layer in range(spec.llm.layers)
-        )
+        total = 0
+        for layer in range(spec.llm.layers):
+            tokens = (text + plan.tokens(layer, operation) for operation in Operation)
+            total += self.layer(spec.llm, *tokens)
+        return total
 
 
 def exact(llm: TransformerSpec, sources: int, receivers: int, mlp: int) -> int:
-    """What the hardware multiplies."""
+    """FLOPs of a layer as the hardware multiplies."""
     return llm.layer_flops(sources, receivers, mlp)
 
 
 def sparsevlm(llm: TransformerSpec, sources: int, receivers: int, mlp: int) -> int:
-    """Multiply-adds of a LLaMA without grouped queries."""
+    """FLOPs of a layer as SparseVLM counts: multiply-adds of a LLaMA without grouped queries."""
     return _attention(llm, sources, receivers) + 3 * mlp * llm.width * llm.mlp_width
 
 
 def fastv(llm: TransformerSpec, sources: int, receivers: int, mlp: int) -> int:
-    """Multiply-adds, as if the MLP had two matrices."""
+    """FLOPs of a layer as FastV counts: multiply-adds, as if the MLP had two matrices."""
     return _attention(llm, sources, receivers) + 2 * mlp * llm.width * llm.mlp_width
 
 
 def gsop(llm: TransformerSpec, sources: int, receivers: int, mlp: int) -> int:
-    """Two FLOPs per multiply-add."""
+    """FLOPs of a layer as GSOP counts: two per multiply-add."""
     return 2 * sparsevlm(llm, sources, receivers, mlp)
 
 
 def cdpruner(llm: TransformerSpec, sources: int, receivers: int, mlp: int) -> int:
-    """Two FLOPs per multiply-add; the convention counts visual tokens alone."""
+    """FLOPs of a layer as CDPruner counts: two per multiply-add; the convention counts visual tokens alone."""
     return 2 * sparsevlm(llm, sources, receivers, mlp)
 
 

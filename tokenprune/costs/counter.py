@@ -21,7 +21,7 @@ KERNELS = (  # of torch.nn.functional.scaled_dot_product_attention; its plain im
 
 
 def counter() -> FlopCounterMode:
-    """A context manager that counts what runs inside: ``get_total_flops()``."""
+    """A context manager that counts the FLOPs of what runs inside: ``get_total_flops()``."""
     formulas = {getattr(torch.ops.aten, name): _attention for name in KERNELS}
     return FlopCounterMode(display=False, custom_mapping=formulas)
 

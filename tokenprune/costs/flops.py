@@ -60,7 +60,7 @@ def vision_flops(spec: ModelSpec) -> int:
     head = tiles * spec.vision_head * tower.layer_flops(sources=tile, receivers=1, mlp=1)
 
     def layer(size: int) -> int:
-        """All tokens pass it, and attend to those of their part alone."""
+        """FLOPs of a layer that all tokens pass, each attending to its part of ``size`` tokens alone."""
         return n // size * tower.layer_flops(size, size, size)
 
     inside = spec.vision_window_layers

@@ -7,7 +7,7 @@ median over the pairs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from statistics import median
 from typing import TypeVar
 
@@ -35,7 +35,7 @@ class Stages:
 
 @dataclass(frozen=True)
 class PrefillTimes:
-    """What ``compare`` measured.
+    """Prefill times that ``compare`` measured.
 
     Attributes:
         stages: median seconds of the pruned model.
@@ -47,22 +47,30 @@ class PrefillTimes:
     ratio: float
 
 
-def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
-    """A function's result and its seconds; waits for the device before and after."""
+def time_call(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """Call a function and time it.
+
+    Args:
+        function: to call.
+        device: that is waited for before and after.
+
+    Returns:
+        The function's result, and seconds.
+    """
     start = now(device)
     result = function()
     return result, now(device) - start
 
 
 def compare(unpruned: Callable[[], Stages], pruned: Callable[[], Stages], *, repeats: int) -> PrefillTimes:
-    """Run both, turn by turn, after one untimed turn each.
+    """Time the unpruned and the pruned prefill, turn by turn, after one untimed turn each.
 
     Args:
         unpruned: runs the unpruned prefill once and returns its seconds.
-        pruned: the same with pruning.
+        pruned: runs the pruned prefill once and returns its seconds.
         repeats: timed pairs, at least 1.
     """
     turns = [(unpruned(), pruned()) for _ in range(repeats + 1)][1:]
     ours = [b for _, b in turns]
-    stages = Stages(median(s.vision for s in ours), median(s.selection for s in ours), median(s.prefill for s in ours))
+    stages = Stages(*map(median, zip(*map(astuple, ours), strict=True)))
     return PrefillTimes(stages, median((b.selection + b.prefill) / a.prefill for a, b in turns))

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.core.errors import ModelError
-from tokenprune.costs.latency import timed
+from tokenprune.costs.latency import time_call
 from tokenprune.pruners.dop.latency import AttentionTiming, LatencyModel, MlpTiming
 
 REPEATS = 7
@@ -45,7 +45,7 @@ def time_layers(adapter: ModelAdapter, text_tokens: int) -> LatencyModel:
     spent: dict[tuple[int, ...], list[float]] = {key: [] for key in works}
     for turn in range(REPEATS + 1):
         for key, work in works.items():
-            _, seconds = timed(work, weight.device)
+            _, seconds = time_call(work, weight.device)
             if turn:  # the first one warms up
                 spent[key].append(1e3 * seconds)
     times = {key: median(values) for key, values in spent.items()}

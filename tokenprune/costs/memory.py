@@ -1,4 +1,4 @@
-"""Bytes: of a key-value cache, read from it or as a plan has them, and the most that some work allocates."""
+"""Bytes of a key-value cache, read from it or as a plan has them, and the most that some work allocates."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         work()
         return int(torch.cuda.max_memory_allocated(device))
-    with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with _silence_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     events = sorted(profiler.events(), key=lambda event: event.time_range.start)
     return max(0, *accumulate(int(event.self_cpu_memory_usage) for event in events))
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The profiler's C++ prints to the process's stderr when it starts and stops, past ``sys.stderr``."""
+def _silence_stderr() -> Iterator[None]:
+    """Silence the process's stderr, to which the profiler's C++ prints past ``sys.stderr``."""
     kept = os.dup(2)
     try:
         with open(os.devnull, "wb") as nothing:
@@ -73,7 +73,7 @@ def _quiet() -> Iterator[None]:
 
 
 def ran_out(error: Exception) -> bool:
-    """Whether memory ran out; if so, torch gives back what it holds of a GPU and does not use."""
+    """Whether an error says that memory ran out; if so, torch gives back what it holds of a GPU and does not use."""
     said = str(error).lower()
     full = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(words in said for words in FULL)

@@ -1,7 +1,7 @@
 """Published models by their configs alone, so that costs at paper scale need neither weights nor a network.
 
-The cards are the YAML files in ``tokenprune/cards``. Each holds what sizes depend on in the model's ``config.json``,
-which the model's adapter reads as it reads any other.
+The cards are the YAML files in ``tokenprune/costs/cards``. Each holds what sizes depend on in the model's
+``config.json``, which the model's adapter reads as it reads any other.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ModelCard:
 
     @cached_property
     def spec(self) -> ModelSpec:
-        """Its sizes, for one image."""
+        """Sizes of the model, for one image."""
         config = config_of(self.config)
         return adapter_class(config.model_type).spec_from_config(config)
 

@@ -29,13 +29,13 @@ def selection_flops(
     text_tokens: int,
     encoder: EncoderSize | None = None,
 ) -> int:
-    """FLOPs of all stages for one prompt with one row of visual tokens.
+    """FLOPs of choosing at all stages, for one prompt with one segment of visual tokens.
 
     Args:
         spec: of the model.
         steps: where tokens leave, and what selects there.
-        counts: visual tokens that each selects.
-        arriving: visual tokens that arrive at each.
+        counts: visual tokens that each step selects.
+        arriving: visual tokens that arrive at each step.
         text_tokens: all other tokens of the prompt, at least 1; where a method reads all text after the image, these.
         encoder: whose features the stage before the LLM needs, if it does.
     """
@@ -43,7 +43,7 @@ def selection_flops(
     channels = encoder.channels if encoder else None
     for step, keep, tokens in zip(steps, counts, arriving, strict=True):
         if step.stage.layer is not None:
-            total += _reading(spec.llm, step.selector, tokens, text_tokens)
+            total += _signal_flops(spec.llm, step.selector, tokens, text_tokens)
         given = _stand_in(step, Sizes(spec, tokens, arriving[0], text_tokens, channels))
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             step.selector.select(given, keep)
@@ -51,8 +51,8 @@ def selection_flops(
     return total
 
 
-def _reading(llm: TransformerSpec, selector: Selector, tokens: int, text_tokens: int) -> int:
-    """What the signals of a stage cost: rows of attention, and the projections of a layer that has not run yet."""
+def _signal_flops(llm: TransformerSpec, selector: Selector, tokens: int, text_tokens: int) -> int:
+    """FLOPs of a stage's signals: rows of attention, and the projections of a layer that has not run yet."""
     length, queries, keys = tokens + text_tokens, llm.heads * llm.head_dim, llm.kv_heads * llm.head_dim
     total, ahead = 0, 0
     for wanted in selector.requires:

@@ -48,7 +48,7 @@ def vision_config() -> CLIPVisionConfig:
 
 
 def clip_config() -> CLIPConfig:
-    """The CLIP pair: the vision tower above and a two-layer text tower."""
+    """The CLIP pair: the vision tower of ``vision_config`` and a two-layer text tower."""
     text = CLIPTextConfig(
         vocab_size=len(VOCABULARY),
         hidden_size=128,

@@ -96,7 +96,7 @@ def write(folder: Path) -> None:
 
 
 def main() -> None:
-    """Entry point."""
+    """Entry point of ``python -m tokenprune.embedded.open_clip``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="to write")
     write(parser.parse_args().folder)

@@ -66,7 +66,7 @@ class SceneObject:
 
     @property
     def region(self) -> str:
-        """Where it is, in words: ``top left`` ... ``center`` ... ``bottom right``."""
+        """Where the object is, in words: ``top left`` ... ``center`` ... ``bottom right``."""
         column = ("left", "", "right")[min(2, self.center[0] * 3 // IMAGE_SIZE)]
         row = ("top", "", "bottom")[min(2, self.center[1] * 3 // IMAGE_SIZE)]
         return f"{row} {column}".strip() or "center"

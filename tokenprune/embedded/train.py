@@ -103,7 +103,7 @@ class Trainer:
         return loss, {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
 
     def vision(self, stage: Stage, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss of stage 2."""
+        """Loss of stage 2: projected patches against the words that describe them, and CLIP's."""
         layouts, hot = self.draw(stage)
         patches, pooled = see(self.clip, self.pixels(layouts))
         loss, accuracy = align_loss(self.projector(patches), hot, self.model.get_input_embeddings().weight)
@@ -121,7 +121,7 @@ class Trainer:
         return (F.cross_entropy(similarity, same) + F.cross_entropy(similarity.T, same)) / 2
 
     def joint(self, stage: Stage, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss of stage 3."""
+        """Loss of stage 3: answers from pixels, with the losses of stage 2 at a tenth."""
         layouts, hot = self.draw(stage)
         patches, pooled = see(self.clip, self.pixels(layouts))
         visual = self.projector(patches)
@@ -172,7 +172,7 @@ class Trainer:
                 self.save(name, {**state, "step": step, "seconds": time.monotonic() - start}, optimizer)
 
     def resume(self, name: str, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Load a stage's checkpoint; what it had reached."""
+        """Load a stage's checkpoint: the step, seconds and smoothed readings that it had reached."""
         file = self.out / f"{name}.pt"
         if not file.exists():
             return {"step": 0, "seconds": 0.0, "smooth": {}}
@@ -222,7 +222,7 @@ def schedule(step: int, steps: int) -> float:
 
 
 def main() -> None:
-    """Entry point."""
+    """Entry point of ``python -m tokenprune.embedded.train``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=[*STAGES, "export", "all"], default="all")
     parser.add_argument("--out", type=Path, default=Path("runs/embedded"), help="folder of checkpoints and logs")

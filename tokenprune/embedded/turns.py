@@ -60,7 +60,7 @@ def pack(batch: list[list[Question]], encode: Callable[[str], list[int]]) -> Tur
 def language_loss(
     model: LlavaForConditionalGeneration, visual: Tensor, at: Tensor, turns: Turns
 ) -> tuple[Tensor, dict[str, list[bool]]]:
-    """Cross-entropy of the answers.
+    """Cross-entropy of the answers to packed questions.
 
     Args:
         model: the MLLM.

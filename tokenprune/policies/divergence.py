@@ -29,7 +29,7 @@ Varied = tuple[str, int]  # a parameter of a policy and its value, all else unpr
 
 @dataclass(frozen=True)
 class Objective:
-    """What is measured.
+    """How divergence is measured.
 
     Attributes:
         teacher_forced: mean over the unpruned model's own greedy answer, up to its end, instead of its first token.
@@ -46,7 +46,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Measured:
-    """Divergences of a batch.
+    """Divergences of a batch of questions, for several policies.
 
     Attributes:
         divergence: of each policy, nats, summed over the questions.
@@ -87,7 +87,7 @@ class Batch:
         self.forward_seconds = now(adapter.device) - start
 
     def depths(self, varied: Varied) -> Tensor:
-        """(B,) divergence if one depth is varied alone."""
+        """(B,) divergence in nats if one depth is varied alone."""
         name, value = varied
         spec, update_only = self.adapter.spec, self.objective.update_only
         whole = Depths(attention=spec.llm.layers, mlp=spec.llm.layers, keep=1, update_only=update_only)
@@ -97,7 +97,7 @@ class Batch:
 
     @torch.no_grad()
     def pruned(self, pruner: Pruner, budget: Budget) -> Tensor:
-        """(B,) divergence of a pruner at a budget; it may ask for the signals that the images were encoded for."""
+        """(B,) divergence in nats of a pruner at a budget; its signals are among those that the images have."""
         inputs, questions = self.prepared.inputs, self.prepared.questions
         pruned = self.session.prune_inputs(inputs, pruner, budget, questions, encoded=self.encoded)
         with InsideLLM(self.adapter.model, pruned.inside) if pruned.inside else nullcontext():
@@ -106,7 +106,7 @@ class Batch:
         return self._kl(output.logits)
 
     def extended(self, pruned: PrunedInputs) -> dict[str, Any]:
-        """The model's arguments with the answers after the prompts; padding in them is seen by nothing that counts.
+        """Arguments of the model with the answers after the prompts; padding in them is seen by nothing that counts.
 
         Args:
             pruned: of these questions.
@@ -143,7 +143,7 @@ class Batch:
 def measure(
     session: Session, samples: Sequence[Sample], objective: Objective, base: Pruner, points: Sequence[Varied]
 ) -> Measured:
-    """Vary each parameter alone on some questions.
+    """Measure divergence with each parameter varied alone, on some questions.
 
     Args:
         session: with the model.
@@ -164,7 +164,7 @@ def measure(
 
 
 def early_signals(session: Session, pruner: Pruner) -> frozenset[Signal]:
-    """What a pruner asks for before the LLM."""
+    """The signals that a pruner asks for before the LLM."""
     steps = [step for step in session.check_pruner(pruner) if step.stage.layer is None]
     return steps[0].selector.requires if steps else frozenset()
 

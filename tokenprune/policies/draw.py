@@ -34,7 +34,7 @@ LINES = {
 
 
 def policy_table(policy: Policy) -> Table:
-    """The chosen policy and the candidates it was chosen from, the best prediction first; it fits into 80 columns.
+    """A table of the chosen policy and its candidates, the best prediction first; it fits into 80 columns.
 
     Args:
         policy: as loaded.

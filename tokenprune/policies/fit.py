@@ -32,7 +32,7 @@ from tokenprune.sweeps.journal import Journal
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit left.
+    """The result of a fit.
 
     Attributes:
         policies: path and policy for each budget.
@@ -88,17 +88,18 @@ def fit(config: FitConfig, console: Console | None = None) -> Fitted:
         path = journal.path.with_name(f"{config.kind}_{value:.15g}.yaml")
         policy_file.save(fitted, path)
         policies.append((path, fitted))
-    seconds, forward = sum(one.seconds for one in measured), sum(one.forward_seconds for one in measured)
+    seconds = sum(one.seconds for one in measured)
+    forward = sum(one.forward_seconds for one in measured)
     return Fitted(policies, len(points), seconds, forward)
 
 
 def naive_ratio(fitted: Fitted) -> float:
-    """Time of the curves' runs over that of as many full prefills, measured in the same fit."""
+    """Time of the curves' runs over the time of as many full prefills, measured in one fit."""
     return fitted.seconds / (fitted.runs * fitted.forward_seconds)
 
 
 def grid(spec: ModelSpec, config: FitConfig) -> list[Varied]:
-    """What is measured: depths at equal steps, and numbers of visual tokens at equal ratios from an eighteenth on."""
+    """Points to measure: depths at equal steps, and numbers of visual tokens at equal ratios from an eighteenth on."""
     layers, total, update_only = spec.llm.layers, spec.visual_tokens, config.attention == "update_only"
     ends = {"attention": (1 - update_only, layers - 1 - update_only), "mlp": (0, layers - 2)}
     if config.query:
@@ -118,12 +119,12 @@ def _check_base(base: Pruner, name: str, spec: ModelSpec) -> None:
 
 
 def _check_budgets(config: FitConfig, spec: ModelSpec, points: Sequence[Varied], cost: costs.Cost) -> None:
-    """BudgetError if no policy that can be found meets one of them."""
+    """Raise BudgetError if no policy that can be found meets one of the budgets."""
     solve(_curves(config, spec, dict.fromkeys(points, 0.0)), cost, config.values, top=1)
 
 
 def _journal(config: FitConfig) -> Journal:
-    """The journal of all fits which differ in their budgets alone, ready to append to."""
+    """The journal that all fits share which differ in their budgets alone, ready to append to."""
     mapping = config.to_mapping()
     relevant = {key: value for key, value in mapping.items() if key not in ("output", "budget", "top")}
     folder = Path(config.output) / provenance.digest(json.dumps(relevant, sort_keys=True))
@@ -168,8 +169,11 @@ def _objective(config: FitConfig, samples: int) -> policy.Objective:
 
 
 def _means(measured: Sequence[Measured], samples: int) -> dict[Varied, float]:
-    """Divergence at each point, mean over the questions."""
-    return {point: sum(batch.divergence[point] for batch in measured) / samples for point in measured[0].divergence}
+    """Divergence at each point in nats, mean over the questions."""
+    means = {}
+    for point in measured[0].divergence:
+        means[point] = sum(batch.divergence[point] for batch in measured) / samples
+    return means
 
 
 def _curves(config: FitConfig, spec: ModelSpec, divergence: dict[Varied, float]) -> Curves:
@@ -194,5 +198,5 @@ def _cost(config: FitConfig, spec: ModelSpec, text: int, latency: LatencyModel |
 
 
 def _best(candidates: Sequence[Candidate]) -> Candidate:
-    """That which was measured to diverge least; of equal ones the first."""
+    """The candidate that was measured to diverge least; of equal ones the first."""
     return min(candidates, key=lambda one: one.measured or 0.0)

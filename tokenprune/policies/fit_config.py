@@ -26,7 +26,7 @@ class FitConfig:
         budget: one kind (``flops`` of the decoder layers in prefill for one question, ``average_tokens`` or
             ``milliseconds`` of the decoder layers in prefill on this machine) and its values; a policy for each.
         samples: questions that divergence is measured on.
-        positions, direction, attention: see ``search.policy.Objective``.
+        positions, direction, attention: see ``pruners.dop.policy.Objective``.
         query: fit a depth of its own for queries.
         points: measured values of each parameter, at least 2; the others are interpolated.
         top: candidates that are measured jointly for each budget; of these the best is chosen.
@@ -68,24 +68,24 @@ class FitConfig:
 
     @property
     def kind(self) -> CostKind:
-        """What is limited."""
+        """The kind of cost that the budgets limit."""
         (kind,) = self.budget
         return kind
 
     @property
     def values(self) -> tuple[float, ...]:
-        """The budgets."""
+        """The values of the budgets."""
         return next(iter(self.budget.values()))
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain mappings and lists, as one would write them in YAML."""
+        """The configuration as plain mappings and lists, as one would write it in YAML."""
         parts = {"task": self.task.to_mapping(), "pruner": self.pruner.to_mapping()}
         mapping = {**asdict(self), **parts, "budget": {self.kind: list(self.values)}, "imports": list(self.imports)}
         return mapping if self.imports else {key: value for key, value in mapping.items() if key != "imports"}
 
 
 def load_fit_config(path: Path | str, overrides: Sequence[str] = ()) -> FitConfig:
-    """Read a configuration file; arguments and errors as of ``config.load_config``."""
+    """Read a configuration file of a fit; arguments and errors as of ``sweeps.config.load_config``."""
     parsers: dict[str, Callable[[Any, str], Any]] = {
         "model": parse_model,
         "task": Part.of,

@@ -31,7 +31,7 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Measurements:
-    """What is measured on some questions.
+    """Measurements of a fit on some questions.
 
     Attributes:
         session: with the model.
@@ -58,7 +58,7 @@ class Measurements:
         return mean_text_tokens(self.session, self.samples, self.batch_size)
 
     def latency(self, text_tokens: int) -> LatencyModel:
-        """Of a decoder layer, for prompts with so much text; timed once on each machine."""
+        """Latency model of a decoder layer, for prompts with so many text tokens; timed once on each machine."""
         where = {"device": provenance.device_name(self.session.adapter.device), "text_tokens": text_tokens}
         for line in self._known("latency"):
             if where.items() <= line.items():
@@ -68,7 +68,7 @@ class Measurements:
         return model
 
     def curves(self, points: Sequence[Varied]) -> list[Measured]:
-        """Each parameter varied alone: one item for each batch."""
+        """Divergences with each parameter varied alone: one item for each batch."""
         known = {line["batch"]: line for line in self._known("curves")}
 
         def work(start: int) -> None:
@@ -80,7 +80,7 @@ class Measurements:
         return [_measured(known[start]) for start in self._starts]
 
     def jointly(self, policies: Iterable[Depths]) -> dict[Depths, float]:
-        """Divergence of whole policies, mean over the questions."""
+        """Divergence of whole policies in nats, mean over the questions."""
         wanted, signals = list(dict.fromkeys(policies)), early_signals(self.session, self.base)
         known = {(line["batch"], Depths(**line["depths"])): line["divergence"] for line in self._known("joint")}
 

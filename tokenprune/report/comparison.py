@@ -67,7 +67,7 @@ class Choice:
                 raise ConfigError(f"{name} {getattr(self, name)!r} is no regular expression: {error}") from None
 
     def pairs(self, rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-        """Pairs of finished rows that are compared, in their order."""
+        """The pairs of finished rows that are compared, in the order of the rows."""
         chosen = [row for row in rows if re.search(self.only, row.label)]
         pairs = [pair for pair in itertools.combinations(chosen, 2) if self.equal(*pair)]
         if not self.against:
@@ -94,7 +94,7 @@ def compare(folder: RunFolder, choice: Choice) -> list[Pair]:
     """
     if not folder.path.is_dir():
         raise DataError(f"there is no folder {str(folder.path)!r}")
-    rows = [Row.alone(record) for record in folder.records() if record.status == "ok"]
+    rows = [Row.of_record(record) for record in folder.records() if record.status == "ok"]
     if not rows:
         raise DataError(f"{folder.results.path} holds no finished records; run the experiment first")
     pairs = choice.pairs(rows)
@@ -105,7 +105,7 @@ def compare(folder: RunFolder, choice: Choice) -> list[Pair]:
         within = f"within {100 * choice.within:g} % of each other's {choice.by.replace('_', ' ')}"
         raise DataError(f"{folder.results.path} has no two cells {f'{chosen} ' if chosen else ''}that are {within}")
     cells = {record.cell for row in itertools.chain(*pairs) for record in row.records}
-    return tested(pairs, outcomes(folder, cells), folder)
+    return compare_pairs(pairs, outcomes(folder, cells), folder)
 
 
 def outcomes(folder: RunFolder, cells: Collection[str]) -> dict[str, dict[str, float]]:
@@ -113,7 +113,7 @@ def outcomes(folder: RunFolder, cells: Collection[str]) -> dict[str, dict[str, f
 
     Args:
         folder: of the run.
-        cells: keys of those that are wanted.
+        cells: keys of the cells that are wanted.
 
     Raises:
         DataError: if the file is of another version.
@@ -128,8 +128,8 @@ def outcomes(folder: RunFolder, cells: Collection[str]) -> dict[str, dict[str, f
     return found
 
 
-def tested(pairs: Sequence[tuple[Row, Row]], found: Outcomes, folder: RunFolder) -> list[Pair]:
-    """Test pairs that are shown together.
+def compare_pairs(pairs: Sequence[tuple[Row, Row]], found: Outcomes, folder: RunFolder) -> list[Pair]:
+    """Test pairs of rows that are shown together.
 
     Args:
         pairs: of finished rows.

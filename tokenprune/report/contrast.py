@@ -20,12 +20,14 @@ from tokenprune.sweeps.overlay import Line
 
 @dataclass(frozen=True)
 class Overlap:
-    """Of what two pruners kept, mean over images.
+    """How far what two pruners kept overlaps, mean over images.
 
     Attributes:
         images: how many.
-        both, first_only, second_only: visual tokens.
-        chance: of tokens kept by both if each kept as many at random.
+        both: visual tokens that both kept.
+        first_only: visual tokens that the first alone kept.
+        second_only: visual tokens that the second alone kept.
+        chance: visual tokens that both would keep if each kept as many at random.
     """
 
     images: int
@@ -36,12 +38,12 @@ class Overlap:
 
     @property
     def share(self) -> float:
-        """The share that both keep of what at least one keeps."""
+        """Tokens that both keep, as a share of the tokens that at least one keeps."""
         return self.both / max(1e-9, self.both + self.first_only + self.second_only)
 
     @property
     def chance_share(self) -> float:
-        """The overlap to expect if each kept as many tokens at random."""
+        """Tokens that both would keep at random, as a share of the tokens that at least one would."""
         total = 2 * self.both + self.first_only + self.second_only
         return self.chance / max(1e-9, total - self.chance)
 
@@ -51,7 +53,7 @@ def overlap(first: Mapping[str, Line], second: Mapping[str, Line]) -> Overlap | 
 
     Args:
         first: lines of ``samples.jsonl`` by sample.
-        second: likewise.
+        second: lines of the other cell by sample.
     """
     counts = []
     for sample in sorted(first.keys() & second.keys()):
@@ -63,12 +65,12 @@ def overlap(first: Mapping[str, Line], second: Mapping[str, Line]) -> Overlap | 
 
 
 @dataclass(frozen=True)
-class Two:
+class PrunerPair:
     """Two pruners of a section whose kept tokens are compared.
 
     Attributes:
         names: of A and B.
-        rows: those at the same budget.
+        rows: pairs of rows at the same budget.
     """
 
     names: tuple[str, str]
@@ -80,8 +82,8 @@ class Two:
         return {row.any.cell for pair in self.rows for row in pair}
 
 
-def two(section: Section, names: tuple[str, str] | None) -> Two | None:
-    """The pruners to compare: those named, or the one that is studied and ``random``; None if there is no such pair.
+def choose_pruners(section: Section, names: tuple[str, str] | None) -> PrunerPair | None:
+    """Choose the pruners to compare: by name, or the studied one and ``random``; None if there is no such pair.
 
     Args:
         section: of the records.
@@ -103,11 +105,11 @@ def two(section: Section, names: tuple[str, str] | None) -> Two | None:
     by_budget = {budget(row.any.budget): row for row in pruned if row.label == names[1]}
     rows = [row for row in pruned if row.label == names[0]]
     found = tuple((row, by_budget[at]) for row in rows if (at := budget(row.any.budget)) in by_budget)
-    return Two(names, found) if found else None
+    return PrunerPair(names, found) if found else None
 
 
 def difference(
-    section: Section, pair: Two, samples: Sequence[Sample], lines: Lines, place: Place
+    section: Section, pair: PrunerPair, samples: Sequence[Sample], lines: Lines, place: Place
 ) -> tuple[list[list[Any]], list[Block]]:
     """How what two pruners keep differs: rows of a CSV file, and what a report says of it.
 
@@ -116,7 +118,7 @@ def difference(
         pair: the two.
         samples: the questions to show.
         lines: of ``samples.jsonl``, all of the pair's cells.
-        place: where to.
+        place: where the picture goes.
     """
     sheet, rows = [], []
     for first, second in pair.rows:

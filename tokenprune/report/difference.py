@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tokenprune.core.sample import Sample
-from tokenprune.sweeps.overlay import FADE, PLAIN, Line, as_seen, faded, patch_side, say_answer, table_of_images
+from tokenprune.sweeps.overlay import (
+    FADE,
+    PLAIN,
+    Line,
+    fade_pixels,
+    model_view,
+    patch_side,
+    table_of_images,
+    write_answer,
+)
 
 TINTS = ("#0072B2", "#E69F00")  # dark and light, and hatched against each other: told apart in grey too
 STRENGTH = 0.6  # of a tint
@@ -21,7 +30,7 @@ LINE = 3  # pixels of a line
 
 
 def kept_last(line: Line) -> set[int]:
-    """Raster indices of what is alive after the last stage; all that there is if nothing was pruned."""
+    """Raster indices of the live tokens after the last stage; of all tokens if nothing was pruned."""
     return set(line["stages"][-1]["kept"]) if line["stages"] else set(range(line["visual_tokens"]))
 
 
@@ -33,7 +42,7 @@ def difference_patches(
     Args:
         image: RGB.
         first: raster indices that one pruner kept.
-        second: those that the other kept.
+        second: raster indices that the other kept.
         grid: (rows, columns) of the image's visual tokens.
 
     Returns:
@@ -46,8 +55,8 @@ def difference_patches(
         chosen[sorted(kept)] = True
         return chosen.reshape(grid).repeat(side, 0).repeat(side, 1)
 
-    pixels = as_seen(image, grid)
-    pixels = faded(pixels, np.where(mask(first | second), 0.0, FADE)[..., None])
+    pixels = model_view(image, grid)
+    pixels = fade_pixels(pixels, np.where(mask(first | second), 0.0, FADE)[..., None])
     down, across = np.indices(pixels.shape[:2])
     for kept, colour, at in zip((first - second, second - first), TINTS, (down - across, down + across), strict=True):
         tint = np.array(to_rgb(colour)) * 255
@@ -77,8 +86,8 @@ def draw_difference(
             a, b = first.get(sample.id), second.get(sample.id)
             if a and b and a["grid"]:
                 axes.imshow(difference_patches(sample.image, kept_last(a), kept_last(b), tuple(a["grid"])))
-                say_answer(axes, a, "A")
-                say_answer(axes, b, "B", down=0.14)
+                write_answer(axes, a, "A")
+                write_answer(axes, b, "B", down=0.14)
     light = "#ffffff"
     legend = [
         Patch(facecolor=light, edgecolor="0.3", label="kept by both: as it is"),

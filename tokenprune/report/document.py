@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Heading:
-    """Of a section.
+    """The heading of a section.
 
     Attributes:
         text: plain.
@@ -21,21 +21,33 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Plain text."""
+    """A paragraph of plain text.
+
+    Attributes:
+        text: plain.
+    """
 
     text: str
 
 
 @dataclass(frozen=True)
 class Items:
-    """A list of terms and their meanings."""
+    """A list of terms and their meanings.
+
+    Attributes:
+        pairs: a term and what it means, each.
+    """
 
     pairs: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Code:
-    """Text that is shown as it is."""
+    """Text that is shown as it is.
+
+    Attributes:
+        text: with its line breaks.
+    """
 
     text: str
 

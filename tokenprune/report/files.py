@@ -74,8 +74,8 @@ def write(
     return target / "report.md"
 
 
-def ordered(folder: RunFolder) -> list[RunRecord]:
-    """The records in the order of the report.
+def ordered_records(folder: RunFolder) -> list[RunRecord]:
+    """The records of a folder in the order of the report.
 
     Raises:
         DataError: see ``write``.
@@ -133,10 +133,10 @@ class _Maker:
     ) -> None:
         self.folder, self.sections, self.samples, self.target = folder, sections, samples, target
         self.choice = choice
-        self.two = [contrast.two(section, difference) for section in sections]
+        self.two = [contrast.choose_pruners(section, difference) for section in sections]
         cells = {record.cell for section in sections for row in section.done for record in row.records}
         self.outcomes: Outcomes = outcomes(folder, cells)
-        self.shown = [pictures.shown(samples, self._answered(section)) for section in sections]
+        self.shown = [pictures.shown_ids(samples, self._answered(section)) for section in sections]
         whole = {cell for two in self.two if two for cell in two.cells}
         ids = {sample for shown in self.shown for sample in shown}
         drawn = {row.any.cell for section in sections for row in section.done}
@@ -148,7 +148,7 @@ class _Maker:
         return self.outcomes[section.done[0].any.cell] if section.done else {}
 
     def blocks(self) -> list[Block]:
-        """Of all sections, under a heading each if there are several."""
+        """The blocks of all sections, under a heading each if there are several."""
         if len(self.sections) == 1:
             return self._section(0, pictures.Place(self.target))
         blocks: list[Block] = []
@@ -169,13 +169,13 @@ class _Maker:
             *pictures.plots(section, place),
             *results.retention(section, self.choice),
             *results.kinds(section),
-            *hard.hard(section, self.sections, self.outcomes),
+            *hard.hard_questions(section, self.sections, self.outcomes),
             *told,
             *pictures.heat_maps(section, place),
         ]
         some = next((self.lines[row.any.cell] for row in section.done if row.any.cell in self.lines), {})
-        samples = pictures.asked(self.samples, self.shown[at], some)
-        blocks += pictures.kept(section, samples, self.lines, place)
+        samples = pictures.asked_samples(self.samples, self.shown[at], some)
+        blocks += pictures.kept_pictures(section, samples, self.lines, place)
         if two:
             sheet, compared = contrast.difference(section, two, samples, self.lines, place)
             self.overlaps += sheet

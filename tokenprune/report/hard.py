@@ -19,7 +19,7 @@ from tokenprune.report.rows import Row, Section
 SCALE = "image_scale"  # of a task: what is left of a picture's width and height
 
 
-def hard(section: Section, sections: Sequence[Section], found: Outcomes) -> list[Block]:
+def hard_questions(section: Section, sections: Sequence[Section], found: Outcomes) -> list[Block]:
     """Accuracy on hard questions and on the others; nothing if no section is the same but for a coarser picture.
 
     Args:
@@ -34,10 +34,10 @@ def hard(section: Section, sections: Sequence[Section], found: Outcomes) -> list
     if not failed:
         return []
     header = ["pruner", "visual tokens", *(f"{len(questions)} at {scale:g}" for scale, questions in failed)]
-    rows = [
-        [row.label, f"{row.number('average_tokens'):.4g}", *(_split(row, questions, found) for _, questions in failed)]
-        for row in section.done
-    ]
+    rows = []
+    for row in section.done:
+        splits = [_split(row, questions, found) for _, questions in failed]
+        rows.append([row.label, f"{row.number('average_tokens'):.4g}", *splits])
     said = (
         "Hard are the questions that the model without pruning fails on pictures shrunk to a part of their width and "
         "enlarged again; how many, and to which part, is at the head of each column. A cell is the accuracy on these / "
@@ -71,7 +71,7 @@ def _failed(section: Section, found: Outcomes) -> set[str]:
 
 
 def _split(row: Row, questions: Collection[str], found: Outcomes) -> str:
-    """Means over the questions and seeds."""
+    """Accuracy in % on hard / other questions, means over the questions and seeds."""
     right: dict[bool, list[float]] = {True: [], False: []}
     for record in row.records:
         for sample, value in found[record.cell].items():

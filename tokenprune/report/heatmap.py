@@ -27,7 +27,7 @@ class Grid:
     Attributes:
         pruner: its name.
         across: the option of the columns.
-        down: the other ones, that of the rows if it is one.
+        down: the other options, which the rows show.
         panels: cells by budget.
     """
 

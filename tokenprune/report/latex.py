@@ -38,7 +38,7 @@ KNOWN = {
 
 
 def latex(blocks: Sequence[Block]) -> str:
-    """The whole file."""
+    """A report as the text of a LaTeX file."""
     return "\n\n".join([HEAD, *map(_block, blocks), r"\end{document}"]) + "\n"
 
 

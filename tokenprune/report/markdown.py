@@ -9,7 +9,7 @@ from tokenprune.report.document import Block, Code, Heading, Items, Paragraph, P
 
 
 def markdown(blocks: Sequence[Block]) -> str:
-    """The whole file."""
+    """A report as the text of a Markdown file."""
     return "\n\n".join(map(_block, blocks)) + "\n"
 
 
@@ -36,5 +36,5 @@ def _table(table: Table) -> str:
 
 
 def _plain(text: str) -> str:
-    """Characters that would mean something else are escaped."""
+    """Text with the characters escaped that would mean something else."""
     return re.sub(r"([\\|*<`\[\]])", r"\\\1", " ".join(text.split()))

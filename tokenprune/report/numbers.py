@@ -16,18 +16,18 @@ def engineering(value: float) -> str:
 
 
 def percent(share: float | None, deviation: float | None = None) -> str:
-    """``93.1``, with a deviation ``93.1 ± 0.4``; ``-`` if there is nothing."""
+    """A share in per cent: ``93.1``, with a deviation ``93.1 ± 0.4``; ``-`` if there is nothing."""
     if share is None:
         return "-"
     return f"{100 * share:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
 
 
 def chance(p: float) -> str:
-    """``0.012``; ``3e-09``."""
+    """A probability of two digits: ``0.012``, ``3e-09``."""
     return f"{p:.2g}" if p >= 1e-4 else f"{p:.0e}"
 
 
 def budget(values: Mapping[str, Any]) -> str:
-    """``keep_tokens=48``; ``all`` of an empty one."""
+    """A budget as text: ``keep_tokens=48``; ``all`` of an empty one."""
     texts = [f"{key}={engineering(value) if key == 'flops' else value}" for key, value in values.items()]
     return " ".join(texts) or "all"

@@ -56,7 +56,7 @@ pre { background: #f5f5f5; border: 1px solid #ddd; padding: .7rem; overflow-x: a
 
 
 def page(blocks: Sequence[Block], folder: Path) -> str:
-    """The whole file; it is well-formed XML too.
+    """A report as the text of an HTML file; it is well-formed XML too.
 
     Args:
         blocks: of the report; the first is its title.

@@ -11,7 +11,7 @@ from rich.table import Column
 from rich.table import Table as ConsoleTable
 
 from tokenprune.core.errors import DataError
-from tokenprune.report.comparison import Choice, Outcomes, Pair, tested
+from tokenprune.report.comparison import Choice, Outcomes, Pair, compare_pairs
 from tokenprune.report.document import Block, Heading, Items, Paragraph, Table
 from tokenprune.report.markdown import markdown
 from tokenprune.report.numbers import chance, engineering
@@ -22,7 +22,7 @@ MANY = 60  # pairs of a section up to which all are tested
 
 COLUMNS: tuple[tuple[str, str, Callable[[Pair], str]], ...] = (
     ("A", "label, and visual tokens in a layer of the LLM, mean over its layers", lambda p: _name(p.first)),
-    ("B", "likewise", lambda p: _name(p.second)),
+    ("B", "", lambda p: _name(p.second)),
     ("A %", "accuracy", lambda p: _accuracy(p.first)),
     ("B %", "accuracy", lambda p: _accuracy(p.second)),
     ("A - B", "difference of accuracies, points", lambda p: f"{100 * p.test.difference:+.1f}"),
@@ -39,7 +39,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[Pair], str]], ...] = (
     ("p", "exact McNemar test, two-sided", lambda p: chance(p.test.p)),
     ("p Holm", "corrected for all rows of this table", lambda p: chance(p.holm)),
     ("FLOPs A", "of the decoder layers for one question", lambda p: _flops(p.first)),
-    ("FLOPs B", "likewise", lambda p: _flops(p.second)),
+    ("FLOPs B", "", lambda p: _flops(p.second)),
 )
 SEEDS = (
     "A row of several seeds has their mean accuracy, and its interval draws seeds anew besides questions. A : B and p "
@@ -59,17 +59,17 @@ def _flops(row: Row) -> str:
     return engineering(row.number("llm_prefill_flops"))
 
 
-def chosen(section: Section, choice: Choice) -> tuple[list[tuple[Row, Row]], str]:
-    """Which pairs of a section a report tests, and how to say so.
+def choose_pairs(section: Section, choice: Choice) -> tuple[list[tuple[Row, Row]], str]:
+    """Choose the pairs of a section that a report tests, and how to say so.
 
-    All pairs if there are not too many. Otherwise those with ``random``, and those with the pruner that is studied:
+    All pairs if there are not too many. Otherwise the pairs with ``random`` or with the pruner that is studied:
     that choice looks at names alone, not at answers, and keeps the correction from drowning what was asked.
     """
-    pairs = [pair for pair in choice.pairs(section.done) if all(row.any.budget for row in pair)]
+    pairs = [(a, b) for a, b in choice.pairs(section.done) if a.any.budget and b.any.budget]
     if len(pairs) <= MANY:
         return pairs, "all pairs"
     named = dict.fromkeys(name for name in ("random", section.studied) if name)
-    kept = [pair for pair in pairs if named.keys() & {row.label for row in pair}]
+    kept = [(a, b) for a, b in pairs if a.label in named or b.label in named]
     return kept, f"of {len(pairs)} pairs those with {' or '.join(named)}; the command tokenprune compare tests others"
 
 
@@ -84,12 +84,12 @@ def section_pairs(
         found: outcomes of the section's cells.
         choice: which rows cost the same.
     """
-    rows, which = chosen(section, choice)
+    rows, which = choose_pairs(section, choice)
     if not rows:
         return [], []
     heading = Heading("Pairs of equal cost")
     try:
-        pairs = tested(rows, found, folder)
+        pairs = compare_pairs(rows, found, folder)
     except DataError as error:
         return [], [heading, Paragraph(f"Not tested: {error}.".replace(f"{folder.path}/", ""))]
     cost = f"FLOPs within {100 * choice.within:g} % of each other"
@@ -105,13 +105,13 @@ def section_pairs(
 
 
 def table(pairs: Sequence[Pair], caption: str) -> Table:
-    """As a block of a report."""
+    """The pairs as a table of a report."""
     return Table(caption, [header for header, *_ in COLUMNS], _cells(pairs), words=2)
 
 
 def meanings() -> Items:
-    """What the columns are."""
-    return Items([(header, meaning) for header, meaning, _ in COLUMNS if meaning != "likewise"])
+    """What the columns of the table of pairs mean."""
+    return Items([(header, meaning) for header, meaning, _ in COLUMNS if meaning])
 
 
 def _cells(pairs: Sequence[Pair]) -> list[list[str]]:

@@ -30,7 +30,7 @@ PLOTS = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where pictures go.
+    """The folder that pictures go to, and how their names begin.
 
     Attributes:
         folder: of the files.
@@ -41,7 +41,7 @@ class Place:
     prefix: str = ""
 
     def file(self, name: str) -> Path:
-        """A path for a picture."""
+        """The path of a picture."""
         return self.folder / f"{self.prefix}{slug(name)}.png"
 
 
@@ -51,7 +51,7 @@ def slug(name: str) -> str:
 
 
 def plots(section: Section, place: Place) -> list[Block]:
-    """Accuracy over each cost that is known."""
+    """Plots of accuracy over each cost that is known."""
     blocks: list[Block] = []
     for name, (by, what) in PLOTS.items():
         path = place.file(name)
@@ -72,7 +72,7 @@ def heat_maps(section: Section, place: Place) -> list[Block]:
     return [Heading("Grids of options"), *blocks] if blocks else []
 
 
-def shown(samples: Sequence[Sample], answered: Mapping[str, Any]) -> list[str]:
+def shown_ids(samples: Sequence[Sample], answered: Mapping[str, Any]) -> list[str]:
     """Ids of the questions in pictures: the first of each kind, or the first ones if there is one kind.
 
     Args:
@@ -86,20 +86,20 @@ def shown(samples: Sequence[Sample], answered: Mapping[str, Any]) -> list[str]:
     return ids[:PICTURED]
 
 
-def asked(samples: Iterable[Sample], ids: Sequence[str], lines: Mapping[str, Line]) -> list[Sample]:
+def asked_samples(samples: Iterable[Sample], ids: Sequence[str], lines: Mapping[str, Line]) -> list[Sample]:
     """The questions of some ids that were asked as the lines have it; another task may have the same ids."""
     found = {s.id: s for s in samples if s.id in lines and lines[s.id].get("question", s.question) == s.question}
     return [found[each] for each in ids if each in found]
 
 
-def kept(section: Section, samples: Sequence[Sample], lines: Lines, place: Place) -> list[Block]:
-    """What pruners kept of the images, one picture a pruner.
+def kept_pictures(section: Section, samples: Sequence[Sample], lines: Lines, place: Place) -> list[Block]:
+    """Pictures of what pruners kept of the images, one a pruner.
 
     Args:
         section: of the records.
         samples: the questions to show.
         lines: of ``samples.jsonl``.
-        place: where to.
+        place: where the pictures go.
     """
     labels = list(dict.fromkeys(row.label for row in section.done if row.any.budget))
     if not drawable(samples, section.done, lines):

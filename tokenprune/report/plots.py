@@ -28,7 +28,7 @@ LAST_NUMBER = re.compile(r"\d+(?=\D*$)")
 
 @dataclass(frozen=True)
 class Cost:
-    """What accuracy is drawn over.
+    """A cost that accuracy is drawn over.
 
     Attributes:
         metric: of the records.
@@ -42,7 +42,7 @@ class Cost:
 
 
 def _cost(by: str) -> Cost:
-    """Formatters belong to one axis, so that each plot has its own."""
+    """The cost of a name, with a formatter of its own, as a formatter belongs to one axis."""
     times = StrMethodFormatter("{x:g}x")
     return {
         "flops": Cost("llm_prefill_flops", "LLM prefill FLOPs per question", EngFormatter(sep="")),
@@ -125,7 +125,7 @@ def _named(lines: dict[str, list[Row]]) -> list[str]:
 
 
 def _front(axes: Axes, rows: Sequence[Row], cost: Cost) -> None:
-    """A step at each row that is better than all that cost no more."""
+    """Draw a step at each row that is better than all that cost no more."""
     front: list[tuple[float, float]] = []
     points = [(row.number(cost.metric), row.number("accuracy")) for row in rows]
     for spent, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):

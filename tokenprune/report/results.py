@@ -64,7 +64,7 @@ SEEDS: Columns = (
 
 
 def columns_of(rows: Sequence[Row]) -> Columns:
-    """The table's columns; that of the seeds is left out if no row has several."""
+    """The columns of the table of results; the one of the seeds is left out if no row has several."""
     seeds = SEEDS if any(len(row.records) > 1 for row in rows) else ()
     return (*COLUMNS[:2], *seeds, *COLUMNS[2:])
 
@@ -166,7 +166,7 @@ def kinds(section: Section) -> list[Block]:
 
 
 def notes(section: Section) -> list[Block]:
-    """What else records tell, such as that memory ran out."""
+    """The notes of the records, such as that memory ran out."""
     records = [record for row in section.rows for record in (*row.records, *row.failed)]
     told = [(f"{each.label} {budget(each.budget)}", note.rstrip(".")) for each in records for note in each.notes]
     return [Heading("Notes"), Items(told)] if told else []

@@ -32,7 +32,7 @@ class Row:
     Attributes:
         label: the pruner's, without a seed.
         records: finished ones, by seed.
-        failed: the others.
+        failed: records of cells that raised an error.
     """
 
     label: str
@@ -40,38 +40,38 @@ class Row:
     failed: tuple[RunRecord, ...] = ()
 
     @classmethod
-    def alone(cls, record: RunRecord) -> Row:
-        """A finished record by itself, called as it is."""
+    def of_record(cls, record: RunRecord) -> Row:
+        """Make a row of one finished record, with the record's label."""
         return cls(record.label, (record,))
 
     @property
     def any(self) -> RunRecord:
-        """One of its records: the first that finished, if one did."""
+        """One record of the row: the first that finished, if one did."""
         return (*self.records, *self.failed)[0]
 
     @property
     def section(self) -> str:
-        """What it must share with another row to be compared."""
+        """What two rows must share to be compared: model, task and how they ran, as JSON."""
         return json.dumps([self.any.config.get(key) for key in SHARED], sort_keys=True)
 
     def values(self, metric: str, kind: str | None = None) -> list[float]:
-        """A metric of each record that has it; of ``kind`` if the metric is by kind of question."""
+        """Values of a metric, of each record that has it; of ``kind`` if the metric is by kind of question."""
         found = [record.metrics.get(metric) for record in self.records]
         if kind is not None:
             found = [(by_kind or {}).get(kind) for by_kind in found]
         return [value for value in found if value is not None]
 
     def mean(self, metric: str, kind: str | None = None) -> float | None:
-        """The mean of a metric over the seeds; None if no record has it."""
+        """Mean of a metric over the seeds; None if no record has it."""
         values = self.values(metric, kind)
         return statistics.fmean(values) if values else None
 
     def number(self, metric: str) -> float:
-        """The mean of a metric that every finished record has."""
+        """Mean over the seeds of a metric that every finished record has."""
         return statistics.fmean(self.values(metric))
 
     def deviation(self, metric: str, kind: str | None = None) -> float | None:
-        """Standard deviation over the seeds, of a sample; None for fewer than two."""
+        """Standard deviation of a metric over the seeds, of a sample; None for fewer than two."""
         values = self.values(metric, kind)
         return statistics.stdev(values) if len(values) > 1 else None
 
@@ -96,7 +96,7 @@ class Section:
 
     @property
     def title(self) -> str:
-        """``embedded, task scenes``."""
+        """Title of the section, such as ``embedded, task scenes``."""
         return f"{self.model}, task {self.task}{f' ({self.detail})' if self.detail else ''}"
 
     @property
@@ -140,11 +140,11 @@ def sections_of(records: Iterable[RunRecord], config: Mapping[str, Any]) -> list
     for key, rows in by_section.items():
         ranked = sorted(((_rank(row, parts), row) for row in rows), key=lambda pair: _order(*pair))
         last = [row for rank, row in ranked if rank == len(parts) - 1 and row.label != "none"]
-        studied = [row.label for row in last if _said(parts[-1], row.any.pruner)] or [row.label for row in last]
+        studied = [row.label for row in last if _named_values(parts[-1], row.any.pruner)] or [row.label for row in last]
         plainest = min(studied, key=lambda label: label.count("="), default="")
         model, task = _names(json.loads(key))
         sections.append(Section(model, task, "", tuple(row for _, row in ranked), plainest))
-    return sorted(_told_apart(sections), key=lambda section: natural(section.title))
+    return sorted(_distinguish(sections), key=lambda section: natural(section.title))
 
 
 def natural(text: str) -> list[Any]:
@@ -166,23 +166,23 @@ def _unseeded(value: Any) -> Any:
 
 
 def _rank(row: Row, parts: Sequence[Any]) -> int:
-    """Which part of the configuration it is of: the one that says most of it, and of several the first."""
-    fits = [(_said(part, row.any.pruner), index) for index, part in enumerate(parts)]
+    """Which part of the configuration a row is of: the one that names most of its options, of several the first."""
+    fits = [(_named_values(part, row.any.pruner), index) for index, part in enumerate(parts)]
     best = max((said for said, _ in fits), default=0)
     return next(index for said, index in fits if said == best) if best else len(parts) - 1
 
 
-def _said(part: Any, pruner: Any) -> int:
+def _named_values(part: Any, pruner: Any) -> int:
     """How many values of a pruner a configuration names; 0 if it names another pruner."""
     if isinstance(part, str) and isinstance(pruner, Mapping):
         part = {"name": part}
     if isinstance(part, list) and isinstance(pruner, Mapping):
         part = {"name": "compose", "pruners": part}
     if isinstance(part, Mapping) and isinstance(pruner, Mapping):
-        said = [_said(value, pruner.get(key)) for key, value in part.items() if key != "seed"]
+        said = [_named_values(value, pruner.get(key)) for key, value in part.items() if key != "seed"]
         return sum(said) if all(said) else 0
     if isinstance(part, list) and isinstance(pruner, list) and len(part) == len(pruner):
-        said = [_said(*pair) for pair in zip(part, pruner, strict=True)]
+        said = [_named_values(*pair) for pair in zip(part, pruner, strict=True)]
         return 1 + sum(said) if all(said) else 0
     return int(part == pruner)
 
@@ -199,17 +199,17 @@ def _names(shared: Sequence[Any]) -> tuple[str, str]:
     return str(model.get("path") or model.get("name", "?")), str(task.get("name", "?"))
 
 
-def _told_apart(sections: Sequence[Section]) -> list[Section]:
-    """Sections of one model and task differ in options, which then stand in their titles."""
+def _distinguish(sections: Sequence[Section]) -> list[Section]:
+    """Give sections of one model and task titles that differ, by the options that do."""
     number = Counter(section.title for section in sections)
-    told = []
+    titled = []
     for section in sections:
         same = [_flat(json.loads(s.rows[0].section)) for s in sections if s.title == section.title]
         own = _flat(json.loads(section.rows[0].section))
         differing = [key for key in own if len({each.get(key) for each in same}) > 1]
         detail = ", ".join(f"{key}={own[key]}" for key in differing) if number[section.title] > 1 else ""
-        told.append(Section(section.model, section.task, detail, section.rows, section.studied))
-    return told
+        titled.append(Section(section.model, section.task, detail, section.rows, section.studied))
+    return titled
 
 
 def _flat(shared: Sequence[Any]) -> dict[str, str]:

@@ -20,7 +20,7 @@ WHERE = ("model", "task", "detail")
 
 
 def results(sections: Sequence[Section]) -> str:
-    """A row a pruner and budget: mean over the seeds, and deviation where there are several."""
+    """CSV of the results, a row a pruner and budget: means over the seeds, and deviations where there are several."""
     header = [*WHERE, "pruner", "budget", "status", "seeds", "questions"]
     header += [column for metric in METRICS for column in (metric, f"{metric}_sd")]
     return _text([*header, "code"], (_result(section, row) for section in sections for row in section.rows))
@@ -36,7 +36,7 @@ def _result(section: Section, row: Row) -> list[Any]:
 
 
 def kinds(sections: Sequence[Section]) -> str:
-    """A row a pruner, budget and kind of question."""
+    """CSV of the accuracy by kind, a row a pruner, budget and kind of question."""
     header = [*WHERE, "pruner", "budget", "average_tokens", "kind", "seeds", "accuracy", "accuracy_sd"]
     return _text(header, (line for section in sections for row in section.done for line in _kinds(section, row)))
 
@@ -49,7 +49,7 @@ def _kinds(section: Section, row: Row) -> Iterable[list[Any]]:
 
 
 def pairs(found: Iterable[tuple[Section, Sequence[Pair]]]) -> str:
-    """A row a comparison."""
+    """CSV of the comparisons, a row a pair of pruners."""
     header = [*WHERE, "a", "a_budget", "a_seeds", "b", "b_budget", "b_seeds", "difference", "low", "high"]
     header += ["a_only", "b_only", "p", "p_holm", "a_flops", "b_flops"]
     return _text(header, ([*_where(section), *_pair(pair)] for section, tested in found for pair in tested))
@@ -64,7 +64,7 @@ def _pair(pair: Pair) -> list[Any]:
 
 
 def overlaps(rows: Iterable[Sequence[Any]]) -> str:
-    """A row a budget of two pruners whose kept tokens are compared."""
+    """CSV of the overlaps, a row a budget of two pruners whose kept tokens are compared."""
     return _text([*WHERE, "a", "b", "a_tokens", "b_tokens", "images", "both", "a_only", "b_only", "overlap"], rows)
 
 

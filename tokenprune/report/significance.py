@@ -27,9 +27,9 @@ class Paired:
     Attributes:
         difference: accuracy of the first less that of the second.
         low: lower end of the difference's 95 % confidence interval.
-        high: upper end.
+        high: upper end of the interval.
         first_only: discordant pairs: questions that the first alone answers rightly.
-        second_only: those that the second alone answers rightly.
+        second_only: discordant pairs: questions that the second alone answers rightly.
         p: of the exact McNemar test, two-sided; small if the discordant pairs are not split like the tosses of a coin.
     """
 
@@ -42,11 +42,11 @@ class Paired:
 
 
 def compare_paired(first: Sequence[float], second: Sequence[float], *, seed: int = 0) -> Paired:
-    """Compare two methods.
+    """Compare two methods on paired outcomes by the exact McNemar test and a bootstrap.
 
     Args:
         first: (Q,) outcomes of one method, 1 for a right answer and 0 for a wrong one.
-        second: (Q,) outcomes of the other on the same questions, in the same order.
+        second: (Q,) outcomes of the other method on these questions, in this order.
         seed: of the bootstrap.
 
     Raises:
@@ -72,7 +72,7 @@ def compare_seeds(first: Sequence[Sequence[float]], second: Sequence[Sequence[fl
 
     Args:
         first: (S, Q) outcomes of one method, one line a seed.
-        second: (S', Q) outcomes of the other on the same questions, in the same order.
+        second: (S', Q) outcomes of the other method on these questions, in this order.
         seed: of the bootstrap.
 
     Raises:
@@ -116,7 +116,7 @@ def bootstrap_interval(first_only: int, second_only: int, questions: int, *, see
     Args:
         first_only: questions that the first method alone answers rightly.
         second_only: questions that the second method alone answers rightly.
-        questions: all of them.
+        questions: number of all questions.
         seed: of the draws.
     """
     shares = np.array([first_only, second_only, questions - first_only - second_only]) / questions

@@ -1,4 +1,4 @@
-"""What the metrics of a cell need of its answers, and no more: a sweep has hundreds of thousands of them."""
+"""The totals of a cell's answers that its metrics need, and no more: a sweep has hundreds of thousands of answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokenprune.sweeps.build import Cell
 from tokenprune.sweeps.retention import standard_error
 
 
-class Tally:
+class Totals:
     """Answers of one cell. Its metrics do not depend on the order in which they come, to the last bit.
 
     Attributes:
@@ -41,7 +41,7 @@ class Tally:
         self._plans[alive, line["visual_tokens"], line["text_tokens"]] += 1
 
     def metrics(self, cell: Cell, spec: ModelSpec) -> dict[str, Any]:
-        """What follows from the answers and the model's sizes."""
+        """Metrics of the cell by name, from the answers and the model's sizes; FLOPs are means over the questions."""
         by_kind = {kind: fmean(correct) for kind, correct in sorted(self._correct.items())}
         number, plans = len(self.samples), self._plans.items()
         accuracy = fsum(value for correct in self._correct.values() for value in correct) / number

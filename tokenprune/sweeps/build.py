@@ -46,11 +46,11 @@ class Cell:
         return f"{self.label} {self.budget or ''}".rstrip()
 
     def plan(self, spec: ModelSpec, alive: Sequence[int], total: int) -> OperationPlan:
-        """What runs for a prompt.
+        """The operations that run for one prompt, and for how many visual tokens.
 
         Args:
             spec: of the model.
-            alive: visual tokens that go on from each stage.
+            alive: live tokens after each stage.
             total: visual tokens of the prompt.
         """
         if self.pruner is None:
@@ -90,7 +90,7 @@ def build(config: RunConfig) -> Experiment:
 
 
 def build_all(runs: Sequence[RunConfig], names: Sequence[str] = ()) -> tuple[Experiment, ...]:
-    """Experiments of several runs: those on one model and task become one experiment, in which equal cells are one.
+    """Build several runs: those on one model and task become one experiment, in which equal cells are one.
 
     Args:
         runs: as loaded.
@@ -102,7 +102,7 @@ def build_all(runs: Sequence[RunConfig], names: Sequence[str] = ()) -> tuple[Exp
     makers: dict[str, _Maker] = {}
     checkpoints: dict[ModelConfig, Checkpoint] = {}
     for index, config in enumerate(runs):
-        with _told(names[index] if names else ""):
+        with _name_errors(names[index] if names else ""):
             if config.model not in checkpoints:
                 checkpoints[config.model] = build_checkpoint(config.model)
             task = make_part(config.task, TASKS, "task")
@@ -131,8 +131,8 @@ def cells_of(config: RunConfig, checkpoint: Checkpoint) -> tuple[Cell, ...]:
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
-    """Errors that say what they are about, if it has a name."""
+def _name_errors(name: str) -> Iterator[None]:
+    """Put a name, if there is one, before the message of an error that is raised inside."""
     try:
         yield
     except TokenPruneError as error:
@@ -152,7 +152,7 @@ class _Maker:
         self._found: dict[str, tuple[Part, Pruner | None, int, list[Budget | None]]] = {}
 
     def add(self, config: RunConfig) -> None:
-        """The cells of one more run."""
+        """Add the cells of a run."""
         pruners = [self._pruner(part, config.seed) for part in (*config.baselines, config.pruner)]
         self.first = self.first or tuple(part for part, _ in pruners)
         for part, pruner in sorted(pruners, key=lambda pair: pair[1] is not None):
@@ -171,7 +171,7 @@ class _Maker:
         return self._made[key]
 
     def experiment(self) -> Experiment:
-        """All that was added; the configuration is the first run's."""
+        """The experiment of all runs that were added; its configuration is that of the first."""
         labels = labels_of([part for part, *_ in self._found.values()])
         cells = tuple(
             Cell(label, part, pruner, budget, seed)

@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ConfigError
 from tokenprune.core.options import construct
-from tokenprune.core.to_yaml import written
-from tokenprune.sweeps.imports import import_files, resolved
+from tokenprune.core.to_yaml import to_plain
+from tokenprune.sweeps.imports import absolute_paths, import_files
 
 EMBEDDED = "embedded"  # the model that ships with the package
 MALFORMED = (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError)  # what reading and overriding raise
@@ -39,7 +39,7 @@ class Part:
 
     @classmethod
     def of(cls, value: Any, where: str) -> Part:
-        """From a name, or a mapping of ``name`` and options.
+        """Make a part of a name, or of a mapping of ``name`` and options.
 
         Args:
             value: what a user wrote.
@@ -71,7 +71,7 @@ class ModelConfig:
         attention: attention implementation.
         text_tower: hub id or folder of the CLIP or SigLIP that pairs with the vision tower, or
             ``open_clip:<model>[@<tag>]``; None lets the adapter find it.
-        scope: what a row is that a pruner chooses among, see ``ModelAdapter.scopes``; None is the adapter's default.
+        scope: which segment a pruner chooses among, see ``ModelAdapter.scopes``; None is the adapter's default.
         device_map: ``auto`` lets accelerate spread the weights over all GPUs and the main memory; ``device`` is unused.
     """
 
@@ -138,7 +138,7 @@ class RunConfig:
 
     def to_mapping(self) -> dict[str, Any]:
         """The configuration as plain mappings and lists, as one would write it in YAML."""
-        mapping: dict[str, Any] = written(self)
+        mapping: dict[str, Any] = to_plain(self)
         return mapping if self.imports else {key: value for key, value in mapping.items() if key != "imports"}
 
 
@@ -157,7 +157,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def load_mapping(path: Path | str, overrides: Sequence[str]) -> Any:
-    """What a file says after overrides, in plain mappings and lists; ConfigError if it cannot be read."""
+    """Read a file and apply overrides: plain mappings and lists; ConfigError if it cannot be read."""
     try:
         config = OmegaConf.load(path)
     except OSError as error:
@@ -166,15 +166,15 @@ def load_mapping(path: Path | str, overrides: Sequence[str]) -> Any:
         raise ConfigError(f"config {str(path)!r}: {' '.join(str(error).split())}") from None
     if not isinstance(config, DictConfig):
         raise ConfigError(f"{path} must hold a mapping of keys to values")
-    mapping = overridden(config, overrides, f"config {str(path)!r}")
+    mapping = apply_overrides(config, overrides, f"config {str(path)!r}")
     if "imports" in mapping:
-        mapping["imports"] = resolved(mapping["imports"], Path(path).absolute().parent)
+        mapping["imports"] = absolute_paths(mapping["imports"], Path(path).absolute().parent)
         import_files(mapping["imports"])
     return mapping
 
 
-def overridden(config: DictConfig, overrides: Sequence[str], where: str) -> Any:
-    """``config`` after overrides, in plain mappings and lists; ConfigError, naming ``where``, if one does not fit."""
+def apply_overrides(config: DictConfig, overrides: Sequence[str], where: str) -> Any:
+    """Apply overrides to ``config``: plain mappings and lists; ConfigError, naming ``where``, if one does not fit."""
     for override in overrides:
         if override.find("=") < 1:
             raise ConfigError(f"override {override!r} is not of the form key=value")
@@ -190,7 +190,7 @@ def overridden(config: DictConfig, overrides: Sequence[str], where: str) -> Any:
 
 
 def _override(config: DictConfig, key: str, text: str) -> None:
-    """A mapping is merged into a mapping; anything else takes the place of what is there."""
+    """Set a key: a mapping is merged into a mapping, anything else takes the place of what is there."""
     value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
     present = OmegaConf.select(config, key, throw_on_resolution_failure=False)
     OmegaConf.update(config, key, value, merge=isinstance(present, DictConfig) and isinstance(value, dict))
@@ -221,24 +221,24 @@ def _sequence(value: Any) -> list[Any]:
 
 
 def parse_pruner(value: Any, where: str) -> Part:
-    """A name, a mapping of it and options, or a list: a composition of its items; ConfigError if it is neither."""
+    """Read a pruner: a name, a mapping of it and options, or a list, which is a composition; else ConfigError."""
     if isinstance(value, list | tuple):
         return Part("compose", {"pruners": [part.to_mapping() for part in parse_pruners(value, where)]})
     return Part.of(value, where)
 
 
 def parse_pruners(value: Any, where: str) -> tuple[Part, ...]:
-    """One or several; ConfigError if one is not a pruner."""
+    """Read one or several pruners; ConfigError if one is not a pruner."""
     return tuple(parse_pruner(item, f"{where}[{i}]") for i, item in enumerate(_sequence(value)))
 
 
 def parse_model(value: Any, where: str) -> ModelConfig:
-    """A name, or a mapping of the fields; ConfigError if it is neither."""
+    """Read a model: a name, or a mapping of the fields; ConfigError if it is neither."""
     return construct(ModelConfig, {"name": value} if isinstance(value, str) else _mapping(value, where), where)
 
 
 def parse_budgets(value: Any, where: str) -> tuple[Budget, ...]:
-    """A mapping of a kind to one value or several; ConfigError or BudgetError if it is not one."""
+    """Read budgets: a mapping of a kind to one value or several; ConfigError or BudgetError if it is not one."""
     raw = _mapping(value, where)
     text = raw.pop("text_tokens", 0)  # one for all
     given = {key: _sequence(v) for key, v in raw.items() if v is not None}

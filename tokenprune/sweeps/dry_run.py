@@ -50,9 +50,9 @@ def show(asked: Sweep, console: Console, *, retry_failed: bool = False) -> None:
         asked_of = state.keyed.asked
         names = [asked_of["model"]["path"] or asked_of["model"]["name"], asked_of["task"]["name"]] if several else []
         names += [state.keyed.cell.label, str(state.keyed.cell.budget or "all")]
-        table.add_row(*map(escape, names), _standing(state), state.keyed.key)
+        table.add_row(*map(escape, names), _progress(state), state.keyed.key)
     console.print(table)
-    left = {key: len(s.group.samples) - len(s.tally.samples) for key, s in known.items() if s.record is None}
+    left = {key: len(s.group.samples) - len(s.totals.samples) for key, s in known.items() if s.record is None}
     console.print(
         f"{len(known)} cells of {len(asked.runs)} points, {len(known) - len(left)} of them finished; "
         f"{sum(left.values()):,} answers to come",
@@ -62,10 +62,10 @@ def show(asked: Sweep, console: Console, *, retry_failed: bool = False) -> None:
     console.print(f"time: {time}", markup=False)
 
 
-def _standing(state: State) -> str:
+def _progress(state: State) -> str:
     if state.record:
         return "finished" if state.record.status == "ok" else "failed"
-    done, total = len(state.tally.samples), len(state.group.samples)
+    done, total = len(state.totals.samples), len(state.group.samples)
     return f"{done} of {total} answers" if done else "to do"
 
 

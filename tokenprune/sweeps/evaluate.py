@@ -14,7 +14,7 @@ from tokenprune.adapters.inputs import Prepared
 from tokenprune.core.errors import DataError
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
-from tokenprune.costs.latency import Stages, compare, timed
+from tokenprune.costs.latency import Stages, compare, time_call
 from tokenprune.costs.memory import kv_cache_bytes_by_layer
 from tokenprune.engine.prompt.encoded import Encoded
 from tokenprune.engine.prompt.shorten import PrunedInputs
@@ -34,7 +34,7 @@ class Asked:
 
     Attributes:
         samples: the questions.
-        prepared: the same as a model takes them.
+        prepared: the questions as a model takes them.
         encoded: their images; signals of them are made when a pruner first needs them, and kept.
     """
 
@@ -73,11 +73,11 @@ class Evaluator:
         return frozenset().union(*(step.selector.requires for step in steps if step.stage.layer is None))
 
     def answer(self, cell: Cell, asked: Asked) -> list[Line]:
-        """Let a cell answer.
+        """Let a cell answer questions.
 
         Returns:
-            One line a question: what was asked, answered and kept. ``stages`` tells for each stage which visual tokens
-            were still alive (``kept``) and how many with those that were appended (``tokens``).
+            One line a question: what was asked, answered and kept. ``stages`` tells for each stage the live tokens
+            (``kept``) and their number with those that were appended (``tokens``).
         """
         pruned = self._prune(cell, asked)
         ran = self.session.generate(pruned, max_new_tokens=self.max_new_tokens)
@@ -136,7 +136,7 @@ class Evaluator:
     def _stages(self, cell: Cell, batch: Sequence[Sample]) -> Stages:
         prepared = self.session.prepare(batch)  # not encoded yet, so that all of it is timed
         pruned = self.session.prune_inputs(prepared.inputs, cell.pruner, cell.budget, prepared.questions, samples=batch)
-        ran, prefill = timed(lambda: self.session.prefill(pruned), self.session.adapter.device)
+        ran, prefill = time_call(lambda: self.session.prefill(pruned), self.session.adapter.device)
         return Stages(pruned.seconds["vision"], pruned.seconds["selection"] + ran.seconds, prefill - ran.seconds)
 
     @torch.no_grad()

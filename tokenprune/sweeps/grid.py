@@ -37,16 +37,16 @@ class Sweep:
         runs: the configurations.
         names: what each sets, for messages; empty for a single run.
         name: of the folder; None takes a hash of the runs.
-        written: as in the file.
+        mapping: the sweep as its file has it, after overrides.
     """
 
     runs: tuple[RunConfig, ...]
     names: tuple[str, ...] = ()
     name: str | None = None
-    written: Mapping[str, Any] | None = None
+    mapping: Mapping[str, Any] | None = None
 
     def id(self, resolved: RunConfig) -> str:
-        """A hash of what the runs ask for; of a single run it is that run's.
+        """A hash of what the runs ask for; a single run has the hash of its configuration.
 
         Args:
             resolved: the first run with all its options.
@@ -91,7 +91,7 @@ def parse_sweep(raw: Mapping[str, Any], *, yes: bool = False) -> Sweep:
     if name is not None and not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*", name)):
         raise ConfigError(f"name is {name!r}; it is that of a folder: letters, digits, '_', '-' and '.'")
     runs, names = [], []
-    for settings, mapping in _left(base, axes, own.get("exclude", [])):
+    for settings, mapping in _remaining(base, axes, own.get("exclude", [])):
         names.append(" ".join(f"{key}={_short(value)}" for key, value in settings.items()))
         try:
             runs.append(parse_config(mapping))
@@ -101,7 +101,7 @@ def parse_sweep(raw: Mapping[str, Any], *, yes: bool = False) -> Sweep:
 
 
 def _axes(own: Mapping[str, Any]) -> list[list[Settings]]:
-    """What is combined: each axis is a list of what is set together."""
+    """The axes of a sweep, whose values are combined: each is a list of what is set together."""
     lists = dict(_lists(own, "grid", own.get("grid")))  # an override comes after a dotted key of the file
     axes = [[{key: value} for value in values] for key, values in lists.items()]
     groups = own.get("zip", [])
@@ -133,7 +133,7 @@ def _lists(own: Mapping[str, Any], where: str, given: Any) -> Iterator[tuple[str
 
 
 def _flat(given: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys, of nested mappings too."""
+    """Dotted keys and values of a mapping and of the mappings in it."""
     for key, value in given.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{before}{key}.")
@@ -149,7 +149,9 @@ def _list(values: Any, where: str) -> list[Any]:
     return values
 
 
-def _left(base: Mapping[str, Any], axes: Sequence[Sequence[Settings]], exclude: Any) -> list[tuple[Settings, Settings]]:
+def _remaining(
+    base: Mapping[str, Any], axes: Sequence[Sequence[Settings]], exclude: Any
+) -> list[tuple[Settings, Settings]]:
     """Settings and mappings of the runs that are not excluded."""
     rules = [dict(_flat(rule)) if isinstance(rule, Mapping) else {} for rule in _as_list(exclude)]
     matched, left = [False] * len(rules), []
@@ -180,7 +182,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _set(base: Mapping[str, Any], settings: Settings) -> Settings:
-    """The base with values at dotted keys; outer keys are set before what is inside them."""
+    """A copy of ``base`` with values at dotted keys; outer keys are set before what is inside them."""
     result = {key: _named(key, value) for key, value in copy.deepcopy(dict(base)).items()}
     for key in sorted(settings, key=lambda key: key.count(".")):
         *outer, last = key.split(".")

@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenprune.core.errors import ConfigError, TokenPruneError
 
 
-def resolved(given: object, folder: Path) -> list[str]:
+def absolute_paths(given: object, folder: Path) -> list[str]:
     """Absolute paths of ``imports``, which are relative to the folder of the configuration.
 
     Args:

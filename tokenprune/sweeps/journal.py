@@ -25,7 +25,7 @@ class Journal:
         self.path = path
 
     def read(self) -> list[dict[str, Any]]:
-        """All lines; a half-written last one is left out, with a warning.
+        """All lines of the file; a half-written last one is left out, with a warning.
 
         Raises:
             DataError: if another line is not a JSON object, or the file cannot be read.
@@ -33,7 +33,7 @@ class Journal:
         return list(self)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Lines one after another: a large file need not fit into memory."""
+        """The lines of the file as ``read`` gives them, one after another: a large file need not fit into memory."""
         try:
             with self.path.open("rb") as file:
                 for number, text in enumerate(file, 1):
@@ -91,12 +91,12 @@ class Journal:
             ) from None
 
     def sync(self) -> None:
-        """Wait until everything is on the disk."""
+        """Wait until all lines that were appended are on the disk."""
         self.append()
 
 
 def _last_line(file: BinaryIO, end: int) -> bytes:
-    """What follows the last line break but one; empty if the file is."""
+    """The last line of a file, with its line break if it has one; empty if the file is."""
     content, start = b"", end
     while start and b"\n" not in content[:-1]:
         start = max(0, start - (1 << 16))

@@ -39,7 +39,7 @@ class Keyed:
     origin: provenance.Provenance
 
 
-def keyed(experiment: Experiment, samples: Sequence[Sample]) -> list[Keyed]:
+def key_cells(experiment: Experiment, samples: Sequence[Sample]) -> list[Keyed]:
     """The cells of an experiment with their keys; loads no weights.
 
     Args:

@@ -15,7 +15,7 @@ from tokenprune.sweeps.config import Part
 
 
 def labels_of(parts: Sequence[Part]) -> list[str]:
-    """Of each part; in full where two that differ would be called the same."""
+    """The label of each pruner; in full where two that differ would be called the same."""
     brief = [_label(part) for part in parts]
     named: dict[str, Part] = {}
     shared = {label for label, part in zip(brief, parts, strict=True) if named.setdefault(label, part) != part}
@@ -23,7 +23,7 @@ def labels_of(parts: Sequence[Part]) -> list[str]:
 
 
 def _label(part: Part, *, full: bool = False) -> str:
-    """The name, and the options without which it would be another pruner; a composition has those of its pruners."""
+    """A pruner's name, and the options without which it would be another; a composition has its members' labels."""
     if part.name == "none":
         return part.name
     target = PRUNERS.get(part.name)
@@ -42,7 +42,7 @@ def _label(part: Part, *, full: bool = False) -> str:
 
 
 def _short(value: Any) -> str:
-    """An option's value; a pruner inside another is called as it would be alone."""
+    """An option's value in a label; a pruner inside another is called as it would be alone."""
     if not (isinstance(value, Mapping) and "name" in value):
         return str(value)
     rest = " ".join(f"{key}={option}" for key, option in value.items() if key != "name")
@@ -51,5 +51,5 @@ def _short(value: Any) -> str:
 
 
 def members(options: Mapping[str, Any]) -> list[Part]:
-    """Of a composition."""
+    """The pruners of a composition, from its options."""
     return [Part.of(member, "pruner") for member in options["pruners"]]

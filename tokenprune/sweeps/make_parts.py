@@ -30,14 +30,14 @@ def make_part(part: Part, registry: Registry[T], where: str) -> tuple[Part, T]:
 
 
 def _plain(value: Any) -> Any:
-    """As YAML has it: lists for tuples."""
+    """A value as YAML has it: lists for tuples."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def make_pruner(part: Part, seed: int) -> tuple[Part, Pruner | None]:
-    """A pruner and all of its options; ``none`` is None.
+    """A pruner's part with the values of all its options, and the pruner; ``none`` is None.
 
     Args:
         part: its name and options.

@@ -17,8 +17,8 @@ from tokenprune.sweeps.store import RunFolder
 CELLS = "cells"
 
 
-def alone(groups: Sequence[Group], folder: RunFolder, key: str) -> tuple[list[Group], RunFolder]:
-    """One cell of a sweep, with that without pruning, and the folder that it has for itself.
+def select_cell(groups: Sequence[Group], folder: RunFolder, key: str) -> tuple[list[Group], RunFolder]:
+    """One cell of a sweep, with the unpruned cell, and the folder that it has for itself.
 
     Args:
         groups: all cells.
@@ -38,15 +38,15 @@ def alone(groups: Sequence[Group], folder: RunFolder, key: str) -> tuple[list[Gr
     raise ConfigError(f"the sweep has no cell {key!r}; --dry-run shows their keys; {hint(key, known)}")
 
 
-def others(folder: RunFolder) -> list[RunFolder]:
-    """Folders that may have cells for this one."""
+def source_folders(folder: RunFolder) -> list[RunFolder]:
+    """Folders that may hold finished cells for a folder: the other cells' ones, and the sweep's for a cell's."""
     inside = folder.path.parent.name == CELLS
     whole = folder.path.parent.parent if inside else folder.path
     found: list[Path] = [*([whole] if inside else []), *sorted(whole.glob(f"{CELLS}/*/"))]
     return [RunFolder(path) for path in found if path != folder.path]
 
 
-def adopt(folder: RunFolder, keys: Collection[str], sources: Iterable[RunFolder]) -> None:
+def merge_folders(folder: RunFolder, keys: Collection[str], sources: Iterable[RunFolder]) -> None:
     """Copy finished cells that a folder lacks.
 
     Args:

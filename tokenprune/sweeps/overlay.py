@@ -33,7 +33,7 @@ def patch_side(grid: tuple[int, int]) -> int:
     return max(1, SIDE // max(grid))
 
 
-def as_seen(image: Image.Image, grid: tuple[int, int]) -> NDArray[np.float64]:
+def model_view(image: Image.Image, grid: tuple[int, int]) -> NDArray[np.float64]:
     """The image as the model sees it, cropped to the raster's proportions, (height, width, 3) pixels.
 
     Args:
@@ -46,12 +46,12 @@ def as_seen(image: Image.Image, grid: tuple[int, int]) -> NDArray[np.float64]:
     return np.asarray(crop, dtype=np.float64)
 
 
-def faded(pixels: NDArray[np.float64], fade: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Pixels that go towards light grey.
+def fade_pixels(pixels: NDArray[np.float64], fade: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Let pixels go towards light grey.
 
     Args:
         pixels: (height, width, 3).
-        fade: how far, (height, width, 1); what does not at all keeps its colour.
+        fade: (height, width, 1) in [0, 1], how far; pixels at 0 keep their colour.
     """
     grey = np.where(fade > 0, pixels.mean(2, keepdims=True), pixels)
     return grey * (1 - fade) + PAPER * fade
@@ -62,7 +62,7 @@ def kept_patches(image: Image.Image, stages: Sequence[Sequence[int]], grid: tupl
 
     Args:
         image: RGB.
-        stages: raster indices of what was alive after each stage; the earlier a patch left, the more it is faded.
+        stages: raster indices of the live tokens after each stage; the earlier a patch left, the more it is faded.
         grid: (rows, columns) of the image's visual tokens.
 
     Returns:
@@ -73,7 +73,8 @@ def kept_patches(image: Image.Image, stages: Sequence[Sequence[int]], grid: tupl
         missed[list(kept)] -= 1
     fade = FADE * (missed / max(1, len(stages))) ** 0.5  # so that what left at the last of many stages is seen, too
     side = patch_side(grid)
-    return faded(as_seen(image, grid), fade.reshape(grid).repeat(side, 0).repeat(side, 1)[..., None]).astype(np.uint8)
+    spread = fade.reshape(grid).repeat(side, 0).repeat(side, 1)[..., None]
+    return fade_pixels(model_view(image, grid), spread).astype(np.uint8)
 
 
 def draw_kept(samples: Sequence[Sample], columns: Mapping[str, Mapping[str, Line]], title: str, path: Path) -> None:
@@ -121,7 +122,7 @@ def table_of_images(
     return figure, panels[:, 1:]
 
 
-def say_answer(axes: Axes, line: Line, name: str = "", down: float = 0.03) -> None:
+def write_answer(axes: Axes, line: Line, name: str = "", down: float = 0.03) -> None:
     """Write an answer below an image, and whether it is right.
 
     Args:
@@ -138,4 +139,4 @@ def say_answer(axes: Axes, line: Line, name: str = "", down: float = 0.03) -> No
 
 def _panel(axes: Axes, sample: Sample, line: Line) -> None:
     axes.imshow(kept_patches(sample.image, [stage["kept"] for stage in line["stages"]], tuple(line["grid"])))
-    say_answer(axes, line)
+    write_answer(axes, line)

@@ -1,4 +1,4 @@
-"""How far a sweep is: its cells, what the folder has of them, and what is left to do."""
+"""How far a sweep is: the state of each cell, and the work that is left to do."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 from tokenprune.core.sample import Sample
 from tokenprune.engine.providers.evidence import check_samples
-from tokenprune.sweeps.aggregate import Tally
+from tokenprune.sweeps.aggregate import Totals
 from tokenprune.sweeps.build import Experiment, build_all
 from tokenprune.sweeps.grid import Sweep
-from tokenprune.sweeps.keys import Keyed, keyed
+from tokenprune.sweeps.keys import Keyed, key_cells
 from tokenprune.sweeps.launch.base import Batch, Job, Origin, Wanted
 from tokenprune.sweeps.store import RunFolder, RunRecord
 
@@ -53,7 +53,7 @@ def prepare(asked: Sweep) -> tuple[list[Group], RunFolder]:
         for cell in experiment.cells:
             steps = cell.pruner.steps(experiment.model.spec) if cell.pruner else ()
             check_samples([step.selector for step in steps], questions[task])
-        groups.append(Group(experiment, questions[task], tuple(keyed(experiment, questions[task]))))
+        groups.append(Group(experiment, questions[task], tuple(key_cells(experiment, questions[task]))))
     return groups, RunFolder(Path(config.output) / (asked.name or asked.id(config)))
 
 
@@ -65,17 +65,19 @@ class State:
         group: that it is of.
         keyed: the cell.
         record: None until it is finished.
-        tally: of its answers, until it is.
-        costs, device: measured; None until they are.
+        totals: of its answers, until it is finished.
+        costs: metrics by name; None until they are measured.
+        device: that measured; empty until then.
         error: traceback; None unless it failed.
-        seconds, answered: of this process.
+        seconds: of answering, in this process.
+        answered: questions, in this process.
         notes: for the record.
     """
 
     group: Group
     keyed: Keyed
     record: RunRecord | None = None
-    tally: Tally = field(default_factory=Tally)
+    totals: Totals = field(default_factory=Totals)
     costs: dict[str, Any] | None = None
     device: str = ""
     error: str | None = None
@@ -85,13 +87,13 @@ class State:
 
     @property
     def complete(self) -> bool:
-        """Whether there is nothing more to wait for."""
-        answered = self.costs is not None and len(self.tally.samples) == len(self.group.samples)
+        """Whether the cell is answered and measured, or has failed."""
+        answered = self.costs is not None and len(self.totals.samples) == len(self.group.samples)
         return answered or self.error is not None
 
 
 def states(groups: Sequence[Group], folder: RunFolder, retry_failed: bool) -> dict[str, State]:
-    """All cells by key, with what the folder has of them.
+    """The states of all cells by key, with what the folder has of them.
 
     Raises:
         DataError: if a journal cannot be read.
@@ -103,16 +105,16 @@ def states(groups: Sequence[Group], folder: RunFolder, retry_failed: bool) -> di
             state.record = dataclasses.replace(RunRecord.from_mapping(line), label=label)
     for line in folder.samples:
         state = found.get(line["cell"])
-        if state and line["sample"] not in state.tally.samples:
-            state.tally.add(line)
+        if state and line["sample"] not in state.totals.samples:
+            state.totals.add(line)
     for state in found.values():  # answers may have been lost since
-        if state.record and state.record.status == "ok" and len(state.tally.samples) < len(state.group.samples):
+        if state.record and state.record.status == "ok" and len(state.totals.samples) < len(state.group.samples):
             state.record = None
     return found
 
 
 def job_of(group: Group, known: Mapping[str, State]) -> Job | None:
-    """What is missing of a group; None if nothing is.
+    """The work that is left to do for a group of cells; None if there is none.
 
     Args:
         group: cells on one model and task.
@@ -128,7 +130,7 @@ def job_of(group: Group, known: Mapping[str, State]) -> Job | None:
     batches = []
     for block in blocks:
         ids = tuple(sample.id for sample in block)
-        cells = tuple(key for key, state in missing.items() if not state.tally.samples.issuperset(ids))
+        cells = tuple(key for key, state in missing.items() if not state.totals.samples.issuperset(ids))
         batches += [Batch(ids, cells)] if cells else []
     origin = group.cells[0].origin
     wanted = {key: state.keyed.cell for key, state in missing.items()}

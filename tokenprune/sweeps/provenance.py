@@ -51,7 +51,7 @@ class Provenance:
 
 
 def digest(*parts: bytes | str) -> str:
-    """Twelve hexadecimal digits that stand for the parts and where one ends."""
+    """A hash of several parts, twelve hexadecimal digits; where one part ends matters, too."""
     total = hashlib.sha256()
     for part in parts:
         content = part.encode() if isinstance(part, str) else part
@@ -111,7 +111,7 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's architecture and the number of threads torch uses."""
+    """Name of a device: of the GPU, or the processor's architecture and the number of threads torch uses."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
@@ -164,7 +164,7 @@ def _some_bytes(file: Path) -> bytes:
 
 
 def data_hash(samples: Iterable[Sample]) -> str:
-    """Hash of what is asked, what is right and what is shown."""
+    """Hash of questions: what is asked, what is right and what is shown."""
 
     def parts() -> Iterable[Any]:
         for sample in samples:

@@ -19,8 +19,8 @@ from tokenprune.sweeps.store import RunFolder, RunRecord
 from tokenprune.sweeps.tracking import Finished, Tracked
 
 
-def announce(states: Sequence[State], folder: RunFolder, session: Tracked) -> None:
-    """Tell a session of cells that are finished.
+def report_cells(states: Sequence[State], folder: RunFolder, session: Tracked) -> None:
+    """Report finished cells to the session of a tracker.
 
     Args:
         states: of the cells.

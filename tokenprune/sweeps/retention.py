@@ -6,7 +6,7 @@ import math
 
 
 def retention(accuracy: float, unpruned: float) -> float | None:
-    """Share of the unpruned accuracy that is kept; above 1 if pruning helped, None if there was nothing to keep.
+    """Accuracy as a share of the unpruned one; above 1 if pruning helped, None if there was nothing to keep.
 
     Args:
         accuracy: with pruning, in [0, 1].

@@ -24,9 +24,9 @@ from tokenprune.sweeps.config import RunConfig
 from tokenprune.sweeps.grid import Sweep
 from tokenprune.sweeps.launch.base import LAUNCHERS, Answered, Event, Failed, Halved, Job, Measured
 from tokenprune.sweeps.make_parts import make_part
-from tokenprune.sweeps.merge_folders import adopt, alone, others
+from tokenprune.sweeps.merge_folders import merge_folders, select_cell, source_folders
 from tokenprune.sweeps.progress import Group, State, job_of, prepare, states
-from tokenprune.sweeps.report_cells import announce
+from tokenprune.sweeps.report_cells import report_cells
 from tokenprune.sweeps.retention import retention
 from tokenprune.sweeps.store import RunFolder, RunRecord
 from tokenprune.sweeps.tracking import Tracked, Tracker, start_tracking
@@ -80,7 +80,7 @@ def sweep(
 
     Args:
         asked: as loaded.
-        cell: key of the only cell to run, in a folder of its own, from which the sweep takes it later; see ``adopt``.
+        cell: key of the only cell to run, in a folder of its own; the sweep takes it later, see ``merge_folders``.
         fresh: set aside what an earlier run left and compute everything anew.
         wait: until another run that writes to the folder ends, instead of refusing.
         retry_failed: compute cells again that failed; otherwise they stay failed until their code changes.
@@ -99,11 +99,11 @@ def sweep(
         return Outcome(folder, (), (), tracker)
     name = asked.id(config)
     if cell is not None:
-        groups, folder = alone(groups, folder, cell)
+        groups, folder = select_cell(groups, folder, cell)
     keys = [each.key for group in groups for each in group.cells]
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with folder.writing(asked.written or config.to_mapping(), fresh=fresh, wait=wait):
-        adopt(folder, keys, others(folder))
+    with folder.writing(asked.mapping or config.to_mapping(), fresh=fresh, wait=wait):
+        merge_folders(folder, keys, source_folders(folder))
         session = start_tracking(tracker, whole, folder.path)
         try:
             with Progress(*columns, TimeRemainingColumn(), console=console or Console(quiet=True)) as progress:
@@ -133,22 +133,22 @@ class _Driver:
     ) -> None:
         self.name, self.folder, self.groups, self.session, self.progress = name, folder, groups, session, progress
         self.tracked, self.states = tracked, states(groups, folder, retry_failed)
-        done = [len(s.group.samples) if s.record else len(s.tally.samples) for s in self.states.values()]
+        done = [len(s.group.samples) if s.record else len(s.totals.samples) for s in self.states.values()]
         total = sum(len(state.group.samples) for state in self.states.values())
         self.bar = progress.add_task("loading", total=total, completed=sum(done))
         for group in groups:
             self._track(group)
 
     def records(self) -> Iterable[RunRecord]:
-        """Of all cells, in their order."""
+        """The records of all finished cells, in the order of the cells."""
         return (state.record for state in self.states.values() if state.record)
 
     def jobs(self) -> list[Job]:
-        """What is to be done, for each group that is not finished."""
+        """The work that is left to do, one job for each group that is not finished."""
         return [job for group in self.groups if (job := job_of(group, self.states))]
 
     def follow(self, events: Iterable[Event]) -> None:
-        """Take events until there are no more.
+        """Write down events until there are no more.
 
         Raises:
             TokenPruneError: if the disk is full, or cells are left over.
@@ -167,10 +167,10 @@ class _Driver:
         cell = state.keyed.cell
         match event:
             case Answered():
-                new = [line for line in event.lines if line["sample"] not in state.tally.samples]
+                new = [line for line in event.lines if line["sample"] not in state.totals.samples]
                 self.folder.samples.append(*({"cell": event.cell, **line} for line in new), sync=False)
                 for line in new:
-                    state.tally.add(line)
+                    state.totals.add(line)
                 state.seconds += event.seconds * len(new) / len(event.lines)
                 state.answered += len(new)
                 self.progress.update(self.bar, advance=len(new), description=str(cell))
@@ -184,7 +184,7 @@ class _Driver:
                 log.warning("%s: %s", cell, state.notes[-1])
 
     def _settle(self, group: Group) -> None:
-        """Write the records of complete cells; the others wait for that without pruning, which they are compared to."""
+        """Write the records of complete cells; pruned ones wait for the unpruned cell, which they are compared to."""
         unpruned = self.states[group.cells[0].key]
         for each in group.cells:
             state = self.states[each.key]
@@ -198,7 +198,7 @@ class _Driver:
         cell, metrics, error = state.keyed.cell, dict[str, Any](), state.error
         if error is None:
             try:
-                metrics = state.tally.metrics(cell, state.group.experiment.model.spec) | (state.costs or {})
+                metrics = state.totals.metrics(cell, state.group.experiment.model.spec) | (state.costs or {})
             except Exception:  # a pruner's plan may fail as anything of it
                 error = traceback.format_exc()
             else:
@@ -225,4 +225,4 @@ class _Driver:
     def _track(self, group: Group) -> None:
         """Tell the tracker of a group whose cells are all finished."""
         if all(self.states[each.key].record for each in group.cells):
-            announce([self.states[e.key] for e in group.cells if e.key in self.tracked], self.folder, self.session)
+            report_cells([self.states[e.key] for e in group.cells if e.key in self.tracked], self.folder, self.session)

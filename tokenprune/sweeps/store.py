@@ -70,12 +70,12 @@ class RunRecord:
     notes: list[str] = field(default_factory=list)
 
     def to_mapping(self) -> dict[str, Any]:
-        """As one line of ``results.jsonl``."""
+        """The record as one line of ``results.jsonl``."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_mapping(cls, line: Mapping[str, Any]) -> RunRecord:
-        """From one line of ``results.jsonl``.
+        """Make a record of one line of ``results.jsonl``.
 
         Raises:
             ConfigError: if keys or types are not those of a record.
@@ -162,7 +162,7 @@ class RunFolder:
             file.rename(file.with_suffix(f".{number}.jsonl"))
 
     def records(self) -> list[RunRecord]:
-        """The latest record of whatever was asked, in the order in which they first appear."""
+        """The latest record of each cell that was asked for, in the order in which the cells first appear."""
         latest: dict[str, RunRecord] = {}
         for line in self.results:
             try:
@@ -187,6 +187,6 @@ class RunFolder:
 
 
 def _asked(record: RunRecord) -> str:
-    """What two records have in common of which the later one counts: all but code, weights and data."""
+    """What a record's cell was asked, as text: all but code, weights and data. Of equal ones the latest counts."""
     shared = [record.config.get(key) for key in ("model", "task", "max_new_tokens", "timing_repeats")]
     return json.dumps([record.label, record.pruner, record.budget, *shared], sort_keys=True)

@@ -56,17 +56,17 @@ class Tracked:
     answers: int = 0
 
     def cell(self, finished: Finished) -> None:
-        """A cell is finished."""
+        """Take note of a cell that is finished."""
 
     def finish(self, files: Sequence[Path] = ()) -> None:
-        """The sweep ends, and leaves files: journal, tables, pictures."""
+        """End the sweep, which leaves files: journal, tables, pictures."""
 
 
 class Tracker(ABC):
     """A destination of records. Subclasses are frozen dataclasses; their fields are the options."""
 
     def check(self) -> None:  # noqa: B027 - most need nothing
-        """Refuse what cannot work, before anything is computed.
+        """Refuse a tracker that cannot work, before anything is computed.
 
         Raises:
             ConfigError: says what is missing.
@@ -128,7 +128,7 @@ class WandbTracker(Tracker):
                 raise ConfigError("tracking.mode online needs a login; run 'wandb login', or set tracking.mode=offline")
 
     def start(self, group: str, folder: Path) -> Tracked:
-        """Begin, or go on: cells that were tracked before are not tracked again."""
+        """Begin a sweep, or go on with it: cells that were tracked before are not tracked again."""
         return _WandbTracked(self, group, folder)
 
 
@@ -151,7 +151,7 @@ class _WandbTracked(Tracked):
         self._end(run, finished.id, failed=bool(finished.error))
 
     def finish(self, files: Sequence[Path] = ()) -> None:
-        """One more run holds what is of all cells: pictures, and the journal as an artifact."""
+        """End the sweep with a run for what is of all cells: pictures, and the journal as an artifact."""
         if files:
             import wandb
 
@@ -188,7 +188,7 @@ class _WandbTracked(Tracked):
                 file.write(number + "\n")
 
     def _ids(self) -> set[str]:
-        """Of cells that are tracked as a whole, also by agents, which have folders of their own."""
+        """Ids of the cells that are tracked as a whole, also by agents, which have folders of their own."""
         files = (self._tracked, *self._folder.glob("cells/*/wandb/tracked.txt"))
         return {number for file in files if file.is_file() for number in file.read_text().split()}
 
@@ -212,7 +212,7 @@ class _WandbTracked(Tracked):
 
 
 class _GuardedTracked(Tracked):
-    """Another session whose first failure is reported and ends the tracking, not the run."""
+    """A session around another one, whose first failure is reported and ends the tracking, not the run."""
 
     def __init__(self, inner: Tracked) -> None:
         self._inner, self.answers = inner, inner.answers

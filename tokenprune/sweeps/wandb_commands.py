@@ -10,7 +10,7 @@ from tokenprune.sweeps.grid import Sweep
 from tokenprune.sweeps.progress import prepare
 
 
-def unsent(folder: Path) -> list[Path]:
+def offline_runs(folder: Path) -> list[Path]:
     """Folders of W&B runs below a sweep's folder that were written offline, oldest first.
 
     Raises:
@@ -22,13 +22,13 @@ def unsent(folder: Path) -> list[Path]:
     return found
 
 
-def agents(asked: Sweep, file: Path, overrides: list[str]) -> dict[str, Any]:
+def agent_sweep(asked: Sweep, file: Path, overrides: list[str]) -> dict[str, Any]:
     """A W&B sweep whose agents run the cells of a sweep, one each; what ``wandb sweep`` takes as YAML.
 
     Args:
         asked: the sweep.
         file: that it was loaded from.
-        overrides: with which.
+        overrides: ``dotted.key=value``, with which it was loaded.
 
     Raises:
         TokenPruneError: if something is wrong with the sweep.

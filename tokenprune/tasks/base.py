@@ -18,7 +18,7 @@ class Task(ABC):
 
     @abstractmethod
     def samples(self) -> list[Sample]:
-        """All questions, the same on each call."""
+        """All questions of the set, with the same content and order on each call."""
 
     def score(self, sample: Sample, answer: str) -> float:
         """How right an answer is, in [0, 1]: exact match, but for case, spaces and a final stop, unless overridden."""

@@ -42,7 +42,7 @@ class Scenes(Task):
             raise ConfigError(f"task.num_samples must be at least 1, got {self.num_samples}")
 
     def samples(self) -> list[Sample]:
-        """Draw the scenes."""
+        """Draw the scenes and ask a question about each."""
         return [self._sample(index) for index in range(self.num_samples)]
 
     def _sample(self, index: int) -> Sample:
@@ -68,7 +68,7 @@ class Scenes(Task):
         return other
 
     def _earlier(self, other: Question) -> tuple[tuple[str, str], ...]:
-        """The turns that came before."""
+        """The turns that came before a question."""
         return ()
 
 

@@ -104,7 +104,7 @@ class Answered:
     Attributes:
         cell: its key.
         lines: one a question, in the order of the batch.
-        seconds: it took, with the cell's share of what the batch has in common.
+        seconds: that it took, with the cell's share of what the batch has in common.
     """
 
     cell: str
@@ -161,14 +161,14 @@ class Launcher(ABC):
     """A way to run jobs. Subclasses are frozen dataclasses; their fields are the options."""
 
     def check(self) -> None:  # noqa: B027 - most need nothing
-        """Called before anything is computed.
+        """Refuse a launcher that cannot run here, before anything is computed.
 
         Raises:
             TokenPruneError: if it cannot run here: a package is missing, a cluster is out of reach.
         """
 
     def assist(self) -> bool:
-        """Called after the checks: do another process's jobs until it is done, if this process is there for that.
+        """Do another process's jobs until it is done, if this process is there for that; called after the checks.
 
         Returns:
             Whether it was; nothing is left to do then.

@@ -51,7 +51,7 @@ class Distributed(Launcher):
             return False
         try:
             jobs: list[Any] = [None]
-            with _together():
+            with _report_gone():
                 dist.broadcast_object_list(jobs)
             for _ in _rounds(jobs[0]):
                 pass
@@ -60,9 +60,9 @@ class Distributed(Launcher):
         return True
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Event]:
-        """See ``Launcher``; this is the first process of the group, and the others are in ``assist``."""
+        """Run jobs as the first process of the group, while the others are in ``assist``."""
         try:
-            with _together():
+            with _report_gone():
                 dist.broadcast_object_list([jobs := tuple(jobs)])
             yield from _rounds(jobs)
         finally:
@@ -70,13 +70,13 @@ class Distributed(Launcher):
 
 
 def _rounds(jobs: Sequence[Job]) -> Iterator[Event]:
-    """What every process does; the first one yields what happened in all of them."""
+    """Do the jobs in rounds, in every process; the first one yields what happened in all of them."""
     worker, rank, size = Worker(), dist.get_rank(), dist.get_world_size()
-    parts = [_placed(part) for job in jobs for part in job.split(1)]
+    parts = [_on_own_gpu(part) for job in jobs for part in job.split(1)]
     for start in range(0, len(parts), size):
-        done = _done(worker, parts[start:][rank : rank + 1])
+        done = _run_jobs(worker, parts[start:][rank : rank + 1])
         found: list[Any] | None = [None] * size if rank == 0 else None
-        with _together():
+        with _report_gone():
             dist.gather_object(done, found)
         for each in found or ():
             if isinstance(each, TokenPruneError):
@@ -84,16 +84,16 @@ def _rounds(jobs: Sequence[Job]) -> Iterator[Event]:
             yield from each
 
 
-def _placed(job: Job) -> Job:
-    """On the GPU of this process, if it is to be any GPU."""
+def _on_own_gpu(job: Job) -> Job:
+    """A job on the GPU of this process, if it is to be on any GPU."""
     if job.model.device != "cuda":
         return job
     model = dataclasses.replace(job.model, device=f"cuda:{dist.get_node_local_rank()}")
     return dataclasses.replace(job, model=model)
 
 
-def _done(worker: Worker, jobs: Sequence[Job]) -> list[Event] | TokenPruneError:
-    """What happened, or the mistake, which the first process is to report."""
+def _run_jobs(worker: Worker, jobs: Sequence[Job]) -> list[Event] | TokenPruneError:
+    """Do jobs; the events of them, or a user's mistake, which the first process is to report."""
     try:
         return [event for job in jobs for event in worker.run(job)]
     except TokenPruneError as error:
@@ -101,8 +101,8 @@ def _done(worker: Worker, jobs: Sequence[Job]) -> list[Event] | TokenPruneError:
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """For what needs all processes; gloo misses one of them by a ``RuntimeError``."""
+def _report_gone() -> Iterator[None]:
+    """Report that a process is gone, which gloo tells by a ``RuntimeError``."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""In this process, one job after another."""
+"""The launcher that runs jobs in this process, one after another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Local(Launcher):
     """This process; a model is loaded once, also for several tasks."""
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Event]:
-        """See ``Launcher``."""
+        """Run jobs one after another."""
         worker = Worker()
         for job in jobs:
             yield from worker.run(job)

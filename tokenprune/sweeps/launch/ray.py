@@ -46,13 +46,13 @@ class Ray(Launcher):
         if find_spec("ray") is None:
             raise ConfigError("launcher 'ray' needs the package ray; pip install 'tokenprune-mllm[ray]'")
         if self.address:
-            _listening(self.address)
+            _check_address(self.address)
             with self._cluster():
                 pass
 
     @contextmanager
     def _cluster(self) -> Iterator[None]:
-        """Be connected; a cluster that was there before stays."""
+        """Be connected to the cluster; one that was there before stays."""
         import ray
 
         if ray.is_initialized():
@@ -69,7 +69,7 @@ class Ray(Launcher):
             ray.shutdown()
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Event]:
-        """See ``Launcher``; a task that Ray gave up is left to the next start of the sweep."""
+        """Run jobs as tasks of Ray; a task that Ray gave up is left to the next start of the sweep."""
         import ray
 
         with self._cluster():
@@ -81,14 +81,14 @@ class Ray(Launcher):
                     try:
                         events = ray.get(each)
                     except ray.exceptions.RayTaskError as error:
-                        raise _own(error.cause) from None
+                        raise _error_of(error.cause) from None
                     except ray.exceptions.RayError as error:
                         log.error("Ray gave up a task: %s", str(error).strip().partition("\n")[0])
                     else:
                         yield from events
 
 
-def _listening(address: str) -> None:
+def _check_address(address: str) -> None:
     """Refuse an address where nothing listens, which Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if address in ("auto", "local"):
@@ -101,8 +101,8 @@ def _listening(address: str) -> None:
         raise ConfigError(f"launcher 'ray' cannot reach {address}: {error}") from None
 
 
-def _own(error: Exception) -> Exception:
-    """What a task raised; a user's mistake is one sentence here as there."""
+def _error_of(error: Exception) -> Exception:
+    """The error of a task, to raise here; a user's mistake stays one sentence."""
     return error if isinstance(error, TokenPruneError) else RuntimeError(f"a task of Ray failed: {error!r}")
 
 

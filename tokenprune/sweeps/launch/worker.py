@@ -40,19 +40,19 @@ class Worker:
         import_files(job.imports)
         task, samples, data = self._questions(job.task)
         session, weights = self._session(job.model)
-        cells = {key: _made(job, key) for key in job.cells}
+        cells = {key: _cell_of(job, key) for key in job.cells}
         code = code_hashes(cells, task, session.adapter.spec, type(session.adapter))
         for what, here, there in (("weights", weights, job.origin.model), ("questions", data, job.origin.data)):
             if here != there:
                 raise ModelError(f"a worker has other {what} ({here}) than the process that started it ({there})")
         if code != job.origin.code:
             raise ModelError("a worker has other code of tokenprune or a pruner than the process that started it")
-        doing = _Doing(Evaluator(session, task, job.max_new_tokens), cells)
+        running = _RunningJob(Evaluator(session, task, job.max_new_tokens), cells)
         for batch in job.batches:
-            yield from doing.batch(batch, [samples[name] for name in batch.samples])
+            yield from running.batch(batch, [samples[name] for name in batch.samples])
         questions, device = list(samples.values()), provenance.device_name(session.adapter.device)
         for key in job.measured:
-            yield from doing.measure(key, questions, job.timing_repeats, device)
+            yield from running.measure(key, questions, job.timing_repeats, device)
 
     def _session(self, config: ModelConfig) -> tuple[Session, str]:
         if self._model is None or self._model[0] != config:
@@ -69,14 +69,14 @@ class Worker:
         return self._task[1:]
 
 
-def _made(job: Job, key: str) -> Cell:
+def _cell_of(job: Job, key: str) -> Cell:
     wanted = job.cells[key]
     part, pruner = make_pruner(wanted.pruner, 0)
     return Cell(wanted.label, part, pruner, wanted.budget)
 
 
 @dataclass
-class _Doing:
+class _RunningJob:
     """A job that is being done.
 
     Attributes:
@@ -84,7 +84,7 @@ class _Doing:
         cells: by key.
         size: questions that are encoded at a time; 0 for whole batches.
         limits: questions at a time, of cells that ran out of memory.
-        failed: keys of those that cannot go on.
+        failed: keys of the cells that cannot go on.
     """
 
     evaluator: Evaluator
@@ -120,12 +120,12 @@ class _Doing:
             return None, ran_out(error)
 
     def _cell(self, key: str, samples: Sequence[Sample], asked: Asked | None, share: float) -> Iterator[Event]:
-        """Let one cell answer.
+        """Let one cell answer questions.
 
         Args:
             key: of the cell.
             samples: the questions.
-            asked: the same encoded; None to encode them for this cell alone.
+            asked: the questions encoded; None to encode them for this cell alone.
             share: seconds that it took, the cell's part.
         """
         done, size = 0, min(self.limits.get(key, len(samples)), len(samples))
@@ -150,7 +150,7 @@ class _Doing:
             return
         try:
             costs = self.evaluator.measure(self.cells[key], samples, repeats)
-        except Exception as error:  # as above
+        except Exception as error:  # whatever a method does wrong, the other cells go on
             yield self._fail(key, error)
         else:
             yield Measured(key, costs, device)
