@@ -1,6 +1,8 @@
-"""Policies of a model of six layers, as a fit would find them."""
+"""Policies of a model of six layers, as a fit would find them, and fixtures of them."""
 
 from dataclasses import replace
+
+import pytest
 
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
 from tokenprune.pruners.dop.cost import flops, milliseconds
@@ -44,3 +46,18 @@ CASES = {
     "update_only": {"update_only": True},
     "milliseconds": {"kind": "milliseconds", "share": 0.8},
 }
+
+
+@pytest.fixture(params=CASES)
+def policy(request):
+    return fitted(**CASES[request.param])
+
+
+@pytest.fixture
+def two_depths():
+    return fitted()
+
+
+@pytest.fixture
+def spec():
+    return SPEC

@@ -6,7 +6,6 @@ As a script: ``python experiments/study/run.py experiments/dop_additivity/study.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,13 +20,13 @@ from study.command import ending
 from study.config import StudyConfig, load_study_config
 from study.measurements import SPLITS, PlanSet, StudyMeasurements
 from study.results import Header, Row, rows, save
-from tokenprune.core.errors import ConfigError, DataError
+from tokenprune.core.errors import ConfigError
 from tokenprune.core.plan import OperationPlan
 from tokenprune.core.sample import Sample
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import PRE_LLM
 from tokenprune.engine.loading import Checkpoint
-from tokenprune.policies.measurements import mean_text_tokens
+from tokenprune.policies.measurements import mean_text_tokens, open_journal
 from tokenprune.pruners.base import Pruner
 from tokenprune.pruners.dop import cost as costs
 from tokenprune.pruners.dop.depths import Depths
@@ -160,18 +159,11 @@ def _check(config: StudyConfig, bases: dict[str, Pruner], spec: ModelSpec) -> No
 
 
 def _journal(config: StudyConfig) -> Journal:
-    """That of all studies of the same pruners on the same questions in the same batches, ready to append to."""
+    """The journal that studies of the same pruners, questions and batches share, ready to append to."""
     mapping = config.to_mapping()
     relevant = {key: mapping[key] for key in ("model", "validation", "test", "batch_size", "max_new_tokens")}
     pruners = [grid.pruner.to_mapping() for grid in config.bases]
-    folder = Path(config.output) / provenance.digest(json.dumps([relevant, pruners], sort_keys=True))
-    journal = Journal(folder / "measurements.jsonl")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        journal.open()
-    except OSError as error:
-        raise DataError(f"folder {str(folder)!r} cannot be written: {error.strerror}") from None
-    return journal
+    return open_journal(config.output, [relevant, pruners])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from tokenprune.core.errors import ConfigError, DataError
+from tokenprune.core.errors import ConfigError
 from tokenprune.core.sample import Sample
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import PRE_LLM
 from tokenprune.engine.session import Session
 from tokenprune.policies.divergence import Measured, Objective, Varied
 from tokenprune.policies.fit_config import FitConfig
-from tokenprune.policies.measurements import Measurements
+from tokenprune.policies.measurements import Measurements, open_journal
 from tokenprune.pruners.base import Pruner
 from tokenprune.pruners.dop import DOP, policy, policy_file
 from tokenprune.pruners.dop import cost as costs
@@ -127,14 +126,7 @@ def _journal(config: FitConfig) -> Journal:
     """The journal that all fits share which differ in their budgets alone, ready to append to."""
     mapping = config.to_mapping()
     relevant = {key: value for key, value in mapping.items() if key not in ("output", "budget", "top")}
-    folder = Path(config.output) / provenance.digest(json.dumps(relevant, sort_keys=True))
-    journal = Journal(folder / "measurements.jsonl")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        journal.open()
-    except OSError as error:
-        raise DataError(f"folder {str(folder)!r} cannot be written: {error.strerror}") from None
-    return journal
+    return open_journal(config.output, relevant)
 
 
 def _measurements(

@@ -6,14 +6,17 @@ So a fit that was stopped goes on where it was, and one with other budgets measu
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tokenprune.core.budget import Budget
+from tokenprune.core.errors import DataError
 from tokenprune.core.sample import Sample
 from tokenprune.costs.layer_timing import time_layers
 from tokenprune.engine.session import Session
@@ -129,6 +132,26 @@ class Measurements:
             for start in left:
                 work(start)
                 progress.advance(bar)
+
+
+def open_journal(output: str, content: Any) -> Journal:
+    """The journal that all work with equal content shares below a folder, made if need be and ready to append to.
+
+    Args:
+        output: the folder; the journal lies in one of its folders, which is named by a digest.
+        content: what JSON can hold, of all that measurements depend on.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    folder = Path(output) / provenance.digest(json.dumps(content, sort_keys=True))
+    journal = Journal(folder / "measurements.jsonl")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        journal.open()
+    except OSError as error:
+        raise DataError(f"folder {str(folder)!r} cannot be written: {error.strerror}") from None
+    return journal
 
 
 def mean_text_tokens(session: Session, samples: Sequence[Sample], batch_size: int) -> int:
