@@ -59,17 +59,17 @@ class Budget:
 
     @property
     def kind(self) -> str:
-        """Which one is given."""
+        """Name of the limit that is given, such as ``keep_tokens``."""
         return next(name for name in KINDS if getattr(self, name) is not None)
 
     @property
     def value(self) -> int | float:
-        """What it is."""
+        """Number of the limit that is given: tokens, a share of them, or FLOPs."""
         found: int | float = getattr(self, self.kind)
         return found
 
     def resolve(self, num_tokens: int, spent: Callable[[int], float] = float) -> int:
-        """The number of visual tokens that stay.
+        """The number of visual tokens that stay under the budget.
 
         Args:
             num_tokens: visual tokens in the row.
@@ -126,7 +126,7 @@ class Budget:
         raise BudgetError(f"{self} and {following} of what it leaves are not one budget")
 
     def to_mapping(self) -> dict[str, int | float]:
-        """What was given, as one would write it in YAML."""
+        """The budget as one would write it in YAML, for example ``keep_tokens: 64``."""
         text = {"text_tokens": self.text_tokens} if self.text_tokens else {}
         return {self.kind: self.value, **text}
 

@@ -23,7 +23,7 @@ class BudgetError(TokenPruneError):
 
 
 class BudgetExceedsError(BudgetError):
-    """A budget allows more visual tokens than there are."""
+    """A budget that allows more visual tokens than there are."""
 
 
 class SelectionError(TokenPruneError):

@@ -50,7 +50,7 @@ def construct(target: type[T], options: Mapping[str, Any], where: str) -> T:
 
 
 def describe(target: type, name: str) -> str:
-    """The type of a dataclass's field in words."""
+    """The type of a dataclass's field in words, for example ``an integer or null``."""
     return _describe(_annotations(target).get(name, Any))
 
 

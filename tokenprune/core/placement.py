@@ -25,7 +25,7 @@ def device_of(module: nn.Module, given: torch.device) -> torch.device:
 
 
 def _told(module: nn.Module) -> torch.device | None:
-    """What accelerate's hook says."""
+    """The device that accelerate's hook on a module names, or None."""
     hook = getattr(module, "_hf_hook", None)
     told = (getattr(each, "execution_device", None) for each in getattr(hook, "hooks", (hook,)))
     device = next((device for device in told if device is not None), None)

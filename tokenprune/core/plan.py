@@ -25,13 +25,16 @@ class Operation(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class OperationPlan:
-    """Which work is done for which visual tokens; text always takes part in everything.
+    """Which operations a model runs for which visual tokens; text always takes part in everything.
 
     Token pruning is the special case in which a group takes part in all operations up to a layer and in none after it.
 
     Attributes:
         active: (layers, 3, groups) bool over ``Operation``.
         group_sizes: visual tokens in each group.
+
+    Raises:
+        SelectionError: if ``active`` has another shape or dtype.
     """
 
     active: Tensor
@@ -46,13 +49,13 @@ class OperationPlan:
 
     @classmethod
     def drop_at(cls, spec: ModelSpec, stages: Sequence[Stage], alive: Sequence[int], total: int) -> OperationPlan:
-        """Token pruning.
+        """The plan of token pruning, in which groups of visual tokens leave at stages.
 
         Args:
-            spec: of the model.
+            spec: sizes of the model.
             stages: where tokens leave, in the order of the layers.
-            alive: visual tokens that go on from each stage.
-            total: visual tokens before the first.
+            alive: live tokens behind each stage, visual ones alone.
+            total: visual tokens before the first stage.
         """
         counts = [total, *alive]
         active = torch.ones(spec.llm.layers, 3, len(counts), dtype=torch.bool, device="cpu")
@@ -70,7 +73,7 @@ class OperationPlan:
         """FLOPs of the decoder layers for one prompt, without the LM head; see ``TransformerSpec.layer_flops``.
 
         Args:
-            llm: with as many layers.
+            llm: sizes of the LLM, with as many layers as the plan.
             text_tokens: all other tokens of the prompt; they take part in everything.
         """
         return sum(
@@ -79,7 +82,12 @@ class OperationPlan:
         )
 
     def tokens(self, layer: int, operation: Operation) -> int:
-        """How many visual tokens take part in an operation of a layer (0-based)."""
+        """How many visual tokens take part in an operation of a layer.
+
+        Args:
+            layer: decoder layer (0-based).
+            operation: what the layer does with them.
+        """
         return sum(
             size for size, on in zip(self.group_sizes, self.active[layer, operation].tolist(), strict=True) if on
         )
@@ -112,6 +120,6 @@ class Operations:
             raise SelectionError("all visual tokens give keys and values in layer 0; drop them before the LLM instead")
 
     def sizes(self, tokens: int) -> list[int]:
-        """How many of so many tokens are in each group."""
+        """How many of ``tokens`` visual tokens are in each group."""
         ends = [round(tokens * share) for share in accumulate(self.shares)]
         return [end - start for start, end in pairwise([0, *ends])]

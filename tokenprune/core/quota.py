@@ -38,17 +38,20 @@ class Quota:
         return [after - before for before, after in pairwise(shares)]
 
     def equal(self) -> list[int]:
-        """Counts that are alike, as far as the segments have so many tokens."""
+        """Counts of the segments that are alike, as far as the segments have so many tokens."""
         return self.shares([1.0] * len(self.sizes))
 
     def shares(self, weights: Tensor | Sequence[float]) -> list[int]:
-        """Counts by the weights of a method, which add up to the total; no segment gives more than it has.
+        """Counts of the segments by the weights of a method; they add up to the total, none above its segment's size.
 
         What a segment cannot give goes to the others by their weights. What is left by rounding down goes to the
         largest remainders, the first of equal ones.
 
         Args:
             weights: (S,) of the segments, at least 0; if those that still have tokens weigh nothing, they count alike.
+
+        Returns:
+            S counts, tokens.
 
         Raises:
             BudgetError: if a weight is negative or no number, or their number is not that of the segments.

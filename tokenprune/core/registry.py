@@ -36,7 +36,7 @@ class Entry(Generic[T]):
 
 
 class Registry(Generic[T]):
-    """Names to classes.
+    """A registry, which finds classes by their public names.
 
     Args:
         kind: what is registered, singular, for messages: ``pruner``.
@@ -82,7 +82,7 @@ class Registry(Generic[T]):
         return add
 
     def names(self) -> list[str]:
-        """All names, sorted."""
+        """All registered names, sorted."""
         self._discover()
         return sorted(self._entries)
 
@@ -132,7 +132,7 @@ class Registry(Generic[T]):
 
 
 def enter(kind: str, known: MutableMapping[str, V], name: str, value: V) -> None:
-    """Make a value known under a name, of things that are no classes.
+    """Make a value that is no class known under a name.
 
     Args:
         kind: of the thing, singular, for messages: ``kernel``.

@@ -97,25 +97,31 @@ class TokenSelection:
 
     @classmethod
     def from_rows(cls, rows: Sequence[Tensor], num_tokens: int) -> TokenSelection:
-        """The selection of so many rows of indices, each (k,) long and ascending."""
+        """The selection that keeps the given indices of each row, (k,) long and ascending; k may differ."""
         padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=-1)
         return cls(padded, num_tokens)
 
     @property
     def there(self) -> Tensor:
-        """(B, K) bool, False for padding of ``keep``."""
+        """Which places of ``keep`` hold a token, (B, K) bool; False for padding."""
         return self.keep >= 0
 
     @property
     def kept(self) -> Tensor:
-        """(B, N) bool, which tokens stay."""
+        """Which tokens stay, (B, N) bool."""
         mask = torch.zeros(len(self.keep), self.num_tokens + 1, dtype=torch.bool, device=self.keep.device)
         return mask.scatter_(1, self.keep.masked_fill(~self.there, self.num_tokens), True)[:, : self.num_tokens]
 
     def apply(self, x: Tensor) -> Tensor:
-        """(B, N, ...) of something that each token has to (B, K, ...) of the tokens that stay; padding has 0.
+        """What the kept tokens have of something that each token has, such as its features.
 
         Where the selection folds tokens, a kept one gets the weighted mean of all that were folded into it.
+
+        Args:
+            x: (B, N, ...).
+
+        Returns:
+            (B, K, ...) in the dtype of ``x``; 0 for padding.
         """
         index, shape = self.keep.clamp(min=0), (*self.keep.shape, *x.shape[2:])
         there = self.there.view(*self.keep.shape, *[1] * (x.dim() - 2))
@@ -135,7 +141,7 @@ class TokenSelection:
         return mean.to(x.dtype).view(shape).masked_fill(~there, 0)
 
     def without_features(self) -> TokenSelection:
-        """The choice alone, without the features that the method made."""
+        """The selection without ``merged``, the features that the method made."""
         return self if self.merged is None else replace(self, merged=None)
 
 

@@ -1,4 +1,4 @@
-"""What a model is made of, where tokens leave it, and which of its work is done at all."""
+"""Sizes of a model, by which its costs are counted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TransformerSpec:
-    """Sizes of one transformer.
+    """Sizes of a transformer: a decoder or a vision tower.
 
     Attributes:
         layers, width, mlp_width, heads, kv_heads, head_dim: as in the model's config.

@@ -12,7 +12,7 @@ from tokenprune.core.errors import ConfigError
 
 @dataclass(frozen=True)
 class Stage:
-    """Where tokens leave.
+    """A stage: where visual tokens leave.
 
     Attributes:
         layer: input of this decoder layer (0-based), or None for before the LLM.
@@ -25,7 +25,7 @@ class Stage:
 
     @property
     def place(self) -> str:
-        """``projector``, ``pre_llm`` or ``decoder``."""
+        """Name of the place where tokens leave: ``projector``, ``pre_llm`` or ``decoder``."""
         return "decoder" if self.layer is not None else "projector" if self.before == "projector" else "pre_llm"
 
     def __str__(self) -> str:
@@ -42,12 +42,12 @@ def check_stages(stages: Sequence[Stage], layers: int, name: str) -> None:
     Layer 0 is left to ``PRE_LLM``: what leaves before the first layer leaves before the LLM.
 
     Args:
-        stages: of a pruner.
-        layers: of the LLM.
-        name: of the pruner, for the message.
+        stages: those of a pruner.
+        layers: decoder layers of the LLM.
+        name: what to call the pruner in the message.
 
     Raises:
-        ConfigError: says which.
+        ConfigError: if a layer is out of range, or a stage does not come after the one before.
     """
     for stage in stages:
         if stage.layer is not None and not 1 <= stage.layer < layers:

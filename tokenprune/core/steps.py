@@ -1,4 +1,4 @@
-"""What an adapter needs of a pruner: its steps, and what selects at each."""
+"""Steps of a pruner, and what a session or an adapter needs of what selects at each."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Segments = Literal["apart", "together"]
 
 @dataclass(frozen=True)
 class Step:
-    """One selection of a pruner.
+    """A step: a stage with what selects there.
 
     Attributes:
-        stage: where.
+        stage: where tokens leave.
         selector: what selects there: the pruner itself, or a member of a composition.
     """
 
@@ -35,39 +35,39 @@ class Step:
 
 
 def scoring_layers(requires: Iterable[Signal]) -> set[ScoringLayer]:
-    """Which layers' attention some signals are of, alternatives included; empty if they are of none."""
+    """Which layers' attention some signals are made of, alternatives included; empty if of no layer's."""
     alternatives = (each for signal in requires for each in signal.alternatives)
     return {signal.layer for signal in alternatives if isinstance(signal, Scored)}
 
 
 class Selector(Protocol):
-    """What an adapter needs of a pruner; ``tokenprune.pruners.base.Pruner`` is the real thing and explains it."""
+    """What a session or an adapter needs of a pruner; ``tokenprune.pruners.base.Pruner`` has it and explains it."""
 
     @property
     def positions(self) -> Positions:
-        """Position ids of the tokens that stay."""
+        """Which position ids the kept tokens get."""
 
     @property
     def segments(self) -> Segments:
-        """Whether tiles and frames are rows by themselves, or one row together."""
+        """Whether segments (tiles and frames) are rows by themselves, or one row together."""
 
     @property
     def requires(self) -> frozenset[Signal]:
-        """Signals without which it cannot select."""
+        """Signals without which the pruner cannot select."""
 
     @property
     def budget(self) -> Budget | None:
-        """The budget that its options fix, if they do."""
+        """The budget that the options fix, or None."""
 
     @property
     def adaptive(self) -> bool:
         """Whether the content of a row decides how many of its tokens stay."""
 
     def appended(self, dropped: int) -> int:
-        """How many tokens a stage appends that drops so many."""
+        """How many tokens a stage appends that drops ``dropped`` tokens."""
 
     def steps(self, spec: ModelSpec) -> tuple[Step, ...]:
-        """Where tokens leave, in the order of the layers, and what selects there."""
+        """Steps of the pruner, in the order of the layers."""
 
     def schedule(self, spec: ModelSpec, budget: Budget, total: int) -> tuple[int, ...]:
         """How many of ``total`` visual tokens each step selects."""

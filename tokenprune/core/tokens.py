@@ -83,12 +83,12 @@ class VisualTokens:
 
     @property
     def batch_size(self) -> int:
-        """B, rows."""
+        """Number of rows, B."""
         return self.features.shape[0]
 
     @property
     def num_tokens(self) -> int:
-        """N, visual tokens a row."""
+        """Number of visual tokens in a row, N."""
         return self.features.shape[1]
 
     def quota(self, k: int) -> Quota:
@@ -102,15 +102,15 @@ class VisualTokens:
 
     @property
     def valid_or_all(self) -> Tensor:
-        """(B, N) bool: ``valid``, or True everywhere if it is None."""
+        """Which tokens are valid, (B, N) bool: ``valid``, or True everywhere if it is None."""
         return self.features.new_ones(self.features.shape[:2], dtype=torch.bool) if self.valid is None else self.valid
 
     def content_ids(self) -> Tensor | None:
-        """(B,) long, ``row_ids`` made if it was not; None if there is none."""
+        """Numbers that stand for the content of rows, (B,) long: ``row_ids``, made if need be; None if not given."""
         return self.row_ids() if callable(self.row_ids) else self.row_ids
 
     def signal(self, signal: Signal) -> Tensor:
-        """A signal that was given, with these parameters or under its plain name; of several the first that was.
+        """The tensor of a signal, given with these parameters or under its plain name; of several the first that was.
 
         Raises:
             SelectionError: if it was not given.
@@ -126,7 +126,7 @@ class VisualTokens:
         return [signal for name in self.signals if isinstance(signal := parse(name), Signal)]
 
     def get(self, signal: Signal) -> Tensor | None:
-        """A signal as ``signal`` finds it, or None if it was not given."""
+        """The tensor of a signal as ``signal`` finds it, or None if the signal was not given."""
         try:
             return self.signals[signal]  # type: ignore[index]
         except KeyError:
@@ -134,7 +134,7 @@ class VisualTokens:
 
 
 class Given(dict[str, Tensor]):
-    """Signals by their strings.
+    """Tensors of the signals that were given, by the strings of the signals.
 
     A ``Signal`` finds itself there, what was given under its plain name, or the first of its alternatives; a plain name
     finds a signal of that name.

@@ -57,24 +57,27 @@ class Signal:
 
     @property
     def plain(self) -> str:
-        """The name that stands for it whatever its other parameters are."""
+        """The plain name that stands for the signal whatever its other parameters are."""
         return self.plain_names[0]
 
     @property
     def reads_layers(self) -> bool:
-        """Whether hidden states inside the vision tower are needed, which models do not keep unless they are told."""
+        """Whether the signal is made of hidden states in the vision tower, which models keep only if they are told."""
         return False
 
     @property
     def alternatives(self) -> tuple[Signal, ...]:
-        """What may be given for it, the better first: itself, unless it is an ``OneOf``."""
+        """Signals that may be given for this one, the better first: itself alone, unless it is a ``OneOf``."""
         return (self,)
 
     def stand_in(self, sizes: Sizes) -> Tensor:
-        """(1, ...) of the signal's shape, filled at random, so that the costs of reading it can be counted.
+        """A tensor of the signal's shape, filled at random, so that the costs of reading it can be counted.
 
         Args:
-            sizes: of what the stage sees.
+            sizes: what the stage sees.
+
+        Returns:
+            (1, ...) for one row.
         """
         shape = [1, *(sizes.axis(axis, self) for axis in self.shape.split())]
         if self.fill == "mask":
@@ -99,33 +102,33 @@ class OneOf(Signal):
 
     @property
     def reads_layers(self) -> bool:
-        """Whether one of them needs hidden states inside the vision tower: which is given depends on the family."""
+        """Whether an alternative is made of hidden states in the vision tower: which is given depends on the family."""
         return any(signal.reads_layers for signal in self.signals)
 
     @property
     def alternatives(self) -> tuple[Signal, ...]:
-        """The signals."""
+        """Signals of which the first that can be given is given."""
         return self.signals
 
     @property
     def plain(self) -> str:
-        """The names of all."""
+        """Plain names of all alternatives, joined by ``or``."""
         return " or ".join(signal.plain for signal in self.signals)
 
     def __str__(self) -> str:
         return " or ".join(map(str, self.signals))
 
     def stand_in(self, sizes: Sizes) -> Tensor:
-        """The stand-in of the first alternative."""
+        """The stand-in of the first alternative, (1, ...)."""
         return self.signals[0].stand_in(sizes)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a stage sees, in numbers.
+    """Sizes of what a stage sees.
 
     Attributes:
-        spec: of the model.
+        spec: sizes of the model.
         tokens: visual tokens at the stage.
         entered: visual tokens that entered the LLM.
         text: other tokens of the prompt.
@@ -139,7 +142,12 @@ class Sizes:
     channels: int | None = None
 
     def axis(self, name: str, signal: Signal) -> int:
-        """How long an axis of a signal is: a number, or what its word stands for."""
+        """How long an axis of a signal is.
+
+        Args:
+            name: a number, or a word of ``Signal.shape`` such as ``tokens``.
+            signal: whose axis it is; it says which text rows it is of.
+        """
         llm, tower = self.spec.llm, self.spec.vision or self.spec.llm
         lengths: Mapping[str, int] = {
             "tokens": self.tokens,
@@ -184,5 +192,5 @@ def _value(text: str) -> Any:
 
 
 def plain_names(signals: Iterable[Signal]) -> str:
-    """Signals for a message, by their plain names."""
+    """The plain names of signals, sorted, for a message."""
     return ", ".join(sorted(signal.plain for signal in signals))

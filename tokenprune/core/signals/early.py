@@ -28,12 +28,12 @@ class TowerAttention(Signal):
 
     @property
     def plain(self) -> str:
-        """``cls_attention`` or ``received_attention``."""
+        """The plain name by who asks: ``cls_attention`` or ``received_attention``."""
         return self.plain_names[self.query == "patches"]
 
     @property
     def reads_layers(self) -> bool:
-        """Attention and keys are made of hidden states inside the tower."""
+        """Whether hidden states in the tower are read: attention is always made of them."""
         return True
 
 
@@ -51,7 +51,7 @@ class TowerKeys(Signal):
 
     @property
     def reads_layers(self) -> bool:
-        """Attention and keys are made of hidden states inside the tower."""
+        """Whether hidden states in the tower are read: keys are always made of them."""
         return True
 
 
@@ -69,7 +69,7 @@ class TowerStates(Signal):
 
     @property
     def reads_layers(self) -> bool:
-        """Whether a layer is named: what the projector reads is there anyway."""
+        """Whether hidden states in the tower are read: if a layer is named, as what the projector reads is there."""
         return self.layer is not None
 
 
@@ -88,7 +88,7 @@ class PairedImage(Signal):
 
 @dataclass(frozen=True)
 class PairedText(Signal):
-    """(B, M, C) segments of the question in the space that vision tower and text tower share.
+    """(B, M, C) pieces of the question in the space that vision tower and text tower share.
 
     Attributes:
         library: that must provide the paired tower; None for whichever does.

@@ -29,7 +29,7 @@ class Scored(Signal):
 
     @property
     def all_rows(self) -> bool:
-        """Whether it is of more text than the last token."""
+        """Whether the signal is of all text rows, and not of the last alone."""
         return getattr(self, "rows", "all") == "all"
 
 
