@@ -14,7 +14,7 @@ LONGEST = 2.0  # long over short side of a cell, where all cells are alike
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Cells in raster order.
+    """Cells of a grid of visual tokens, in raster order.
 
     Attributes:
         owner: (N,) long, the cell of each token of the grid.

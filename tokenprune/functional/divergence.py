@@ -12,7 +12,7 @@ def kl(unpruned: Tensor, pruned: Tensor, counts: Tensor, *, reverse: bool = Fals
 
     Args:
         unpruned: (B, T, vocabulary) logits p.
-        pruned: the same, q.
+        pruned: (B, T, vocabulary) logits q.
         counts: (B, T) bool, which positions count; at least one a row.
         reverse: KL(q || p) instead of KL(p || q).
 

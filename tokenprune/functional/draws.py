@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def contents(features: Tensor, valid: Tensor | None, row_ids: Tensor | None) -> list[bytes]:
-    """What stands for each row: its id, or the bytes of its valid features if it has none.
+    """Bytes that stand for each row: its id, or its valid features if it has none.
 
     Args:
         features: (B, N, D).
@@ -25,7 +25,16 @@ def contents(features: Tensor, valid: Tensor | None, row_ids: Tensor | None) -> 
 
 
 def uniform(content: bytes, number: int, key: str) -> Tensor:
-    """(number,) uniform in [0, 1), by a row's content and a key of at most 64 bytes; float32, on the CPU."""
+    """Random numbers that are uniform in [0, 1), by a row's content and a key alone.
+
+    Args:
+        content: bytes that stand for the row.
+        number: how many numbers.
+        key: at most 64 bytes; another key draws other numbers.
+
+    Returns:
+        (number,) float32, on the CPU.
+    """
     digest = hashlib.blake2b(content, key=key.encode(), digest_size=8).digest()
     generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "little"))
     return torch.rand(number, generator=generator, dtype=torch.float32, device="cpu")

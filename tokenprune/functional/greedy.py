@@ -37,21 +37,31 @@ Array = NDArray[Any]
 
 
 class Criterion(ABC):
-    """What is maximised. It remembers what the picks so far imply, and serves one selection only."""
+    """A criterion, which greedy selection maximises.
+
+    It remembers what the picks so far imply, and serves one selection only.
+    """
 
     @abstractmethod
     def among(self, candidates: Tensor) -> Tensor:
-        """What ``lower`` needs to know of the candidates, (B, M) token indices: (B, M, M)."""
+        """What ``lower`` needs to know of the candidates.
+
+        Args:
+            candidates: (B, M) token indices.
+
+        Returns:
+            (B, M, M).
+        """
 
     @abstractmethod
     def lower(self, gain: Array, pick: int, matrix: Array, past: Array) -> Array:
-        """One step of the plain loop among the candidates of one row.
+        """The gains after one pick of the plain loop among the candidates of one row.
 
         Args:
             gain: (M,) before the pick.
             pick: its position among the candidates.
             matrix: (M, M) from ``among``.
-            past: (steps + 1, M) what earlier steps of this walk left here; the last row is for this step.
+            past: (picks + 1, M) what earlier picks of this walk left here; the last row is for this pick.
 
         Returns:
             (M,) gains after the pick.
@@ -59,17 +69,29 @@ class Criterion(ABC):
 
     @abstractmethod
     def step(self, gain: Tensor, pick: Tensor, at: Tensor) -> Tensor:
-        """The gains (B, N) after one more pick of each row, without a wait for the device.
+        """The gains after one more pick of each row, without a wait for the device.
 
         Args:
             gain: (B, N) before it; ``NEVER`` at a pick that gains nothing.
             pick: (B, 1) token indices.
             at: (1,) how many picks there were before.
+
+        Returns:
+            (B, N) gains after the pick.
         """
 
     @abstractmethod
     def update(self, gain: Tensor, picks: Tensor, counts: list[int]) -> Tensor:
-        """The gains (B, N) after the picks (B, S), token indices: ``counts`` of each row, then repetitions."""
+        """The gains after a block of picks of each row.
+
+        Args:
+            gain: (B, N) before them.
+            picks: (B, S) token indices: ``counts`` of each row, then repetitions.
+            counts: how many picks each row has.
+
+        Returns:
+            (B, N) gains after the picks.
+        """
 
 
 Loop = Callable[[Criterion, Tensor, Tensor, int], Tensor]  # ``lazy_greedy`` or ``stepwise_greedy``
@@ -77,7 +99,7 @@ Loop = Callable[[Criterion, Tensor, Tensor, int], Tensor]  # ``lazy_greedy`` or 
 
 @torch.no_grad()
 def lazy_greedy(criterion: Criterion, gain: Tensor, floor: Tensor, k: int) -> Tensor:
-    """The greedy picks, in order.
+    """The greedy picks in order, found by looking ahead among few candidates.
 
     Args:
         criterion: what is maximised.
@@ -140,7 +162,17 @@ def _padded(walks: list[list[int]], done: list[int], k: int) -> tuple[Tensor, Te
 
 @torch.no_grad()
 def stepwise_greedy(criterion: Criterion, gain: Tensor, floor: Tensor, k: int) -> Tensor:
-    """The greedy picks, in order; arguments and result as of ``lazy_greedy``."""
+    """The greedy picks in order, found by the plain loop, without a wait for the device.
+
+    Args:
+        criterion: what is maximised.
+        gain: (B, N) of a first pick; ``NEVER`` for what may not be picked.
+        floor: (B, N) a gain that is not above it is rounding, and counts as none.
+        k: number of picks in each row, tokens; not more than may be picked.
+
+    Returns:
+        (B, k) distinct token indices. Once nothing is left to gain in a row, its lowest indices that may be picked.
+    """
     batch, n = gain.shape
     gain, free = gain.clone(), gain > NEVER
     order = torch.zeros(batch, k, dtype=torch.long, device=gain.device)

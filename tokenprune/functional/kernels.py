@@ -29,7 +29,11 @@ class Kernel(ABC):
 
     @abstractmethod
     def points(self, features: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """What ``block`` works on: features (B, N, D), prepared once; (B, N) ``valid`` tokens set the bandwidth.
+        """Points that ``block`` works on: features, prepared once.
+
+        Args:
+            features: (B, N, D).
+            valid: (B, N) bool; only these tokens set the bandwidth.
 
         Returns:
             Vectors (B, N, D) and a factor of each, (B, N): together the points. A factor spares a copy of all features.
@@ -187,7 +191,7 @@ class KernelMatrix:
         valid: Tensor | None = None,
         bandwidth: float = 1.0,
     ) -> KernelMatrix:
-        """The matrix of features.
+        """The matrices of features, one a row.
 
         Args:
             features: (B, N, D).
@@ -202,16 +206,16 @@ class KernelMatrix:
         return cls(KERNELS[kernel], vectors.contiguous(), factor / bandwidth, quality)
 
     def diagonal(self) -> Tensor:
-        """(B, N)."""
+        """The diagonal of each matrix, (B, N)."""
         return self.quality * self.kernel.diagonal(self.vectors, self.factor) * self.quality
 
     def rows(self, index: Tensor) -> Tensor:
-        """The rows (B, n, N) of tokens (B, n)."""
+        """Rows (B, n, N) of each matrix, those of the tokens (B, n)."""
         x, q = self._some(index)
         return self.kernel.block(x, self.vectors, self.factor).mul_(q[:, :, None]).mul_(self.quality[:, None, :])
 
     def square(self, index: Tensor) -> Tensor:
-        """Entries (B, n, n) of tokens (B, n) among each other, for little more than half of the products."""
+        """Entries (B, n, n) of each matrix for tokens (B, n) among each other, for little over half the products."""
         x, q = self._some(index)
         ones, n = torch.ones_like(q), x.shape[1]
         whole = x.new_empty(len(x), n, n)

@@ -25,14 +25,27 @@ def min_max(scores: Tensor, valid: Tensor) -> Tensor:
 
 
 def softmax(scores: Tensor, valid: Tensor) -> Tensor:
-    """exp(s) / sum exp(s); 1 / N everywhere if all scores are equal. Arguments and shapes as for ``min_max``."""
+    """exp(s) / sum exp(s); equal for all valid tokens if all scores are equal.
+
+    Args:
+        scores: (B, N).
+        valid: (B, N) bool; only these set the scale.
+
+    Returns:
+        (B, N) in [0, 1], with a sum of 1 in each row; 0 where not valid.
+    """
     return scores.masked_fill(~valid, -torch.inf).softmax(1)
 
 
 def rank(scores: Tensor, valid: Tensor) -> Tensor:
     """Share of the tokens that score no higher, in (0, 1]; 1 everywhere if all scores are equal.
 
-    Arguments and shapes as for ``min_max``.
+    Args:
+        scores: (B, N).
+        valid: (B, N) bool; only these set the scale.
+
+    Returns:
+        (B, N) in (0, 1]; 0 where not valid.
     """
     ordered = scores.masked_fill(~valid, torch.inf).sort(1).values
     below = torch.searchsorted(ordered, scores.contiguous(), right=True)

@@ -29,7 +29,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 def inverse_norm(x: Tensor) -> Tensor:
-    """One over the L2 norm; finite for a zero vector, which times that stays zero.
+    """One over the L2 norm of vectors; finite for a zero vector, which times that stays zero.
 
     Args:
         x: (..., D), widened.
