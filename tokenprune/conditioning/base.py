@@ -31,14 +31,14 @@ class Conditioning(ABC):
 
     @property
     def requires(self) -> frozenset[Signal]:
-        """Signals that it reads."""
+        """Signals that the conditioning reads; none unless overridden."""
         return frozenset()
 
     def relevance(self, tokens: VisualTokens, scope: Scope) -> Tensor:
-        """Relevance as the source gives it, before sign and scaling.
+        """Relevance of each token as the source gives it, before sign and scaling.
 
         Args:
-            tokens: with the signals that are required.
+            tokens: the visual tokens of a stage, with the signals that are required.
             scope: ``row``: each row is compared with its own prompt; ``batch``: with the prompts of all rows.
 
         Returns:
@@ -56,17 +56,21 @@ class Conditioning(ABC):
 
     @abstractmethod
     def _relevance(self, tokens: VisualTokens, scope: Scope) -> Tensor:
-        """(B, N)."""
+        """Relevance of each token, (B, N), which ``relevance`` then checks."""
 
 
 def check_question(value: object) -> None:
-    """Raise ConfigError unless an option is one of ``own`` and ``other``."""
+    """Refuse a value of the option ``question`` that is neither ``own`` nor ``other``.
+
+    Raises:
+        ConfigError: if it is another.
+    """
     if value not in get_args(Question):
         raise ConfigError(f"option 'question' is {value!r}; {hint(str(value), get_args(Question))}")
 
 
 def per_token(tokens: VisualTokens, signal: Signal) -> Tensor:
-    """A signal (B, N, C) that has one vector for each visual token.
+    """The tensor (B, N, C) of a signal that has one vector for each visual token.
 
     Raises:
         SelectionError: if it is missing or has another shape.
@@ -78,7 +82,7 @@ def per_token(tokens: VisualTokens, signal: Signal) -> Tensor:
 
 
 def text_vectors(tokens: VisualTokens, signal: Signal, width: int) -> Tensor:
-    """A signal (B, M, C) of text vectors in a space of C = ``width`` numbers.
+    """The tensor (B, M, C) of a signal of text vectors in a space of C = ``width`` numbers.
 
     Raises:
         SelectionError: if it is missing or has another shape.
@@ -90,7 +94,7 @@ def text_vectors(tokens: VisualTokens, signal: Signal, width: int) -> Tensor:
 
 
 def over_heads(tokens: VisualTokens, signal: Signal) -> Tensor:
-    """(B, N) the mean over heads of a signal (B, H, N), widened.
+    """The mean over heads (B, N) of a signal (B, H, N), widened.
 
     Raises:
         SelectionError: if it is missing or has another shape.

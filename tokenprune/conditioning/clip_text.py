@@ -23,7 +23,7 @@ from tokenprune.functional.vectors import mean_cosine
 @CONDITIONINGS.register("clip_text", paper="https://arxiv.org/abs/2506.10967")
 @dataclass(frozen=True)
 class CLIPText(Conditioning):
-    """Mean cosine of a patch to the segments of the question, in the space of a Hugging Face CLIP or SigLIP.
+    """Mean cosine of a patch to the pieces of the question, in the space of a Hugging Face CLIP or SigLIP.
 
     Attributes:
         question: ``own``: what is asked; ``other``: another question that the sample comes with, which shows what
@@ -39,7 +39,6 @@ class CLIPText(Conditioning):
 
     @property
     def requires(self) -> frozenset[Signal]:
-        """Image and text in the space of the library."""
         return frozenset({PairedImage(self.library), PairedText(self.library, self.question)})
 
     def _relevance(self, tokens: VisualTokens, scope: Scope) -> Tensor:

@@ -23,7 +23,6 @@ class CLSAttention(Conditioning):
 
     @property
     def requires(self) -> frozenset[Signal]:
-        """Attention in the vision tower."""
         return frozenset({TowerAttention("cls")})
 
     def _relevance(self, tokens: VisualTokens, scope: Scope) -> Tensor:

@@ -18,6 +18,6 @@ from tokenprune.core.signals import Library
 @CONDITIONINGS.register("open_clip_text", paper="https://arxiv.org/abs/2506.10967")
 @dataclass(frozen=True)
 class OpenCLIPText(CLIPText):
-    """Mean cosine of a patch to the segments of the question, in the space of an open_clip model."""
+    """Mean cosine of a patch to the pieces of the question, in the space of an open_clip model."""
 
     library: ClassVar[Library] = "open_clip"

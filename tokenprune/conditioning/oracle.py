@@ -20,7 +20,6 @@ class Oracle(Conditioning):
 
     @property
     def requires(self) -> frozenset[Signal]:
-        """The truth."""
         return frozenset({Evidence()})
 
     def _relevance(self, tokens: VisualTokens, scope: Scope) -> Tensor:

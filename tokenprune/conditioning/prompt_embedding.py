@@ -35,7 +35,6 @@ class PromptEmbedding(Conditioning):
 
     @property
     def requires(self) -> frozenset[Signal]:
-        """Embeddings of the question."""
         return frozenset({PromptEmbeds(self.question), PromptMask(self.question)})
 
     def _relevance(self, tokens: VisualTokens, scope: Scope) -> Tensor:
@@ -45,9 +44,15 @@ class PromptEmbedding(Conditioning):
 
 
 def prompt_tokens(tokens: VisualTokens, scope: Scope, question: Question) -> tuple[Tensor, Tensor]:
-    """Embeddings (B, P, D) of the instruction and (B, P) bool, which of them are not padding (none is without a mask).
+    """Embeddings of the instruction, and which of them are not padding.
 
-    With scope ``batch``, (1, B P, D) and (1, B P): one prompt made of all.
+    Args:
+        tokens: with the signal ``prompt_embeds``; without ``prompt_mask`` nothing counts as padding.
+        scope: ``row``: a prompt for each row; ``batch``: one prompt made of all.
+        question: ``own`` or ``other``.
+
+    Returns:
+        (B, P, D), 0 for padding, and (B, P) bool; with scope ``batch`` (1, B P, D) and (1, B P).
 
     Raises:
         SelectionError: if a signal is missing, has a shape that does not fit, or a prompt has no token.

@@ -68,7 +68,7 @@ class Pruner(ABC):
 
     @property
     def segments(self) -> Segments:
-        """Whether the tiles of an image and the frames of a video are rows by themselves, or one row together.
+        """Whether segments, the tiles of an image or the frames of a video, are rows by themselves or one row together.
 
         Rows get their shares of a budget in proportion to their tokens. Of one row a method shares out its budget by
         itself, see ``VisualTokens.quota``.
@@ -76,7 +76,7 @@ class Pruner(ABC):
         return "apart"
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
-        """Where tokens leave, in the order of the layers; before the LLM unless overridden."""
+        """Stages of the pruner, where tokens leave, in the order of the layers; before the LLM unless overridden."""
         return (PRE_LLM,)
 
     def counts(self, spec: ModelSpec, keep: int, total: int) -> tuple[int, ...]:
@@ -87,11 +87,11 @@ class Pruner(ABC):
         return (keep,) * len(self.stages(spec))
 
     def appended(self, dropped: int) -> int:
-        """How many tokens a stage appends that drops so many."""
+        """How many tokens a stage appends that drops ``dropped`` tokens."""
         return 0
 
     def steps(self, spec: ModelSpec) -> tuple[Step, ...]:
-        """``stages`` with what selects there.
+        """Steps of the pruner: its stages, each with what selects there.
 
         Raises:
             ConfigError: if the model has no such layer.
@@ -104,8 +104,8 @@ class Pruner(ABC):
         """How many visual tokens each stage selects under a budget.
 
         Args:
-            spec: of the model.
-            budget: of ``total`` tokens.
+            spec: sizes of the model.
+            budget: what of ``total`` tokens may stay.
             total: visual tokens before the first stage.
 
         Raises:
@@ -119,7 +119,7 @@ class Pruner(ABC):
         return self.counts(spec, budget.resolve(total, spent), total)
 
     def alive(self, spec: ModelSpec, counts: Sequence[int], total: int) -> tuple[int, ...]:
-        """Visual tokens that go on from each stage if so many are selected; those that are appended count."""
+        """Live tokens behind each stage if ``counts`` visual tokens are selected; those that are appended count."""
         left, result = total, []
         for count, step in zip(counts, self.steps(spec), strict=True):
             left = count + step.selector.appended(left - count)
@@ -127,7 +127,7 @@ class Pruner(ABC):
         return tuple(result)
 
     def plan(self, spec: ModelSpec, alive: Sequence[int], total: int) -> OperationPlan:
-        """Which operations run if ``alive`` of ``total`` visual tokens go on from the stages."""
+        """The plan of which operations run if ``alive`` of ``total`` visual tokens are live behind the stages."""
         return OperationPlan.drop_at(spec, self.stages(spec), alive, total)
 
     def operations(self, spec: ModelSpec) -> Operations | None:
@@ -164,7 +164,7 @@ class ScorePruner(Pruner):
 
     @abstractmethod
     def score(self, tokens: VisualTokens) -> Tensor:
-        """(B, N) scores, higher stays."""
+        """Scores of the visual tokens, (B, N); higher stays."""
 
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
         scores = self.score(tokens)
@@ -174,7 +174,11 @@ class ScorePruner(Pruner):
 
 
 def check_choice(option: str, value: object, allowed: Iterable[str]) -> None:
-    """Raise a ConfigError unless the value of an option is one of those allowed."""
+    """Refuse a value of an option that is none of those allowed.
+
+    Raises:
+        ConfigError: says what is allowed.
+    """
     options = list(allowed)
     if value not in options:
         raise ConfigError(f"option {option!r} is {value!r}; {hint(value, options)}")
@@ -197,7 +201,7 @@ def register_pruner(name: str, *, paper: str | None = None) -> Callable[[type[P]
 
 
 def create_pruner(name: str, **options: Any) -> Pruner:
-    """Make a pruner.
+    """Make a pruner from its name and options.
 
     Args:
         name: a registered name.
@@ -211,7 +215,12 @@ def create_pruner(name: str, **options: Any) -> Pruner:
 
 
 def as_pruner(pruner: str | Pruner | Sequence[str | Mapping[str, Any] | Pruner], options: Mapping[str, Any]) -> Pruner:
-    """A pruner: one that is made already, of a registered name, or several that follow one another."""
+    """A pruner: one that is made already, of a registered name, or several that follow one another.
+
+    Raises:
+        RegistryError: if a name is unknown.
+        ConfigError: if an option is bad, or options come with a pruner that is made already.
+    """
     if isinstance(pruner, Pruner):
         if options:
             raise ConfigError(f"the options {sorted(options)} go with a pruner's name, but the pruner is made already")

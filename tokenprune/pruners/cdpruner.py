@@ -50,8 +50,8 @@ class CDPruner(Pruner):
         sign: +1 or -1, whether large or small values of the source are relevant; None for the source's own.
         kernel: similarity S of two tokens; see ``tokenprune list kernels``.
         bandwidth: factor of the bandwidth s of the kernels ``rbf`` and ``laplacian``.
-        kernel_form: how relevance r enters the kernel: ``relevance``: r_i S_ij r_j; ``exponential``: the same with
-            exp(alpha r), alpha = theta / (2 (1 - theta)).
+        kernel_form: how relevance r enters the kernel: ``relevance``: r_i S_ij r_j; ``exponential``: exp(alpha r)
+            in place of r, alpha = theta / (2 (1 - theta)).
         theta: weight of relevance against diversity in the exponential form, in [0, 1); 0 is a plain DPP.
         features: what S compares: ``own``, or ``timm:<model>`` for the patches of another encoder.
     """
@@ -88,11 +88,11 @@ class CDPruner(Pruner):
 
     @property
     def requires(self) -> frozenset[Signal]:
-        """The signals of the conditioning, and of the space of ``features``."""
+        """Signals of the conditioning, and of the space of ``features``."""
         return self._source.requires | space_signals(self.features)
 
     def relevance(self, tokens: VisualTokens) -> Tensor:
-        """(B, N) scaled relevance, higher is more relevant; 0 where a token is not valid.
+        """Scaled relevance of each token, (B, N); higher is more relevant, 0 where a token is not valid.
 
         Raises:
             SelectionError: if a signal is missing, does not fit, or is not finite.

@@ -55,7 +55,7 @@ class Compose(Pruner):
 
     @property
     def requires(self) -> frozenset[Signal]:
-        """What the members need; each is given its own at its stages."""
+        """Signals of all members; each member is given its own at its stages."""
         return frozenset[Signal]().union(*(pruner.requires for pruner, _ in self.members))
 
     @property
@@ -84,7 +84,7 @@ class Compose(Pruner):
         return tuple(step for pruner, _ in self.members for step in pruner.steps(spec))
 
     def counts(self, spec: ModelSpec, keep: int, total: int) -> tuple[int, ...]:
-        """Each member leaves the same share of what arrives at it."""
+        """How many visual tokens each stage selects, where each member leaves an equal share of what arrives at it."""
         if keep == 0:
             return (0,) * len(self.stages(spec))
         last = len(self.members)
@@ -92,7 +92,11 @@ class Compose(Pruner):
         return self._chain(spec, total, (partial(pruner.counts, spec, next(left)) for pruner, _ in self.members))
 
     def schedule(self, spec: ModelSpec, budget: Budget, total: int) -> tuple[int, ...]:
-        """As of any pruner; if the members have budgets, ``budget`` must be what these leave together."""
+        """How many visual tokens each stage selects; members that have budgets select by their own.
+
+        Raises:
+            BudgetError: if a budget cannot be met, or ``budget`` is not what the members' budgets leave together.
+        """
         if self.budget is None:
             return super().schedule(spec, budget, total)
         if budget != self.budget:
@@ -114,7 +118,7 @@ class Compose(Pruner):
         return tuple(counts)
 
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
-        """What the first member selects; adapters ask each member at its own stages, see ``steps``."""
+        """What the first member selects; at later stages the others are asked, see ``steps``."""
         return self.members[0][0].select(tokens, k)
 
 

@@ -39,7 +39,6 @@ class DivPrune(Pruner):
 
     @property
     def requires(self) -> frozenset[Signal]:
-        """What the space of ``features`` needs."""
         return space_signals(self.features)
 
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:

@@ -15,7 +15,11 @@ OWN, TIMM = "own", "timm:"
 
 
 def check_space(value: str) -> None:
-    """Raise ConfigError unless the value of the option ``features`` names a space."""
+    """Refuse a value of the option ``features`` that names no space.
+
+    Raises:
+        ConfigError: says what is allowed.
+    """
     if value != OWN and not (value.startswith(TIMM) and value.removeprefix(TIMM)):
         raise ConfigError(
             f"option 'features' is {value!r}; allowed: {OWN}, or {TIMM}<model> for a vision model of timm"
@@ -23,12 +27,12 @@ def check_space(value: str) -> None:
 
 
 def space_signals(value: str) -> frozenset[Signal]:
-    """What the space needs besides the visual tokens."""
+    """Signals that a space needs besides the visual tokens."""
     return frozenset() if value == OWN else frozenset({Encoder(value)})
 
 
 def in_space(tokens: VisualTokens, value: str) -> Tensor:
-    """(B, N, C) the tokens in the space.
+    """The visual tokens in a space, (B, N, C).
 
     Raises:
         SelectionError: if the other encoder's features were not given.

@@ -23,10 +23,12 @@ Given = str | Mapping[str, Any] | Pruner
 
 
 def make(given: Given) -> tuple[Pruner, Budget | None]:
-    """The pruner, and its budget if it has one.
+    """The pruner that a name or mapping describes, and its budget if it has one.
 
     Raises:
-        RegistryError, ConfigError, BudgetError: if the mapping does not describe a pruner.
+        RegistryError: if no pruner has the name.
+        ConfigError: if there is no name, or an option is bad.
+        BudgetError: if the budget is contradictory or out of its range.
     """
     if isinstance(given, Pruner):
         return given, given.budget
@@ -71,24 +73,19 @@ class Wrapper(Pruner):
 
     @property
     def requires(self) -> frozenset[Signal]:
-        """What the base needs."""
         return self.member[0].requires
 
     @property
     def budget(self) -> Budget | None:
-        """The base's."""
         return self.member[1]
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
-        """The base's."""
         return self.member[0].stages(spec)
 
     def steps(self, spec: ModelSpec) -> tuple[Step, ...]:
-        """The base's."""
         return self.member[0].steps(spec)
 
     def counts(self, spec: ModelSpec, keep: int, total: int) -> tuple[int, ...]:
-        """The base's."""
         return self.member[0].counts(spec, keep, total)
 
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:

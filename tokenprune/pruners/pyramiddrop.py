@@ -62,13 +62,13 @@ class PyramidDrop(ScorePruner):
         return frozenset({TextAttention("own")})
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
-        """The inputs of ``layers``."""
+        """The inputs of ``layers``, or of layers at equal distances."""
         parts = len(self.ratios) + 1
         spread = (spec.llm.layers * part // parts for part in range(1, parts))
         return tuple(map(Stage, spread if self.layers is None else self.layers))
 
     def counts(self, spec: ModelSpec, keep: int, total: int) -> tuple[int, ...]:
-        """A geometric way from ``total`` to ``keep`` tokens, in the shape of the ratios."""
+        """How many visual tokens each stage selects: a geometric way from ``total`` to ``keep``, by the ratios."""
         share = keep / max(total, 1)  # in a composition nothing may arrive
         powers = (log(ratio) / log(self.ratios[-1]) for ratio in self.ratios)
         return tuple(int(total * share**power + ROUNDING) for power in powers)

@@ -41,7 +41,7 @@ class Random(ScorePruner):
         return (Stage(self.layer),)
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        """(B, N) uniform in [0, 1); 0 for padding."""
+        """Random scores, (B, N), uniform in [0, 1); 0 for padding."""
         # With the layer, so that a draw at one stage tells nothing about that at another.
         key = f"{self.seed}" if self.layer is None else f"{self.seed} {self.layer}"
         valid = tokens.valid_or_all.cpu()

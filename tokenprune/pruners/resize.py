@@ -29,7 +29,7 @@ class Resize(Pruner):
 
     @property
     def requires(self) -> frozenset[Signal]:
-        """The tokens of the smaller picture."""
+        """Visual tokens of the smaller picture."""
         return frozenset({SmallerPicture()})
 
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:

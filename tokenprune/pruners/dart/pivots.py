@@ -9,7 +9,7 @@ from tokenprune.functional.vectors import unit, widen
 
 
 def largest(keys: Tensor, number: int, valid: Tensor) -> Tensor:
-    """The vectors of largest L1 norm.
+    """Indices of the vectors of largest L1 norm.
 
     Args:
         keys: (B, N, C).

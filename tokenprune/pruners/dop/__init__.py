@@ -46,8 +46,8 @@ class DOP(Wrapper):
 
     Attributes:
         attention_depth: visual tokens take part in the attention of so many layers; None: of all.
-        mlp_depth: likewise in the MLP.
-        query_depth: likewise with queries and outputs, where that is less than ``attention_depth``.
+        mlp_depth: visual tokens pass the MLP of so many layers; None: of all.
+        query_depth: visual tokens ask and receive in so many layers, less than ``attention_depth``; None: in as many.
         attention: what a pruned attention leaves out, see the head of this file.
         shares: of several groups of visual tokens in the order in which ``base`` picked them; each depth is then a
             list, or one number for all.
@@ -85,20 +85,20 @@ class DOP(Wrapper):
 
     @classmethod
     def of(cls, base: Given, depths: Depths) -> DOP:
-        """The pruner with given depths and number of tokens."""
+        """The pruner that runs ``base`` with given depths and number of tokens."""
         return cls(base=base, **_options(depths))
 
     def shown(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Of a policy its base and the name of its file, without folders."""
+        """What a table says of the pruner: of a policy its base and the name of its file, without folders."""
         return options if self.policy is None else {"base": self.base, **options, "policy": Path(self.policy).stem}
 
     @property
     def budget(self) -> Budget | None:
-        """Of ``keep_tokens``, or the base's."""
+        """The budget of ``keep_tokens``, or of the base."""
         return super().budget if self.keep_tokens is None else Budget(keep_tokens=self.keep_tokens)
 
     def steps(self, spec: ModelSpec) -> tuple[Step, ...]:
-        """The base's.
+        """Steps of the base, which must not read attention that the depths leave out.
 
         Raises:
             ConfigError: if the model has no such layer, or the base reads attention that is pruned.
@@ -114,7 +114,7 @@ class DOP(Wrapper):
         return steps
 
     def operations(self, spec: ModelSpec) -> Operations | None:
-        """What the depths say, without dead work; None if they say nothing."""
+        """Operations that the depths leave, without dead work; None if no depth is given."""
         if self.attention_depth is None and self.mlp_depth is None and self.query_depth is None:
             return None
         groups = [self._depths(spec, group).plan(spec, 1).active[..., 1] for group in range(len(self.shares))]
@@ -132,7 +132,7 @@ class DOP(Wrapper):
         return replace(full, **changed).normalised(layers)  # type: ignore[arg-type]
 
     def plan(self, spec: ModelSpec, alive: Sequence[int], total: int) -> OperationPlan:
-        """The base's, less what the depths leave out."""
+        """The plan of the base, less the operations that the depths leave out."""
         base, operations = self.member[0].plan(spec, alive, total), self.operations(spec)
         if operations is None:
             return base

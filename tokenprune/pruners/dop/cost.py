@@ -33,13 +33,13 @@ class Cost:
     mean: bool = False
 
     def of(self, plan: OperationPlan) -> float:
-        """Cost of any plan."""
+        """Cost of a plan, in the unit of ``kind``."""
         layers = len(plan.active)
         total = sum(self.layer(*(plan.tokens(layer, operation) for operation in Operation)) for layer in range(layers))
         return total / layers if self.mean else total
 
     def table(self, active: NDArray[np.bool_], keep: Sequence[int]) -> NDArray[Any]:
-        """Cost of many plans of one group.
+        """Costs of many plans of one group of visual tokens.
 
         A layer does one of eight things with the group, so a plan is how often each occurs.
 
@@ -48,7 +48,7 @@ class Cost:
             keep: (K,) sizes that the group may have.
 
         Returns:
-            (P, K); exact if a layer's cost is an integer and ``mean`` is not set.
+            (P, K) in the unit of ``kind``; exact if a layer's cost is an integer and ``mean`` is not set.
         """
         kinds = active @ np.array([4, 2, 1])
         present = np.unique(kinds)

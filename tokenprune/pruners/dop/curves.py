@@ -25,7 +25,7 @@ ROUNDING = 1e-4  # how far below 0 a divergence of half-precision outputs may co
 
 @dataclass(frozen=True)
 class Curve:
-    """Divergence over one parameter.
+    """A curve: divergence over one parameter of a policy.
 
     Attributes:
         points: as measured: value of the parameter to divergence, nats, by rising value. At ``full`` it is 0 and need
@@ -125,12 +125,12 @@ class Curves:
         """Curves of measurements on one model.
 
         Args:
-            layers: of the LLM.
-            visual_tokens: before pruning.
-            attention: depth to divergence, nats, all else unpruned; likewise the others.
-            mlp: depths from 0 to ``layers`` - 1.
-            tokens: numbers of visual tokens.
-            query: depths from 0 to ``layers`` - 1.
+            layers: decoder layers of the LLM.
+            visual_tokens: visual tokens before pruning.
+            attention: from the depth of attention to divergence, nats, all else unpruned.
+            mlp: from the depth of the MLP, 0 to ``layers`` - 1, to divergence, nats.
+            tokens: from the number of visual tokens to divergence, nats.
+            query: from the depth of the queries, 0 to ``layers`` - 1, to divergence, nats.
             update_only: see ``Depths``.
 
         Raises:
@@ -155,7 +155,7 @@ class Curves:
         return self.tokens.full
 
     def to_mapping(self) -> dict[str, Curve]:
-        """The curves that there are, by their names."""
+        """The curves that were measured, by their names."""
         named = {"attention": self.attention, "query": self.query, "mlp": self.mlp, "tokens": self.tokens}
         return {name: curve for name, curve in named.items() if curve is not None}
 

@@ -58,7 +58,7 @@ class Depths:
         return layers if self.update_only else self.attention
 
     def check(self, layers: int, total: int) -> None:
-        """Refuse what a model does not have.
+        """Refuse depths or tokens that a model does not have.
 
         Args:
             layers: of the LLM.
@@ -90,7 +90,7 @@ class Depths:
         return replace(self, mlp=mlp, query=receivers)
 
     def plan(self, spec: ModelSpec, total: int) -> OperationPlan:
-        """The plan, dead work included unless the depths are normalised.
+        """The plan of the depths, dead work included unless the depths are normalised.
 
         Its groups are those of ``OperationPlan.drop_at`` before the LLM: visual tokens that leave, and that enter.
 

@@ -42,7 +42,7 @@ class MlpTiming(NamedTuple):
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Milliseconds of one decoder layer; no coefficient is negative, so more tokens never cost less.
+    """A latency model: milliseconds of one decoder layer. No coefficient is negative, so more tokens never cost less.
 
     Attributes:
         attention: milliseconds per call, per source, per receiver, and per pair of both.
@@ -63,7 +63,7 @@ class LatencyModel:
 
     @classmethod
     def fit(cls, attention: Sequence[AttentionTiming], mlp: Sequence[MlpTiming]) -> LatencyModel:
-        """Least squares of the relative errors, so that short and long prompts count alike.
+        """The latency model with least squares of the relative errors, so that short and long prompts count alike.
 
         Args:
             attention: at least four, whose sources and receivers vary apart.
@@ -78,11 +78,11 @@ class LatencyModel:
         )
 
     def attention_milliseconds(self, sources: int, receivers: int) -> float:
-        """Of one layer's attention; numbers of tokens include text."""
+        """Milliseconds of one layer's attention; numbers of tokens include text."""
         return _sum_of_products(self.attention, _attention_terms(sources, receivers))
 
     def mlp_milliseconds(self, tokens: int) -> float:
-        """Of one layer's MLP; the number of tokens includes text."""
+        """Milliseconds of one layer's MLP; the number of tokens includes text."""
         return _sum_of_products(self.mlp, _mlp_terms(tokens))
 
 

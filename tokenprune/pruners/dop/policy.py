@@ -89,7 +89,7 @@ class Limit:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What a fit found.
+    """A policy of operation pruning, as a fit found it.
 
     Attributes:
         origin: what it was fitted on.
@@ -132,6 +132,6 @@ class Policy:
         """Refuse a model that has fewer layers or visual tokens than the policy speaks of.
 
         Raises:
-            ConfigError: says which.
+            ConfigError: if the model has fewer of either.
         """
         self.depths.check(spec.llm.layers, spec.visual_tokens)

@@ -29,7 +29,7 @@ FORMAT = 1
 
 
 def save(policy: Policy, path: Path | str) -> None:
-    """Write the file; who reads at the same time sees the old one or the new one, never half of it.
+    """Write a policy to its file; who reads at the same time sees the old one or the new one, never half of it.
 
     Args:
         policy: to write.
@@ -56,7 +56,7 @@ def save(policy: Policy, path: Path | str) -> None:
 
 
 def load(path: Path | str, spec: ModelSpec | None = None) -> Policy:
-    """Read and check a file.
+    """Read the file of a policy, and check it.
 
     Args:
         path: of the file.
@@ -83,7 +83,7 @@ def load(path: Path | str, spec: ModelSpec | None = None) -> Policy:
 
 
 def to_mapping(policy: Policy) -> dict[str, Any]:
-    """A policy as in its file."""
+    """The mapping that the file of a policy holds."""
     curves = {name: [list(point) for point in c.points.items()] for name, c in policy.curves.to_mapping().items()}
     budget = dataclasses.asdict(policy.budget)
     if policy.budget.latency:
@@ -101,7 +101,7 @@ def to_mapping(policy: Policy) -> dict[str, Any]:
 
 
 def from_mapping(raw: Any, where: str = "policy") -> Policy:
-    """The inverse of ``to_mapping``.
+    """The policy of a mapping that a file holds; the inverse of ``to_mapping``.
 
     Args:
         raw: as read.

@@ -28,7 +28,7 @@ ROUNDING = 1e-12  # relative; two orders of adding up a cost may differ by less
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy and what it does.
+    """A candidate: the depths of a policy, its divergence and its cost.
 
     Attributes:
         depths: of the policy, normalised.

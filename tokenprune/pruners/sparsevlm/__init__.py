@@ -108,14 +108,14 @@ class SparseVLM(Pruner):
 
     @property
     def budget(self) -> Budget | None:
-        """The budget of the preset; all tokens if the rank decides."""
+        """The budget of the preset, or all tokens if the rank decides; else None."""
         if self.preset is not None:
             return Budget(keep_ratio=PUBLISHED[self.version][self.preset][-1] / TOTAL)
         return Budget(keep_ratio=1.0) if self.adaptive else None
 
     @property
     def adaptive(self) -> bool:
-        """Whether the rank decides."""
+        """Whether the rank of the attention decides how many tokens of a row stay."""
         return self.count == "rank"
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
@@ -126,13 +126,13 @@ class SparseVLM(Pruner):
         return tuple(Stage(layer + 1) for layer in layers or scaled_layers(LAYERS, DEPTH, depth))
 
     def counts(self, spec: ModelSpec, keep: int, total: int) -> tuple[int, ...]:
-        """The published counts, or between them."""
+        """How many visual tokens each stage selects: published counts, or counts interpolated between them."""
         if self.adaptive:
             return super().counts(spec, keep, total)
         return counts_between(PUBLISHED[self.version].values(), TOTAL, keep, total)
 
     def appended(self, dropped: int) -> int:
-        """Clusters of what is recycled."""
+        """How many tokens a stage appends: one for each cluster of what is recycled."""
         return recycled(dropped)[1] if self._recycles else 0
 
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:

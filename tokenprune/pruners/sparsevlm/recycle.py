@@ -16,7 +16,7 @@ SIZE = 10  # tokens that become one
 
 
 def recycled(dropped: int) -> tuple[int, int]:
-    """How many of so many dropped tokens are recycled, and how many they become."""
+    """How many of ``dropped`` tokens are recycled, and how many they become."""
     candidates = int(SHARE * dropped) + 1
     return (candidates, candidates // SIZE + 1) if dropped else (0, 0)
 
