@@ -13,7 +13,7 @@ from tokenprune.core.errors import ModelError
 from tokenprune.core.plan import Operations
 from tokenprune.core.selection import TokenSelection
 from tokenprune.core.sizes import TransformerSpec
-from tokenprune.core.stages import PRE_LLM, Stage
+from tokenprune.core.stages import PRE_LLM, decoder
 from tokenprune.engine.decoder.hooks import InsideLLM
 from tokenprune.engine.decoder.replay import Replay
 from tokenprune.engine.loading import adapter_for
@@ -97,7 +97,7 @@ def test_before_and_inside(built):
     inputs = FAMILY.ask(processor, 1, 2)
     with tp.prune(model, processor, [Project(positions="original"), Within(layers=(2,))], keep_tokens=5) as trace:
         tokens, logits = generated(model, inputs)
-    assert [stage.stage for stage in trace.stages] == [PRE_LLM, Stage(2)]
+    assert [stage.stage for stage in trace.stages] == [PRE_LLM, decoder(2)]
     wanted = masked_layers_logits(model, inputs, trace.stages, ["original"] * 2, tokens, family=FAMILY)
     torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=0)
 

@@ -6,7 +6,7 @@ import torch
 from tokenprune.core.errors import ConfigError, SelectionError
 from tokenprune.core.plan import Operation, OperationPlan
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
-from tokenprune.core.stages import PRE_LLM, Stage, check_stages
+from tokenprune.core.stages import PRE_LLM, check_stages, decoder
 
 SPEC = ModelSpec(TransformerSpec(4, 8, 16, 2, 2, 4, 3), vocabulary=10, visual_tokens=6)
 
@@ -16,11 +16,13 @@ def tokens(plan, operation=Operation.MLP):
 
 
 def test_stages_have_names():
-    assert str(Stage(2)) == "layer=2"
+    assert str(decoder(2)) == "layer=2"
     assert str(PRE_LLM) == "pre_llm"
 
 
-@pytest.mark.parametrize("stages", [[], [PRE_LLM], [Stage(1)], [Stage(3)], [PRE_LLM, Stage(1), Stage(2), Stage(3)]])
+@pytest.mark.parametrize(
+    "stages", [[], [PRE_LLM], [decoder(1)], [decoder(3)], [PRE_LLM, decoder(1), decoder(2), decoder(3)]]
+)
 def test_possible_stages(stages):
     check_stages(stages, layers=4, name="Mine")
 
@@ -28,13 +30,16 @@ def test_possible_stages(stages):
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ([Stage(4)], "Mine prunes at layer=4, but the LLM has 4 layers; allowed: 1 to 3"),
-        ([PRE_LLM, Stage(0)], "Mine prunes at layer=0, but the LLM has 4 layers; allowed: 1 to 3"),
-        ([Stage(-1)], "Mine prunes at layer=-1"),
-        ([Stage(2), Stage(2)], "Mine prunes at layer=2 and then at layer=2; each stage must come after the one before"),
+        ([decoder(4)], "Mine prunes at layer=4, but the LLM has 4 layers; allowed: 1 to 3"),
+        ([PRE_LLM, decoder(0)], "Mine prunes at layer=0, but the LLM has 4 layers; allowed: 1 to 3"),
+        ([decoder(-1)], "Mine prunes at layer=-1"),
+        (
+            [decoder(2), decoder(2)],
+            "Mine prunes at layer=2 and then at layer=2; each stage must come after the one before",
+        ),
         ([PRE_LLM, PRE_LLM], "Mine prunes at pre_llm and then at pre_llm"),
-        ([Stage(1), PRE_LLM], "Mine prunes at layer=1 and then at pre_llm"),
-        ([Stage(1), Stage(3), Stage(2)], "Mine prunes at layer=3 and then at layer=2"),
+        ([decoder(1), PRE_LLM], "Mine prunes at layer=1 and then at pre_llm"),
+        ([decoder(1), decoder(3), decoder(2)], "Mine prunes at layer=3 and then at layer=2"),
     ],
 )
 def test_impossible_stages(stages, message):
@@ -48,10 +53,10 @@ def test_impossible_stages(stages, message):
     ("stages", "alive", "expected"),
     [
         ([PRE_LLM], [2], [2, 2, 2, 2]),
-        ([Stage(2)], [2], [6, 6, 2, 2]),
-        ([PRE_LLM, Stage(1), Stage(3)], [5, 4, 1], [5, 4, 4, 1]),
-        ([Stage(1), Stage(2)], [3, 3], [6, 3, 3, 3]),
-        ([Stage(3)], [0], [6, 6, 6, 0]),
+        ([decoder(2)], [2], [6, 6, 2, 2]),
+        ([PRE_LLM, decoder(1), decoder(3)], [5, 4, 1], [5, 4, 4, 1]),
+        ([decoder(1), decoder(2)], [3, 3], [6, 3, 3, 3]),
+        ([decoder(3)], [0], [6, 6, 6, 0]),
         ([], [], [6, 6, 6, 6]),
     ],
 )

@@ -10,7 +10,7 @@ from tokenprune.adapters.llava import LlavaAdapter
 from tokenprune.core.budget import Budget
 from tokenprune.core.plan import OperationPlan
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
-from tokenprune.core.stages import PRE_LLM, Stage
+from tokenprune.core.stages import PRE_LLM, decoder
 from tokenprune.costs.flops import llm_prefill_flops, lm_head_flops, projector_flops, vision_flops
 from tokenprune.embedded.model import llava_config
 from tokenprune.engine.loading import adapter_for
@@ -77,9 +77,9 @@ def test_the_embedded_encoder_equals_the_counter():
 def test_tokens_that_leave_inside_cost_until_they_leave():
     _, spec = tiny_llama(2)
     full, none = (llm_prefill_flops(spec, OperationPlan.drop_at(spec, [PRE_LLM], [k], 20), 5) for k in (20, 4))
-    late = llm_prefill_flops(spec, OperationPlan.drop_at(spec, [Stage(2)], [4], 20), 5)
+    late = llm_prefill_flops(spec, OperationPlan.drop_at(spec, [decoder(2)], [4], 20), 5)
     assert late == 2 * full // 3 + none // 3
-    twice = llm_prefill_flops(spec, OperationPlan.drop_at(spec, [Stage(1), Stage(2)], [20, 4], 20), 5)
+    twice = llm_prefill_flops(spec, OperationPlan.drop_at(spec, [decoder(1), decoder(2)], [20, 4], 20), 5)
     assert twice == late
 
 

@@ -8,7 +8,7 @@ from tokenprune.conditioning.base import CONDITIONINGS
 from tokenprune.core.budget import Budget
 from tokenprune.core.signals import KINDS, Encoder
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.core.stages import Stage
+from tokenprune.core.stages import PRE_LLM, decoder
 from tokenprune.core.steps import Step
 from tokenprune.costs.flops import llm_prefill_flops, lm_head_flops
 from tokenprune.costs.model_card import load_card
@@ -80,7 +80,7 @@ def test_every_conditioning_can_be_asked(conditioning):
 
 
 @pytest.mark.parametrize("signal", [kind() for kind in KINDS.values() if kind.shape and kind is not Encoder], ids=str)
-@pytest.mark.parametrize("stage", [Stage(), Stage(2)])
+@pytest.mark.parametrize("stage", [PRE_LLM, decoder(2)])
 def test_every_signal_has_a_stand_in(signal, stage):
     """A pruner may ask for any, one of somebody else's too."""
 

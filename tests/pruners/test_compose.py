@@ -12,7 +12,7 @@ from tokenprune.core.plan import Operation
 from tokenprune.core.registry import Entry
 from tokenprune.core.signals import PairedImage, PairedText, TowerKeys
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
-from tokenprune.core.stages import PRE_LLM, Stage
+from tokenprune.core.stages import PRE_LLM, decoder
 from tokenprune.pruners.base import PRUNERS, ScorePruner
 from tokenprune.pruners.compose import Compose
 
@@ -38,7 +38,7 @@ class Largest(ScorePruner):
         return self.own
 
     def stages(self, spec):
-        return tuple(map(Stage, self.layers))
+        return tuple(map(decoder, self.layers))
 
     def counts(self, spec, keep, total):
         number = len(self.layers)
@@ -67,7 +67,7 @@ def layers_of(plan):
 def test_stages_and_steps_are_those_of_the_members():
     late = Largest(layers=(5, 9))
     pruner = compose("cdpruner", {"name": "fastv", "layer": 3}, late)
-    stages = (PRE_LLM, Stage(3), Stage(5), Stage(9))
+    stages = (PRE_LLM, decoder(3), decoder(5), decoder(9))
     assert pruner.stages(SPEC) == stages
     steps = pruner.steps(SPEC)
     assert tuple(step.stage for step in steps) == stages

@@ -5,7 +5,7 @@ from golden_data import load
 from tokenprune import Budget, VisualTokens, create_pruner
 from tokenprune.core.errors import BudgetError, ConfigError
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
-from tokenprune.core.stages import Stage
+from tokenprune.core.stages import decoder
 
 VICUNA_7B = TransformerSpec(layers=32, width=4096, mlp_width=11008, heads=32, kv_heads=32, head_dim=128, mlp_matrices=3)
 SPEC = ModelSpec(VICUNA_7B, vocabulary=32064, visual_tokens=576)
@@ -65,7 +65,7 @@ def test_other_budgets_count_what_is_left():
 
 
 def test_layer_is_where_tokens_leave():
-    assert FASTV.stages(SPEC) == (Stage(2),)
+    assert FASTV.stages(SPEC) == (decoder(2),)
     assert create_pruner("fastv", layer=5).schedule(SPEC, Budget(average_tokens=128), 576) == (46,)
     assert FASTV.positions == "original"
 

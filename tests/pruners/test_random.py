@@ -4,7 +4,7 @@ import torch
 from tokenprune import VisualTokens, create_pruner
 from tokenprune.core.errors import ConfigError
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
-from tokenprune.core.stages import PRE_LLM, Stage
+from tokenprune.core.stages import PRE_LLM, decoder
 
 FEATURES = torch.randn(3, 50, 4, generator=torch.Generator().manual_seed(0))
 
@@ -46,7 +46,7 @@ def test_every_token_is_as_likely():
 
 def test_layer_is_where_tokens_leave():
     assert create_pruner("random").stages(SPEC) == (PRE_LLM,)
-    assert create_pruner("random", layer=2).stages(SPEC) == (Stage(2),)
+    assert create_pruner("random", layer=2).stages(SPEC) == (decoder(2),)
     assert create_pruner("random", layer=2).positions == "repacked"
     with pytest.raises(ConfigError, match="allowed: 1 to 3"):
         create_pruner("random", layer=4).steps(SPEC)

@@ -10,7 +10,7 @@ from tokenprune.core.budget import Budget
 from tokenprune.core.errors import BudgetError, ConfigError, ModelError, RegistryError
 from tokenprune.core.registry import Entry
 from tokenprune.core.signals import TextAttention, TowerAttention
-from tokenprune.core.stages import Stage
+from tokenprune.core.stages import decoder
 from tokenprune.engine import loading as load
 from tokenprune.pruners.base import PRUNERS, ScorePruner, create_pruner
 from tokenprune.pruners.dop import policy_file
@@ -311,7 +311,7 @@ def test_signals_are_those_of_the_stage(monkeypatch, requires, layer, message, c
             return frozenset({{"text_attention": TextAttention(), "cls_attention": TowerAttention()}[requires]})
 
         def stages(self, spec):
-            return (Stage(layer),)
+            return (decoder(layer),)
 
         def score(self, tokens):
             raise NotImplementedError

@@ -60,7 +60,7 @@ class OperationPlan:
         counts = [total, *alive]
         active = torch.ones(spec.llm.layers, 3, len(counts), dtype=torch.bool, device="cpu")
         for group, stage in enumerate(stages):
-            active[stage.layer or 0 :, :, group] = False
+            active[stage.first_without :, :, group] = False
         return cls(active, (*(a - b for a, b in pairwise(counts)), counts[-1]))
 
     @property

@@ -1,45 +1,85 @@
-"""Where tokens leave: before the projector, before the LLM, or at the input of a decoder layer."""
+"""Where tokens leave: in the vision tower, before the projector or the LLM, in a decoder layer, or in its cache."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 from tokenprune.core.errors import ConfigError
+
+Place = Literal["tower", "projector", "pre_llm", "decoder", "cache"]
+PLACES: tuple[Place, ...] = get_args(Place)
+INSIDE: tuple[Place, ...] = ("decoder", "cache")
 
 
 @dataclass(frozen=True)
 class Stage:
     """A stage: where visual tokens leave.
 
+    ``PRE_LLM``, ``PROJECTOR``, ``tower``, ``decoder`` and ``cache`` make all that there are.
+
     Attributes:
-        layer: input of this decoder layer (0-based), or None for before the LLM.
-        before: what comes next if that is not a decoder layer: the LLM, or the projector that makes visual tokens of
-            what the vision tower gives.
+        place: in which part of the model.
+        layer: which layer of it (0-based), or None for a place that has none.
+        after: ``attention`` for tokens that a decoder layer attends to and then lets go, before its MLP; None for its
+            input.
     """
 
+    place: Place = "pre_llm"
     layer: int | None = None
-    before: Literal["llm", "projector"] = "llm"
+    after: Literal["attention"] | None = None
 
     @property
-    def place(self) -> str:
-        """Name of the place where tokens leave: ``projector``, ``pre_llm`` or ``decoder``."""
-        return "decoder" if self.layer is not None else "projector" if self.before == "projector" else "pre_llm"
+    def inside(self) -> bool:
+        """Whether the stage is inside the LLM."""
+        return self.place in INSIDE
+
+    @property
+    def first_without(self) -> int:
+        """The first decoder layer (0-based) whose input lacks the tokens that leave; of a cache, the layer after it."""
+        if self.layer is None or not self.inside:
+            return 0
+        return self.layer + (self.after is not None or self.place == "cache")
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """What stages are sorted by: in the order in which a forward meets them."""
+        part = min(PLACES.index(self.place), PLACES.index("decoder"))
+        return part, self.layer or 0, 2 if self.place == "cache" else int(self.after is not None)
 
     def __str__(self) -> str:
-        return self.place if self.layer is None else f"layer={self.layer}"
+        if self.layer is None:
+            return self.place
+        if self.place == "decoder":
+            return f"layer={self.layer}" + (f", after={self.after}" if self.after else "")
+        return f"{self.place}({self.layer})"
 
 
 PRE_LLM = Stage()
-PROJECTOR = Stage(before="projector")
+PROJECTOR = Stage("projector")
+
+
+def tower(layer: int) -> Stage:
+    """The stage at the input of a layer of the vision tower (0-based)."""
+    return Stage("tower", layer)
+
+
+def decoder(layer: int, *, after: Literal["attention"] | None = None) -> Stage:
+    """The stage at the input of a decoder layer (0-based), or between its attention and its MLP."""
+    return Stage("decoder", layer, after)
+
+
+def cache(layer: int) -> Stage:
+    """The stage at which the cache of a decoder layer (0-based) is cut, once the layer has run on the prompt."""
+    return Stage("cache", layer)
 
 
 def check_stages(stages: Sequence[Stage], layers: int, name: str) -> None:
     """Refuse stages that a model does not have, or whose order is not that of its layers.
 
-    Layer 0 is left to ``PRE_LLM``: what leaves before the first layer leaves before the LLM.
+    The input of layer 0 is left to ``PRE_LLM``: what leaves before the first layer leaves before the LLM.
 
     Args:
         stages: those of a pruner.
@@ -50,10 +90,13 @@ def check_stages(stages: Sequence[Stage], layers: int, name: str) -> None:
         ConfigError: if a layer is out of range, or a stage does not come after the one before.
     """
     for stage in stages:
-        if stage.layer is not None and not 1 <= stage.layer < layers:
-            raise ConfigError(f"{name} prunes at {stage}, but the LLM has {layers} layers; allowed: 1 to {layers - 1}")
+        least = int(stage == decoder(stage.layer or 0))
+        if stage.inside and not least <= (stage.layer or 0) < layers:
+            raise ConfigError(
+                f"{name} prunes at {stage}, but the LLM has {layers} layers; allowed: {least} to {layers - 1}"
+            )
     for first, second in pairwise(stages):
-        if (first.layer or 0) >= (second.layer or 0):
+        if first.order >= second.order:
             raise ConfigError(
                 f"{name} prunes at {first} and then at {second}; each stage must come after the one before"
             )

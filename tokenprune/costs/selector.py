@@ -42,7 +42,7 @@ def selection_flops(
     total = encoder.flops * spec.vision_tiles if encoder else 0
     channels = encoder.channels if encoder else None
     for step, keep, tokens in zip(steps, counts, arriving, strict=True):
-        if step.stage.layer is not None:
+        if step.stage.inside:
             total += _signal_flops(spec.llm, step.selector, tokens, text_tokens)
         given = _stand_in(step, Sizes(spec, tokens, arriving[0], text_tokens, channels))
         with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -100,11 +100,7 @@ class Trace:
                 of tokens.
         """
         if self.last.selection is None:
-            what = (
-                "nothing was pruned before the LLM"
-                if self.last.stages[0].stage.layer is not None
-                else "images are unequal"
-            )
+            what = "nothing was pruned before the LLM" if self.last.stages[0].stage.inside else "images are unequal"
             raise TokenPruneError(f"{what}; see stages for what was alive at each layer")
         return self.last.selection.keep
 

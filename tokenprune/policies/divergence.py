@@ -165,7 +165,7 @@ def measure(
 
 def early_signals(session: Session, pruner: Pruner) -> frozenset[Signal]:
     """The signals that a pruner asks for before the LLM."""
-    steps = [step for step in session.check_pruner(pruner) if step.stage.layer is None]
+    steps = [step for step in session.check_pruner(pruner) if not step.stage.inside]
     return steps[0].selector.requires if steps else frozenset()
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tokenprune.core.signals import Signal, TextAttention
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.core.stages import Stage
+from tokenprune.core.stages import Stage, decoder
 from tokenprune.core.steps import Positions
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.vectors import widen
@@ -44,7 +44,7 @@ class FastV(ScorePruner):
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
         """The input of ``layer``."""
-        return (Stage(self.layer),)
+        return (decoder(self.layer),)
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """(B, N) attention probability, mean over the heads."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from tokenprune.core.errors import ConfigError
 from tokenprune.core.signals import Signal, TextAttention
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.core.stages import Stage
+from tokenprune.core.stages import Stage, decoder
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.vectors import widen
 from tokenprune.pruners.base import ScorePruner, register_pruner
@@ -65,7 +65,7 @@ class PyramidDrop(ScorePruner):
         """The inputs of ``layers``, or of layers at equal distances."""
         parts = len(self.ratios) + 1
         spread = (spec.llm.layers * part // parts for part in range(1, parts))
-        return tuple(map(Stage, spread if self.layers is None else self.layers))
+        return tuple(map(decoder, spread if self.layers is None else self.layers))
 
     def counts(self, spec: ModelSpec, keep: int, total: int) -> tuple[int, ...]:
         """How many visual tokens each stage selects: a geometric way from ``total`` to ``keep``, by the ratios."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenprune.core.errors import ConfigError
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.core.stages import Stage
+from tokenprune.core.stages import PRE_LLM, Stage, decoder
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.draws import contents, uniform
 from tokenprune.pruners.base import ScorePruner, register_pruner
@@ -38,7 +38,7 @@ class Random(ScorePruner):
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
         """The input of ``layer``, or before the LLM."""
-        return (Stage(self.layer),)
+        return (PRE_LLM if self.layer is None else decoder(self.layer),)
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Random scores, (B, N), uniform in [0, 1); 0 for padding."""

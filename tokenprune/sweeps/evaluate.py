@@ -70,7 +70,7 @@ class Evaluator:
 
     def _requires(self, cells: Iterable[Cell]) -> frozenset[Signal]:
         steps = [step for cell in cells if cell.pruner for step in cell.pruner.steps(self.session.adapter.spec)]
-        return frozenset().union(*(step.selector.requires for step in steps if step.stage.layer is None))
+        return frozenset().union(*(step.selector.requires for step in steps if not step.stage.inside))
 
     def answer(self, cell: Cell, asked: Asked) -> list[Line]:
         """Let a cell answer questions.

@@ -59,13 +59,13 @@ class OnModels:
 
     def is_inside(self) -> bool:
         """Whether it has a stage inside the LLM."""
-        return any(step.stage.layer is not None for step in self.create().steps(TINY))
+        return any(step.stage.inside for step in self.create().steps(TINY))
 
     def everywhere(self) -> Iterator[tuple[str, Family, str | None]]:
         """Name of each family, the family, and why it refuses the pruner: a regular expression, or None."""
         steps = self.create().steps(TINY)
-        before = [step.selector for step in steps if step.stage.layer is None]
-        inside = [step.selector for step in steps if step.stage.layer is not None]
+        before = [step.selector for step in steps if not step.stage.inside]
+        inside = [step.selector for step in steps if step.stage.inside]
         for adapter in ADAPTERS.names():
             for name, family in families(adapter).items():
                 why = None

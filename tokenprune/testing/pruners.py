@@ -10,7 +10,7 @@ from torch import Tensor
 from tokenprune.core.plan import Operation, Operations
 from tokenprune.core.signals import Library, PairedImage, PairedText, Signal, TextAttention, TextRows
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.core.stages import Stage
+from tokenprune.core.stages import Stage, decoder
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.pruners.base import ScorePruner
 
@@ -63,7 +63,7 @@ class Within(ScorePruner):
         return TextAttention("own" if self.own else "previous", self.rows)
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
-        return tuple(Stage(layer) for layer in self.layers)
+        return tuple(decoder(layer) for layer in self.layers)
 
     def counts(self, spec: ModelSpec, keep: int, total: int) -> tuple[int, ...]:
         number = len(self.layers)

@@ -16,7 +16,7 @@ from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.adapters.inputs import CHUNKS_WORK
 from tokenprune.core.errors import BudgetError, ConfigError, ModelError, RegistryError, TokenPruneError
 from tokenprune.core.plan import OperationPlan
-from tokenprune.core.stages import PRE_LLM, Stage
+from tokenprune.core.stages import PRE_LLM, decoder
 from tokenprune.engine.loading import adapter_for
 from tokenprune.testing.families.llava import ask, shared_llava, tiny_llava, tiny_processor
 from tokenprune.testing.masked import masked_logits, masked_rows
@@ -547,12 +547,12 @@ def test_pruners(llava):
     with pytest.raises(ConfigError, match="kernel"), tp.prune(model, processor, Project(), keep_tokens=3, kernel="rbf"):
         pass
     later = dataclasses.make_dataclass(
-        "Later", [], bases=(Project,), namespace={"stages": lambda self, spec: (Stage(4),)}, frozen=True
+        "Later", [], bases=(Project,), namespace={"stages": lambda self, spec: (decoder(4),)}, frozen=True
     )
     with pytest.raises(ConfigError, match="prunes at layer=4, but the LLM has 4"), prune_with(later()):
         pass
     seeing = dataclasses.make_dataclass(
-        "Seeing", [], bases=(Relevance,), namespace={"stages": lambda self, spec: (Stage(2),)}, frozen=True
+        "Seeing", [], bases=(Relevance,), namespace={"stages": lambda self, spec: (decoder(2),)}, frozen=True
     )
     with (
         pytest.raises(ModelError, match=r"inside the LLM \(layer=2\) cannot give the signals clip"),

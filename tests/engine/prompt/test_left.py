@@ -8,7 +8,7 @@ import torch
 import tokenprune as tp
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
-from tokenprune.core.stages import PRE_LLM, Stage
+from tokenprune.core.stages import PRE_LLM, decoder
 from tokenprune.engine.loading import session_for
 from tokenprune.testing.checks import check_masking
 from tokenprune.testing.families import families
@@ -24,7 +24,7 @@ class Uneven(Project):
     positions: str = "original"
 
     def stages(self, spec):
-        return (Stage(self.layer),)
+        return (PRE_LLM if self.layer is None else decoder(self.layer),)
 
     def _select(self, tokens, k):
         score = self.score(tokens)
@@ -40,7 +40,7 @@ class Folding(Project):
     layer: int | None = None
 
     def stages(self, spec):
-        return (Stage(self.layer),)
+        return (PRE_LLM if self.layer is None else decoder(self.layer),)
 
     def _select(self, tokens, k):
         chosen = super()._select(tokens, k)
@@ -160,7 +160,7 @@ class Withdraw(Project):
     positions: str = "original"
 
     def stages(self, spec):
-        return tuple(map(Stage, self.layers))
+        return tuple(map(decoder, self.layers))
 
     def schedule(self, spec, budget, total):
         return (*[budget.resolve(total)] * (len(self.layers) - 1), 0)

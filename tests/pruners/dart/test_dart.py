@@ -5,7 +5,7 @@ from golden_data import load
 from tokenprune import Budget, VisualTokens, create_pruner
 from tokenprune.core.errors import ConfigError
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
-from tokenprune.core.stages import Stage
+from tokenprune.core.stages import decoder
 from tokenprune.pruners.dart.pivots import largest, least_similar
 
 SPEC = ModelSpec(TransformerSpec(32, 8, 16, 2, 2, 4, 3), vocabulary=10, visual_tokens=576)
@@ -138,9 +138,9 @@ def test_hidden_states_without_information(kind):
 
 
 def test_layer_is_where_tokens_leave():
-    assert create_pruner("dart").stages(SPEC) == (Stage(2),)
+    assert create_pruner("dart").stages(SPEC) == (decoder(2),)
     dart = create_pruner("dart", layer=3)
-    assert dart.stages(SPEC) == (Stage(3),)
+    assert dart.stages(SPEC) == (decoder(3),)
     assert dart.schedule(SPEC, Budget(average_tokens=128), 576) == (82,)  # (32 * 128 - 3 * 576) / 29 = 81.7
     assert dart.positions == "original"
     with pytest.raises(ConfigError, match="allowed: 1 to 31"):

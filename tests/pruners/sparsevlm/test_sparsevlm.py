@@ -9,7 +9,7 @@ from tokenprune import Budget, VisualTokens, create_pruner
 from tokenprune.core.errors import ConfigError, SelectionError
 from tokenprune.core.signals import RopeSimilarity
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
-from tokenprune.core.stages import Stage
+from tokenprune.core.stages import decoder
 
 PUBLISHED = [
     ("v1", 192, (300, 200, 110), (309, 204, 113), 206.5),
@@ -202,9 +202,9 @@ def test_presets_are_the_published_counts(version, preset, counts, alive, mean):
 
 
 def test_stages_are_the_outputs_of_the_layers():
-    assert create_pruner("sparsevlm").stages(spec()) == (Stage(3), Stage(7), Stage(16))
-    assert create_pruner("sparsevlm").stages(spec(28)) == (Stage(3), Stage(6), Stage(14))
-    assert create_pruner("sparsevlm", layers=(0, 2, 3)).stages(spec()) == (Stage(1), Stage(3), Stage(4))
+    assert create_pruner("sparsevlm").stages(spec()) == (decoder(3), decoder(7), decoder(16))
+    assert create_pruner("sparsevlm").stages(spec(28)) == (decoder(3), decoder(6), decoder(14))
+    assert create_pruner("sparsevlm", layers=(0, 2, 3)).stages(spec()) == (decoder(1), decoder(3), decoder(4))
     for layers in range(4, 65):
         assert len(create_pruner("sparsevlm").steps(spec(layers))) == 3
     with pytest.raises(ConfigError, match="the LLM has 3; give option 'layers'"):

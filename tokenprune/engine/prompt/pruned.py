@@ -44,7 +44,7 @@ def prune_inputs(
 ) -> PrunedInputs:
     """Encode images and choose what enters the LLM, for ``Session.prune_inputs``."""
     steps, budget = _checked(adapter, pruner, budget) if pruner else ((), None)
-    first = next((step for step in steps if step.stage.layer is None), None)
+    first = next((step for step in steps if not step.stage.inside), None)
     given = check_signals(first.selector.requires if first else (), _facts(adapter))
     seconds = {"vision": 0.0, "selection": 0.0}
     if encoded is None:

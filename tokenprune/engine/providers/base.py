@@ -142,7 +142,7 @@ def check_steps(steps: Sequence[Step], facts: Facts) -> None:
         if step.stage.place not in facts.adapter.places:
             allowed = ", ".join(facts.adapter.places)
             raise ModelError(f"{facts.adapter.__name__} has no stage {step.stage.place}; allowed: {allowed}")
-        inside = step.stage.layer is not None
+        inside = step.stage.inside
         check_signals(step.selector.requires, facts, inside=inside, where=f" ({step.stage})" if inside else "")
 
 

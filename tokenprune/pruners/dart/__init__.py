@@ -22,7 +22,7 @@ from tokenprune.core.errors import ConfigError
 from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import Keys, NormedHidden, Signal, TextKeys, TextMask, TextNormedHidden
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.core.stages import Stage
+from tokenprune.core.stages import Stage, decoder
 from tokenprune.core.steps import Positions
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.vectors import take
@@ -61,7 +61,7 @@ class DART(Pruner):
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
         """The input of ``layer``."""
-        return (Stage(self.layer),)
+        return (decoder(self.layer),)
 
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
         valid, mask = tokens.valid_or_all, tokens.signal(TEXT_MASK)

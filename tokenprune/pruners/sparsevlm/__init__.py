@@ -28,7 +28,7 @@ from tokenprune.core.errors import ConfigError
 from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import ImageEmbeds, RopeSimilarity, Signal, TextAttention, TextEmbeds, TextMask
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.core.stages import Stage
+from tokenprune.core.stages import Stage, decoder
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.vectors import take
 from tokenprune.pruners.base import Pruner, check_choice, register_pruner
@@ -123,7 +123,7 @@ class SparseVLM(Pruner):
         depth, layers = spec.llm.layers, self.layers
         if layers is None and depth <= len(LAYERS):
             raise ConfigError(f"SparseVLM prunes after three layers, but the LLM has {depth}; give option 'layers'")
-        return tuple(Stage(layer + 1) for layer in layers or scaled_layers(LAYERS, DEPTH, depth))
+        return tuple(decoder(layer + 1) for layer in layers or scaled_layers(LAYERS, DEPTH, depth))
 
     def counts(self, spec: ModelSpec, keep: int, total: int) -> tuple[int, ...]:
         """How many visual tokens each stage selects: published counts, or counts interpolated between them."""
