@@ -42,7 +42,7 @@ class ModelAdapter(ABC):
         scopes: what a row that a pruner chooses among can be; the first is the default. Budgets are of an image or a
             video, unless the scope is ``per_frame``.
         any_size: whether an image or video can have more visual tokens than the nominal image of the spec.
-        places: where a pruner can have a stage: ``projector`` (see ``project``), ``pre_llm`` and ``decoder``.
+        places: where a pruner can have a stage: ``projector`` (see ``project``), ``pre_llm``, ``decoder``, ``cache``.
         normed: whether ``TowerStates`` have been through the vision tower's last norm.
     """
 
@@ -56,7 +56,7 @@ class ModelAdapter(ABC):
     scopes: ClassVar[tuple[str, ...]] = ("image",)
     any_size: ClassVar[bool] = False
     normed: ClassVar[bool] = False
-    places: ClassVar[tuple[str, ...]] = ("pre_llm", "decoder")
+    places: ClassVar[tuple[str, ...]] = ("pre_llm", "decoder", "cache")
 
     def __init__(self, model: Any, processor: Any, *, text_tower: str | None = None, scope: str | None = None) -> None:
         """Wrap a loaded model.

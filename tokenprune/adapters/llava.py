@@ -28,7 +28,7 @@ class LlavaAdapter(ModelAdapter):
     offers = TOWER | {PairedImage(), TowerAttention("cls"), SmallerPicture()}
     any_layer = True
 
-    places = ("projector", "pre_llm", "decoder")
+    places = ("projector", *ModelAdapter.places)
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:

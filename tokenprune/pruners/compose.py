@@ -113,7 +113,7 @@ class Compose(Pruner):
                 own = select(arrived)
             except BudgetError as error:
                 raise BudgetError(f"{_name(pruner)}: {error}") from None
-            arrived = pruner.alive(spec, own, arrived)[-1]
+            arrived = pruner.arriving(spec, own, arrived)[-1]
             counts += own
         return tuple(counts)
 

@@ -21,7 +21,7 @@ from tokenprune.engine.decoder.hooks import InsideLLM
 from tokenprune.engine.decoder.inside_plan import InsidePlan, PromptTokens
 from tokenprune.engine.prompt.encoded import Encoded, encode
 from tokenprune.engine.prompt.layout import Choice, Layout
-from tokenprune.engine.prompt.left import Left
+from tokenprune.engine.prompt.left import Left, handed_on
 from tokenprune.engine.prompt.projector import chosen_before_llm, chosen_before_projector
 from tokenprune.engine.prompt.shorten import PrunedInputs, prune_prompt
 from tokenprune.engine.providers.base import Facts, check_signals, check_steps
@@ -63,7 +63,7 @@ def prune_inputs(
     close = first is not None and first.selector.positions == "repacked"
     shorter = shortened_prompt(adapter, inputs, left.kept, close=close) | left.encoder_outputs(adapter)
     operations, inside = pruner.operations(adapter.spec) if pruner else None, None
-    if within or operations:
+    if within or operations or any(choice.selection.bias is not None for choice in left.chosen):
         later = [each[len(steps) - len(within) :] for each in counts]
         visual = adapter.placeholders(shorter["input_ids"])
         prompt = prompt_tokens(later, visual, layout, left.kept, left.chosen, operations)
@@ -168,18 +168,20 @@ def prompt_tokens(
         chosen: what stayed before the LLM.
         operations: tell the groups of the visual tokens; None if there are none.
     """
-    number = torch.full(visual.shape, -1, device=visual.device)
-    number[visual] = layout.numbers[kept].to(visual.device)
-    free = visual.clone()
-    free[visual] = layout.free[kept].to(visual.device)
+
+    def placed(tokens: Tensor, filler: float) -> Tensor:
+        prompt = torch.full(visual.shape, filler, dtype=tokens.dtype, device=visual.device)
+        return prompt.masked_scatter(visual, tokens[kept.to(tokens.device)].to(visual.device))
+
     quota = [[0] * len(next(iter(counts), ())) for _ in range(layout.batch)]
     for row, each in zip(layout.item_rows, counts, strict=False):
         quota[row] = [total + count for total, count in zip(quota[row], each, strict=True)]
-    group = None
-    if operations is not None:
-        group = torch.zeros_like(number)
-        group[visual] = _groups(operations, layout, chosen)[kept].to(visual.device)
-    return PromptTokens(free, number, quota, layout.row_ids, group)
+    said = {name: handed_on(layout, chosen, name, empty) for name, empty in (("bias", 0), ("labels", -1))}
+    said["group"] = None if operations is None else _groups(operations, layout, chosen)
+    aligned = {name: None if x is None else placed(x, -1 if name == "labels" else 0) for name, x in said.items()}
+    past = [(total,) for total in layout.free_tokens()] if chosen else []
+    free, number = placed(layout.free, False), placed(layout.numbers, -1)
+    return PromptTokens(free, number, quota, layout.row_ids, past=past, **aligned)
 
 
 def _groups(operations: Operations, layout: Layout, chosen: Sequence[Choice]) -> Tensor:
