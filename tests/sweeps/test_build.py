@@ -232,7 +232,7 @@ MISTAKES = [
     ({"pruner": {"name": "cdpruner", "kernel": 3}}, ConfigError, "kernel must be text, got 3"),
     ({"pruner": {"name": "cdpruner", "theta": "x"}}, ConfigError, "theta must be a number, got 'x'"),
     ({"pruner": {"name": "cdpruner", "conditioning": "clip"}}, ConfigError, "conditioning"),
-    ({"pruner": {"name": "none", "seed": 1}}, ConfigError, "pruner 'none' has no options, got seed"),
+    ({"pruner": {"name": "none", "seed": 1}}, ConfigError, "pruner 'none' has no option 'seed'"),
     ({"task": "scene"}, RegistryError, "unknown task 'scene'; did you mean 'scenes'?"),
     (
         {"task": {"name": "scenes", "split": "tset"}},

@@ -46,7 +46,7 @@ class Totals:
         number, plans = len(self.samples), self._plans.items()
         accuracy = fsum(value for correct in self._correct.values() for value in correct) / number
         prefill = flops.llm_prefill_flops
-        weighed = [(cell.plan(spec, alive, total), text, n) for (alive, total, text), n in plans]
+        weighed = [(cell.pruner.plan(spec, alive, total), text, n) for (alive, total, text), n in plans]
         return {
             "questions": number,
             "accuracy": accuracy,

@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 def prune_inputs(
     adapter: ModelAdapter,
     inputs: Mapping[str, Any],
-    pruner: Selector | None,
+    pruner: Selector,
     budget: Budget | None,
     questions: Sequence[str] | None,
     encoded: Encoded | None,
     samples: Sequence[Sample] | None = None,
 ) -> PrunedInputs:
     """Encode images and choose what enters the LLM, for ``Session.prune_inputs``."""
-    steps, budget = _checked(adapter, pruner, budget) if pruner else ((), None)
+    steps, budget = _checked(adapter, pruner, budget)
     first = next((step for step in steps if not step.stage.inside), None)
     given = check_signals(first.selector.requires if first else (), _facts(adapter))
     seconds = {"vision": 0.0, "selection": 0.0}
@@ -53,7 +53,7 @@ def prune_inputs(
     if first and first.selector.segments == "together":
         encoded = replace(encoded, layout=encoded.layout.joined())
     layout, left = encoded.layout, Left.all(encoded)
-    counts = layout.counts(pruner, adapter.spec, budget) if pruner and budget else []
+    counts = layout.counts(pruner, adapter.spec, budget) if budget else []
     within = steps[1:] if first else steps
     if first:
         quotas = layout.divided([each[0] for each in counts])
@@ -62,7 +62,7 @@ def prune_inputs(
         _check_sequence(first.selector, within, left.chosen)
     close = first is not None and first.selector.positions == "repacked"
     shorter = shortened_prompt(adapter, inputs, left.kept, close=close) | left.encoder_outputs(adapter)
-    operations, inside = pruner.operations(adapter.spec) if pruner else None, None
+    operations, inside = pruner.operations(adapter.spec), None
     if within or operations or any(choice.selection.bias is not None for choice in left.chosen):
         later = [each[len(steps) - len(within) :] for each in counts]
         visual = adapter.placeholders(shorter["input_ids"])
@@ -101,10 +101,12 @@ def _facts(adapter: ModelAdapter) -> Facts:
     return Facts(type(adapter), adapter.model.config, adapter.text_tower)
 
 
-def _checked(adapter: ModelAdapter, pruner: Selector, budget: Budget | None) -> tuple[tuple[Step, ...], Budget]:
-    """The steps of a pruner and its budget."""
+def _checked(adapter: ModelAdapter, pruner: Selector, budget: Budget | None) -> tuple[tuple[Step, ...], Budget | None]:
+    """The steps of a pruner and its budget; None if nothing prunes."""
     steps, budget = pruner.steps(adapter.spec), budget or pruner.budget
     check_steps(steps, _facts(adapter))
+    if not steps:
+        return (), None
     if budget is None:
         raise BudgetError("budget: a pruner needs one; give keep_tokens, keep_ratio, average_tokens or flops")
     adapter.check_budget(pruner, adapter.spec, budget)
