@@ -13,7 +13,7 @@ import tokenprune as tp
 class News(tp.Pruner):
     """Keeps what is unlike the frame before, and shares a video's budget out over its frames by how much that is."""
 
-    segments = "together"
+    segments: str = "together"
 
     def _select(self, tokens, k):
         rows = []

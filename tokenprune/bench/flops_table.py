@@ -68,7 +68,7 @@ def pruned_case(spec: ModelSpec, pruner: Pruner, budget: Budget, text_tokens: in
     alive = pruner.alive(spec, counts, total)
     arriving = pruner.arriving(spec, counts, total)[:-1]
     selection = selection_flops(spec, steps, counts, arriving, text_tokens, _encoder(steps))
-    return Case(str(budget), pruner.plan(spec, alive, total), alive[-1], selection)
+    return Case(str(budget), pruner.plan(spec, alive, total), (total, *alive)[-1], selection)
 
 
 def _encoder(steps: Sequence[Step]) -> EncoderSize | None:

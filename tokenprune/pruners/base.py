@@ -36,12 +36,17 @@ class Pruner(ABC):
 
     Attributes:
         positions: ``repacked`` gives the kept tokens consecutive position ids, ``original`` leaves them their own.
+        segments: whether segments, the tiles of an image or the frames of a video, are rows by themselves before the
+            LLM (``apart``), with shares of the budget in proportion to their tokens, or one row ``together``, whose
+            budget a method shares out by itself, see ``VisualTokens.quota``. Inside the LLM a row is a prompt.
     """
 
     positions: Positions = "repacked"
+    segments: Segments = "apart"
 
     def __post_init__(self) -> None:
         check_choice("positions", self.positions, get_args(Positions))
+        check_choice("segments", self.segments, get_args(Segments))
 
     @property
     def requires(self) -> frozenset[Signal]:
@@ -65,15 +70,6 @@ class Pruner(ABC):
     def adaptive(self) -> bool:
         """Whether the content of a row decides how many of its tokens stay; the budget is then the most."""
         return False
-
-    @property
-    def segments(self) -> Segments:
-        """Whether segments, the tiles of an image or the frames of a video, are rows by themselves or one row together.
-
-        Rows get their shares of a budget in proportion to their tokens. Of one row a method shares out its budget by
-        itself, see ``VisualTokens.quota``.
-        """
-        return "apart"
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
         """Stages of the pruner, where tokens leave, in the order of the layers; before the LLM unless overridden."""

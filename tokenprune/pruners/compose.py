@@ -15,7 +15,7 @@ from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import Signal
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import Stage, check_stages
-from tokenprune.core.steps import Positions, Step
+from tokenprune.core.steps import Positions, Segments, Step
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.pruners.base import Pruner, register_pruner
 from tokenprune.pruners.member import Given, complete, make
@@ -37,6 +37,7 @@ class Compose(Pruner):
 
     pruners: tuple[Given, ...] = ({"name": "cdpruner"}, {"name": "fastv"})
     positions: Positions = field(default="repacked", init=False)  # no option: each member has its own
+    segments: Segments = field(default="apart", init=False)  # likewise: each member has its own
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,7 +15,7 @@ from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import Signal
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import Stage
-from tokenprune.core.steps import Positions, Step
+from tokenprune.core.steps import Positions, Segments, Step
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.pruners.base import PRUNERS, Pruner
 
@@ -61,6 +61,7 @@ class Wrapper(Pruner):
 
     base: Given = field(default_factory=lambda: {"name": "cdpruner"})
     positions: Positions = field(default="repacked", init=False)  # no option: the base has its own
+    segments: Segments = field(default="apart", init=False)  # likewise: the base has its own
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,7 +13,7 @@ from tokenprune.core.budget import Budget
 from tokenprune.core.selection import TokenSelection
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import Stage
-from tokenprune.core.steps import Positions
+from tokenprune.core.steps import Positions, Segments
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.pruners.base import Pruner, register_pruner
 
@@ -24,6 +24,7 @@ class NoPruning(Pruner):
     """Keeps all visual tokens, whatever the budget: the unpruned model."""
 
     positions: Positions = field(default="repacked", init=False)  # no option: there are no gaps to close
+    segments: Segments = field(default="apart", init=False)  # likewise: nothing is chosen
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
         """No stage: nothing leaves anywhere."""

@@ -128,7 +128,7 @@ def test_tokens_in_another_order():
 def test_segments_of_an_image_that_is_one_row():
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Seeing(Project):
-        segments = "together"
+        segments: str = "together"
 
         def _select(self, tokens, k):
             seen.append(tokens)
@@ -150,6 +150,17 @@ def test_segments_of_an_image_that_is_one_row():
     assert video.place.shape == (video.num_tokens, 3)
     assert video.place[height * width].tolist() == [1, 0, 0]
     assert video.place[width + 1].tolist() == [0, 1, 1]
+
+
+def test_segments_together_are_what_the_scope_of_the_whole_image_is():
+    family = families()["llava_next"]
+    model, processor = family.build("sdpa")
+    inputs, keep = family.ask(processor, 1), {}
+    for scope, segments in (("tile", "apart"), ("tile", "together"), ("image", "apart")):
+        with tp.prune(model, processor, "divprune", segments=segments, scope=scope, keep_tokens=12) as trace:
+            model.generate(**inputs, max_new_tokens=1)
+        keep[scope, segments] = trace.stages[0].keep
+    assert keep["tile", "together"] == keep["image", "apart"] != keep["tile", "apart"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

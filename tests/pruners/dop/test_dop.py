@@ -239,7 +239,7 @@ def test_the_resolved_configuration_is_the_same_run(tmp_path):
     label = "dop base=(random positions=original seed=4) policy=p"
     assert cells == [(label, Budget(keep_tokens=9))]  # once: the budget is the policy's
     resolved = json.loads(json.dumps(built.config.to_mapping()))
-    assert resolved["pruner"]["base"] == BASE
+    assert resolved["pruner"]["base"] == BASE | {"segments": "apart"}
     assert resolved["pruner"]["attention_depth"] == 4
     again = build(parse_config(resolved))
     assert run_id(again.config) == run_id(built.config)
