@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "tokenprune"
-METHOD, ADAPTER, BASE, OTHER, FUNCTION = 155, 300, 312, 250, 40  # lines
+METHOD, ADAPTER, BASE, OTHER, FUNCTION = 160, 300, 312, 250, 40  # lines
 
 # A part is a folder of the package, or a file in its root. What it may import of the package, besides itself.
 MAY = {

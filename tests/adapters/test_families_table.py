@@ -29,7 +29,7 @@ def cell(adapter, name, pruner):
     paired = any(isinstance(signal, PairedImage) for signal in wanted)
     unasked = paired and TUNED & {*ADAPTERS.get(adapter).model_types}
     absent = sorted(signal.plain for signal in missing(wanted, facts))
-    inside = {step.selector.positions for step in steps if step.stage != PRE_LLM}
+    inside = {step.positions for step in steps if step.stage != PRE_LLM}
     if absent:
         return f"no: {', '.join(absent)}"
     if not all(inside <= {*family.inside} for family in families(adapter).values()):

@@ -4,7 +4,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from tokenprune.conditioning.base import CONDITIONINGS
 from tokenprune.core.errors import SelectionError
-from tokenprune.core.signals import Evidence, PairedImage, PairedText, PromptEmbeds, PromptMask, TowerAttention
+from tokenprune.core.signals import Evidence, OneOf, PairedImage, PairedText, PromptEmbeds, PromptMask, TowerAttention
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.pruners.base import create_pruner
 
@@ -29,6 +29,7 @@ def test_signs_and_needs():
     table = {name: (source(name).sign, source(name).requires) for name in CONDITIONINGS.names()}
     assert table == {
         "none": (1, set()),
+        "auto": (1, {OneOf(PairedImage("clip"), PromptEmbeds()), OneOf(PairedText("clip"), PromptMask())}),
         "clip_text": (-1, {PairedImage("clip"), PairedText("clip")}),
         "open_clip_text": (-1, {PairedImage("open_clip"), PairedText("open_clip")}),
         "prompt_embedding": (1, {PromptEmbeds(), PromptMask()}),
@@ -46,6 +47,14 @@ def test_another_question_is_another_signal_of_the_prompt(name):
     assert {signal.plain for signal in other} == {signal.plain for signal in own}
     assert {getattr(signal, "question", None) for signal in other - own} == {"other"}
     assert not any(signal.of_prompts for signal in own & other)
+
+
+def test_auto_takes_the_text_tower_and_else_the_prompt():
+    """Each with its own sign."""
+    alone = VisualTokens(FEATURES, {"prompt_embeds": PROMPT, "prompt_mask": MASK})
+    for tokens, name in ((TOKENS, "clip_text"), (alone, "prompt_embedding")):
+        assert torch.equal(source("auto").relevance(tokens, "row"), source(name).relevance(TOKENS, "row"))
+        assert source("auto").sign_for(tokens) == source(name).sign
 
 
 @pytest.mark.parametrize("name", ["clip_text", "open_clip_text"])

@@ -185,7 +185,7 @@ def test_dropping_is_masking_under_autocast(name, attention, around):
         with tp.prune(model, processor, made(name), keep_tokens=6) as trace:
             out = model.generate(**inputs, **GENERATION)
         tokens = out.sequences[:, inputs["input_ids"].shape[1] :]
-        policies = [made(name).positions] * len(trace.stages)
+        policies = [step.positions for step in made(name).steps(adapter_for(model, processor).spec)]
         wanted = masked_layers_logits(model, inputs, trace.stages, policies, tokens)
     torch.testing.assert_close(torch.stack(out.logits, 1).float(), wanted.float(), atol=0.25, rtol=0)
 

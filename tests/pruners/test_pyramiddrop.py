@@ -109,7 +109,10 @@ def test_layers_follow_the_depth_of_the_model():
 
 def test_the_stages_own_layer_scores_and_positions_are_packed():
     assert PYRAMIDDROP.requires == {TextAttention("own")}
-    assert PYRAMIDDROP.positions == "repacked"
+    assert {step.positions for step in PYRAMIDDROP.steps(deep(32))} == {"repacked"}
+    assert {step.positions for step in PYRAMIDDROP.steps(dataclasses.replace(deep(32), position_axes=3))} == {
+        "original"
+    }
 
 
 @pytest.mark.parametrize(

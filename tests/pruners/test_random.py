@@ -47,7 +47,7 @@ def test_every_token_is_as_likely():
 def test_layer_is_where_tokens_leave():
     assert create_pruner("random").stages(SPEC) == (PRE_LLM,)
     assert create_pruner("random", layer=2).stages(SPEC) == (decoder(2),)
-    assert create_pruner("random", layer=2).positions == "repacked"
+    assert [step.positions for step in create_pruner("random", layer=2).steps(SPEC)] == ["repacked"]
     with pytest.raises(ConfigError, match="allowed: 1 to 3"):
         create_pruner("random", layer=4).steps(SPEC)
 

@@ -121,7 +121,7 @@ def test_average_budgets():
 def test_resolved_config_has_every_option_and_is_a_fixed_point():
     resolved = build(config(pruner={"name": "cdpruner", "kernel": "rbf"}, seed=3)).config
     assert resolved.pruner.options["kernel"] == "rbf"
-    assert resolved.pruner.options["conditioning"] == "clip_text"
+    assert resolved.pruner.options["conditioning"] == "auto"
     assert resolved.baselines[1] == Part("random", {"positions": "repacked", "seed": 3} | resolved.baselines[1].options)
     assert resolved.baselines[1].options["seed"] == 3
     assert resolved.task.options == dataclasses.asdict(Scenes())
@@ -138,7 +138,7 @@ def test_labels_name_what_differs_from_the_defaults():
     for pruner, label in {
         (): "sparsevlm",
         (("version", "plus"),): "sparsevlm version=plus",
-        (("positions", "repacked"),): "sparsevlm",
+        (("positions", "repacked"),): "sparsevlm positions=repacked",
         (("version", "plus"), ("positions", "repacked")): "sparsevlm positions=repacked version=plus",
     }.items():
         assert build(config(pruner={"name": "sparsevlm", **dict(pruner)})).cells[-1].label == label

@@ -126,7 +126,8 @@ def test_what_merges_is_not_what_is_masked():
 
 def test_families_that_cannot_have_it_are_no_cases():
     """Qwen2-VL has no CLIP tower, and cannot close gaps inside the LLM."""
-    clip, gaps = contract(lambda: create_pruner("cdpruner")), contract(lambda: create_pruner("pyramiddrop"))
+    clip = contract(lambda: create_pruner("cdpruner", conditioning="clip_text"))
+    gaps = contract(lambda: create_pruner("pyramiddrop", positions="repacked"))
     refused = [{name: why for name, _, why in each.everywhere() if why} for each in (clip, gaps)]
     assert "signals" in refused[0]["qwen2_vl"]
     assert "gaps" in refused[1]["qwen2_vl"]

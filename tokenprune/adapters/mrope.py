@@ -88,7 +88,7 @@ def _runs(visual: Tensor) -> Iterator[tuple[int, int]]:
 def check_axes(steps: Sequence[Step]) -> None:
     """Raise ModelError if a step closes gaps in the positions inside the LLM."""
     for step in steps:
-        if step.stage.inside and step.selector.positions == "repacked":
+        if step.stage.inside and step.positions == "repacked":
             raise ModelError(
                 "the position ids of this model have several axes, so that gaps cannot be closed inside the LLM "
                 f"({step.stage}); give the pruner positions: original"

@@ -188,6 +188,7 @@ def qwen_spec(config: Any, width: int, mlp_width: int, mlp_matrices: int) -> Mod
     merged = vision.spatial_merge_size**2
     heads = vision.num_heads
     return ModelSpec(
+        position_axes=3,
         llm=decoder_spec(text),
         vocabulary=text.vocab_size,
         visual_tokens=SIDE**2,

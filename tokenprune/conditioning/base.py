@@ -34,6 +34,10 @@ class Conditioning(ABC):
         """Signals that the conditioning reads; none unless overridden."""
         return frozenset()
 
+    def sign_for(self, tokens: VisualTokens) -> int:
+        """The sign of what is made of these tokens' signals."""
+        return self.sign
+
     def relevance(self, tokens: VisualTokens, scope: Scope) -> Tensor:
         """Relevance of each token as the source gives it, before sign and scaling.
 

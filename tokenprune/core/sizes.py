@@ -64,6 +64,7 @@ class ModelSpec:
         vision_head: whether one more query and MLP pool each tile (SigLIP's head), which runs though nothing reads it.
         patch_inputs: numbers in one patch (channels * patch height * patch width, * frames if it spans several).
         projector: widths of the projector's layers from the tower's to the LLM's.
+        position_axes: of the position ids that images have: 1, or 3 under M-RoPE.
         projectors: of these sizes, each of which all visual tokens pass; more than one if several layers are read.
     """
 
@@ -80,3 +81,4 @@ class ModelSpec:
     patch_inputs: int = 0
     projector: tuple[int, ...] = ()
     projectors: int = 1
+    position_axes: int = 1

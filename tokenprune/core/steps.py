@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from tokenprune.core.budget import Budget
 
 
-Positions = Literal["original", "repacked"]
+Placing = Literal["original", "repacked"]
+Positions = Literal["auto", "original", "repacked"]
 Segments = Literal["apart", "together"]
 
 
@@ -28,10 +29,12 @@ class Step:
     Attributes:
         stage: where tokens leave.
         selector: what selects there: the pruner itself, or a member of a composition.
+        positions: ``repacked`` gives the kept tokens consecutive position ids, ``original`` leaves them their own.
     """
 
     stage: Stage
     selector: Selector
+    positions: Placing = "repacked"
 
 
 def scoring_layers(requires: Iterable[Signal]) -> set[ScoringLayer]:
@@ -42,10 +45,6 @@ def scoring_layers(requires: Iterable[Signal]) -> set[ScoringLayer]:
 
 class Selector(Protocol):
     """What a session or an adapter needs of a pruner; ``tokenprune.pruners.base.Pruner`` has it and explains it."""
-
-    @property
-    def positions(self) -> Positions:
-        """Which position ids the kept tokens get."""
 
     @property
     def segments(self) -> Segments:

@@ -20,7 +20,7 @@ from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import Signal
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import PRE_LLM, Stage, check_stages
-from tokenprune.core.steps import Positions, Segments, Step
+from tokenprune.core.steps import Placing, Positions, Segments, Step
 from tokenprune.core.tokens import VisualTokens
 
 P = TypeVar("P", bound="Pruner")
@@ -35,13 +35,14 @@ class Pruner(ABC):
     is kept between calls.
 
     Attributes:
-        positions: ``repacked`` gives the kept tokens consecutive position ids, ``original`` leaves them their own.
+        positions: ``repacked`` gives the kept tokens consecutive position ids, ``original`` leaves them their own;
+            ``auto`` is ``repacked`` where position ids have one axis, and ``original`` under M-RoPE.
         segments: whether segments, the tiles of an image or the frames of a video, are rows by themselves before the
             LLM (``apart``), with shares of the budget in proportion to their tokens, or one row ``together``, whose
             budget a method shares out by itself, see ``VisualTokens.quota``. Inside the LLM a row is a prompt.
     """
 
-    positions: Positions = "repacked"
+    positions: Positions = "auto"
     segments: Segments = "apart"
 
     def __post_init__(self) -> None:
@@ -94,7 +95,13 @@ class Pruner(ABC):
         """
         stages = self.stages(spec)
         check_stages(stages, spec.llm.layers, type(self).__name__)
-        return tuple(Step(stage, self) for stage in stages)
+        return tuple(Step(stage, self, self.placing(spec)) for stage in stages)
+
+    def placing(self, spec: ModelSpec) -> Placing:
+        """What ``positions`` is on a model."""
+        if self.positions == "auto":
+            return "repacked" if spec.position_axes == 1 else "original"
+        return self.positions
 
     def schedule(self, spec: ModelSpec, budget: Budget, total: int) -> tuple[int, ...]:
         """How many visual tokens each stage selects under a budget.

@@ -56,7 +56,7 @@ class CDPruner(Pruner):
         features: what S compares: ``own``, or ``timm:<model>`` for the patches of another encoder.
     """
 
-    conditioning: str | Mapping[str, Any] = "clip_text"
+    conditioning: str | Mapping[str, Any] = "auto"
     relevance_scope: Scope = "row"
     relevance_scale: str = "min_max"
     sign: int | None = None
@@ -97,7 +97,7 @@ class CDPruner(Pruner):
         Raises:
             SelectionError: if a signal is missing, does not fit, or is not finite.
         """
-        sign = self._source.sign if self.sign is None else self.sign
+        sign = self._source.sign_for(tokens) if self.sign is None else self.sign
         raw = sign * self._source.relevance(tokens, self.relevance_scope)
         valid = tokens.valid_or_all
         if self.relevance_scope == "row":

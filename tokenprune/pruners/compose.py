@@ -36,7 +36,7 @@ class Compose(Pruner):
     """
 
     pruners: tuple[Given, ...] = ({"name": "cdpruner"}, {"name": "fastv"})
-    positions: Positions = field(default="repacked", init=False)  # no option: each member has its own
+    positions: Positions = field(default="auto", init=False)  # no option: each member has its own
     segments: Segments = field(default="apart", init=False)  # likewise: each member has its own
 
     def __post_init__(self) -> None:

@@ -60,7 +60,7 @@ class Wrapper(Pruner):
     """
 
     base: Given = field(default_factory=lambda: {"name": "cdpruner"})
-    positions: Positions = field(default="repacked", init=False)  # no option: the base has its own
+    positions: Positions = field(default="auto", init=False)  # no option: the base has its own
     segments: Segments = field(default="apart", init=False)  # likewise: the base has its own
 
     def __post_init__(self) -> None:

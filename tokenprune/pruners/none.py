@@ -23,7 +23,7 @@ from tokenprune.pruners.base import Pruner, register_pruner
 class NoPruning(Pruner):
     """Keeps all visual tokens, whatever the budget: the unpruned model."""
 
-    positions: Positions = field(default="repacked", init=False)  # no option: there are no gaps to close
+    positions: Positions = field(default="auto", init=False)  # no option: there are no gaps to close
     segments: Segments = field(default="apart", init=False)  # likewise: nothing is chosen
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:

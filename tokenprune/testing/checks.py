@@ -10,6 +10,7 @@ import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.core.errors import ModelError
 from tokenprune.core.plan import Operations
+from tokenprune.engine.loading import adapter_for
 from tokenprune.testing.families.base import Family, Inputs
 from tokenprune.testing.masked_layers import masked_layers_logits
 from tokenprune.testing.masked_operations import masked_operations_logits
@@ -32,7 +33,7 @@ def check_masking(
     """What a pruned ``generate`` says is what the whole prompt says with what was dropped masked; returns the trace."""
     with tp.prune(model, processor, pruner, scope=scope, **budget) as trace:
         tokens, logits = generated(model, inputs)
-    policies = [pruner.positions] * len(trace.stages)
+    policies = [step.positions for step in pruner.steps(adapter_for(model, processor).spec)]
     wanted = masked_layers_logits(model, inputs, trace.stages, policies, tokens, family=family)
     torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=0)
     assert torch.equal(wanted.argmax(-1), tokens)

@@ -80,7 +80,10 @@ def test_one_mask_for_all_rows(attention):
     )
     mask = torch.ones(length, length, dtype=torch.bool).tril()
     mask[-1, :5] = False
-    plan, results = InsidePlan(tuple(Step(stage, pruner) for stage in pruner.stages(None)), prompt), []
+    plan, results = (
+        InsidePlan(tuple(Step(stage, pruner, pruner.positions) for stage in pruner.stages(None)), prompt),
+        [],
+    )
     for rows in (1, 2):
         given = mask.expand(rows, 1, -1, -1)
         if attention == "eager":

@@ -25,7 +25,7 @@ def inside(model, inputs, pruner, ratio):
         [pruner.counts(None, max(1, round(ratio * total)), total) for total in visual.sum(1).tolist()],
         lambda: torch.arange(len(visual)),
     )
-    return InsideLLM(model, InsidePlan(tuple(Step(stage, pruner) for stage in stages), prompt))
+    return InsideLLM(model, InsidePlan(tuple(Step(stage, pruner, pruner.positions) for stage in stages), prompt))
 
 
 def generated(model, inputs, steps=17):

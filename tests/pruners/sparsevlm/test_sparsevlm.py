@@ -369,8 +369,19 @@ def test_by_rank_all_stay_if_it_is_full():
 )
 def test_positions_follow_the_version(options, positions):
     pruner = create_pruner("sparsevlm", **options)
-    assert pruner.positions == positions
+    assert {step.positions for step in pruner.steps(spec())} == {positions}
     assert create_pruner("sparsevlm", **dataclasses.asdict(pruner)) == pruner
+
+
+def test_where_gaps_cannot_be_closed_nothing_is_recycled_and_positions_stay():
+    several = dataclasses.replace(spec(), position_axes=3)
+    (first, *_) = create_pruner("sparsevlm").steps(several)
+    assert first.positions == "original"
+    assert first.selector.appended(30) == 0
+    (asked, *_) = create_pruner("sparsevlm", recycle=True).steps(several)
+    assert asked.selector.appended(30) > 0
+    (repacked, *_) = create_pruner("sparsevlm", positions="repacked").steps(several)
+    assert (repacked.positions, repacked.selector.appended(30) > 0) == ("repacked", True)
 
 
 @pytest.mark.parametrize("version", ["v1", "plus"])

@@ -9,7 +9,7 @@ from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import PairedImage
 from tokenprune.core.stages import PRE_LLM
 from tokenprune.core.steps import Step
-from tokenprune.engine.providers.base import Facts, check_steps
+from tokenprune.engine.providers.base import Facts, check_steps, choose
 from tokenprune.sweeps.build import build
 from tokenprune.sweeps.config import parse_config
 from tokenprune.testing.families import families
@@ -36,6 +36,9 @@ class Letters(TextTower):
     def encode(self, segments):
         self.seen = segments
         return (self.table[segments] * (segments != self.pad)[..., None]).sum(1)
+
+
+CLIP_TEXT = tp.create_pruner("cdpruner", conditioning="clip_text")
 
 
 def test_texts_of_any_length():
@@ -127,15 +130,28 @@ def test_who_trained_it_further():
     assert {kind for name in SIGLIPS for kind in ADAPTERS.get(name).model_types} == TUNED
 
 
+@pytest.mark.parametrize("name", [*SIGLIPS, "qwen_vl"])
+def test_by_default_a_missing_tower_gives_place_to_the_prompt(name):
+    model, _ = next(iter(families(name).values())).build("sdpa")
+    for text_tower in (None, "somebody/siglip"):
+        facts = Facts(ADAPTERS.get(name), model.config, text_tower)
+        found = {str(choose(signal, facts, inside=False)) for signal in tp.create_pruner("cdpruner").requires}
+        paired = name != "qwen_vl" and text_tower is not None
+        assert ("paired_image[library=clip]" in found) == paired
+        assert ("prompt_embeds[question=own]" in found) != paired
+        assert ("prompt_mask[question=own]" in found) != paired
+
+
 @pytest.mark.parametrize("name", SIGLIPS)
 def test_a_missing_tower_is_told_before_the_weights_load(name, tmp_path):
     family = next(iter(families(name).values()))
     model, processor = family.build("sdpa")
-    with pytest.raises(ModelError, match="give text_tower="), tp.prune(model, processor, "cdpruner", keep_tokens=4):
+    with pytest.raises(ModelError, match="give text_tower="), tp.prune(model, processor, CLIP_TEXT, keep_tokens=4):
         pass
     model.config.save_pretrained(tmp_path)
-    run = {"model": {"name": name, "path": str(tmp_path)}, "pruner": "cdpruner", "budget": {"keep_tokens": 4}}
-    with pytest.raises(ModelError, match=r"pruner 'cdpruner': .*give text_tower="):
+    run = {"model": {"name": name, "path": str(tmp_path)}, "pruner": {"name": "cdpruner", "conditioning": "clip_text"}}
+    run["budget"] = {"keep_tokens": 4}
+    with pytest.raises(ModelError, match=r"pruner 'cdpruner conditioning=clip_text': .*give text_tower="):
         build(parse_config(run))
     run["model"]["text_tower"] = "somebody/siglip"
     assert build(parse_config(run)).model.text_tower == "somebody/siglip"
@@ -145,8 +161,8 @@ def test_a_missing_tower_is_told_before_the_weights_load(name, tmp_path):
 def test_families_without_one_say_what_works(name):
     message = "no text tower is known for its vision tower: use conditioning prompt_embedding or none"
     with pytest.raises(ModelError, match=message):
-        check_steps([Step(PRE_LLM, tp.create_pruner("cdpruner"))], Facts(ADAPTERS.get(name)))
-    for conditioning in ("prompt_embedding", "none"):
+        check_steps([Step(PRE_LLM, CLIP_TEXT)], Facts(ADAPTERS.get(name)))
+    for conditioning in ("auto", "prompt_embedding", "none"):
         pruner = tp.create_pruner("cdpruner", conditioning=conditioning)
         check_steps([Step(PRE_LLM, pruner)], Facts(ADAPTERS.get(name)))
 

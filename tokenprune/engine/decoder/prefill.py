@@ -165,14 +165,13 @@ class Prefill:
         """Let the pruner of a layer's input select; the hidden states of what goes on, (B, n', D)."""
         hidden, alive = arguments["hidden_states"], self.alive
         step, chosen = self._choose(layer, arguments, alive, hidden)
-        selector = step.selector
         if any(each.selection.heads is not None for each in chosen):
             raise ModelError("heads can keep different tokens in a cache only")
         if self.kind == "padding" and any(each.selection.bias is not None for each in chosen):
             raise ModelError("flash attention takes no bias on keys; load the model with sdpa")
         hidden, there = made(hidden, chosen)
         alive, stay = handed_on(alive, chosen), staying(alive, chosen)
-        self.alive, order = alive.keep(stay, there, repack=selector.positions == "repacked")
+        self.alive, order = alive.keep(stay, there, repack=step.positions == "repacked")
         self._note_stage(step, self.alive)
         return take(hidden, order)
 
@@ -186,7 +185,7 @@ class Prefill:
         """
         step, chosen = self._choose(layer, self._entered, self.alive, hidden)
         only_drops(chosen, f"the stage {step.stage}")
-        self.behind = Rows.of(self.alive, staying(self.alive, chosen), repack=step.selector.positions == "repacked")
+        self.behind = Rows.of(self.alive, staying(self.alive, chosen), repack=step.positions == "repacked")
         self._note_stage(step, self.behind.alive)
 
     def leave(self, index: int, layer: nn.Module, hidden: Tensor) -> Tensor:

@@ -11,36 +11,36 @@ from torch.nn.functional import pad
 from tokenprune.core.errors import ModelError
 from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import Signal, TowerStates
-from tokenprune.core.steps import Selector
+from tokenprune.core.steps import Step
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.engine.prompt.signals import rows_of
 from tokenprune.engine.providers.encoding import Encoding
 
 
 def chosen_before_llm(
-    selector: Selector, view: Encoding, signals: Sequence[Signal], units: Sequence[int], k: int
+    step: Step, view: Encoding, signals: Sequence[Signal], units: Sequence[int], k: int
 ) -> TokenSelection:
     """What a pruner chooses of some units.
 
     Args:
-        selector: the pruner.
+        step: of the pruner.
         view: the images.
         signals: what it is given.
         units: of equal numbers of tokens.
         k: how many tokens of each stay.
     """
-    return selector.select(rows_of(view, signals, units), k)
+    return step.selector.select(rows_of(view, signals, units), k)
 
 
 def chosen_before_projector(
-    selector: Selector, view: Encoding, signals: Sequence[Signal], units: Sequence[int], k: int
+    step: Step, view: Encoding, signals: Sequence[Signal], units: Sequence[int], k: int
 ) -> TokenSelection:
     """What a pruner chooses of the states of the vision tower, projected; as a choice among visual tokens.
 
     A token that no patch makes has no place in the prompt: it takes that of a token that leaves, the first ones.
 
     Args:
-        selector: the pruner.
+        step: of the pruner.
         view: the images.
         signals: what it is given.
         units: of equal numbers of tokens.
@@ -50,10 +50,10 @@ def chosen_before_projector(
         ModelError: if such a token, or tokens in another order, would need position ids of their own.
     """
     tokens = _with_special(view, rows_of(view, signals, units, view.signal(TowerStates())), units)
-    chosen = selector.select(tokens, k)
+    chosen = step.selector.select(tokens, k)
     special = int(tokens.special.sum()) if tokens.special is not None else 0
     reordered = chosen.sequence is not None or bool((chosen.keep[:, :special] < special).any())
-    if reordered and selector.positions != "repacked":
+    if reordered and step.positions != "repacked":
         raise ModelError("a pruner that keeps CLS or puts tokens in another order needs positions: repacked")
     if not bool(chosen.there.all()):
         raise ModelError("before the projector all rows of a batch must keep equal numbers of tokens")

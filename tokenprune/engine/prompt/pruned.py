@@ -15,7 +15,7 @@ from tokenprune.core.plan import Operations
 from tokenprune.core.precision import on_cpu_unless_said
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
-from tokenprune.core.stages import PRE_LLM, PROJECTOR, Stage
+from tokenprune.core.stages import PRE_LLM, PROJECTOR
 from tokenprune.core.steps import Selector, Step
 from tokenprune.engine.decoder.hooks import InsideLLM
 from tokenprune.engine.decoder.inside_plan import InsidePlan, PromptTokens
@@ -59,8 +59,8 @@ def prune_inputs(
         quotas = layout.divided([each[0] for each in counts])
         view = Encoding(adapter, inputs, encoded, questions, samples, quotas)
         left = _chosen(first, view, given, seconds)
-        _check_sequence(first.selector, within, left.chosen)
-    close = first is not None and first.selector.positions == "repacked"
+        _check_sequence(first, within, left.chosen)
+    close = first is not None and first.positions == "repacked"
     shorter = shortened_prompt(adapter, inputs, left.kept, close=close) | left.encoder_outputs(adapter)
     operations, inside = pruner.operations(adapter.spec), None
     if within or operations or any(choice.selection.bias is not None for choice in left.chosen):
@@ -84,11 +84,11 @@ def _chosen(step: Step, view: Encoding, given: Sequence[Signal], seconds: dict[s
     """
     view.load(given)  # before the clock runs: it is not a part of the selection
     with stopwatch(seconds, "selection", view.adapter.device):
-        chosen = choose(step.selector, view, given, step.stage)
+        chosen = choose(step, view, given)
         return Left.of(view.encoded, chosen, [unit for unit, quota in enumerate(view.quotas) if not quota])
 
 
-def _check_sequence(before: Selector, within: Sequence[Step], chosen: Sequence[Choice]) -> None:
+def _check_sequence(before: Step, within: Sequence[Step], chosen: Sequence[Choice]) -> None:
     """Raise ModelError where tokens in another order than that of the image would get wrong places or numbers."""
     ordered = any(choice.selection.sequence is not None for choice in chosen)
     if ordered and (before.positions != "repacked" or within):
@@ -129,26 +129,23 @@ def shortened_prompt(adapter: ModelAdapter, inputs: Mapping[str, Any], kept: Ten
     return prune_prompt(adapter.model, whole, placeholder, kept, close=closing, pad_token_id=pad)
 
 
-def choose(selector: Selector, view: Encoding, signals: Sequence[Signal], stage: Stage) -> tuple[Choice, ...]:
+def choose(step: Step, view: Encoding, signals: Sequence[Signal]) -> tuple[Choice, ...]:
     """Let a pruner select, units of equal numbers at once.
 
     Args:
-        selector: the pruner.
+        step: before the projector or the LLM.
         view: the images, and how many tokens of each unit stay; units with 0 are left out.
-        signals: what it is given.
-        stage: before the projector or the LLM.
+        signals: what its pruner is given.
     """
-    choosing = chosen_before_projector if stage == PROJECTOR else chosen_before_llm
+    choosing = chosen_before_projector if step.stage == PROJECTOR else chosen_before_llm
     layout = view.encoded.layout
     groups: dict[Any, list[int]] = {}
     for unit, (tokens, quota) in enumerate(zip(layout.units, view.quotas, strict=True)):
         shape = None if layout.segments is None else tuple(layout.segments[unit].tolist())
-        key = (len(tokens), quota, layout.grids[unit], shape, unit if selector.adaptive else None)
+        key = (len(tokens), quota, layout.grids[unit], shape, unit if step.selector.adaptive else None)
         groups.setdefault(key, []).append(unit)
     return tuple(
-        Choice(tuple(units), choosing(selector, view, signals, units, key[1]))
-        for key, units in groups.items()
-        if key[1]
+        Choice(tuple(units), choosing(step, view, signals, units, key[1])) for key, units in groups.items() if key[1]
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,12 +119,20 @@ def _all() -> dict[type[Signal], Provider]:
 
 
 def choose(signal: Signal, facts: Facts, *, inside: bool) -> Signal | None:
-    """The first alternative of a signal that a family can give at a stage; None if it can give none."""
+    """The first alternative of a signal that a model can give at a stage; None if its family can give none.
+
+    An alternative in whose way something else is, such as a text tower that is not known, gives place to the next.
+    """
+    able = []
     for each in signal.alternatives:
         provider = provider_of(each)
         if provider is not None and each.inside == inside and provider.offered(each, facts):
+            able.append((each, provider))
+    for each, provider in able[:-1]:
+        with suppress(ModelError):
+            provider.check(each, facts)
             return each
-    return None
+    return able[-1][0] if able else None
 
 
 def missing(requires: Iterable[Signal], facts: Facts, *, inside: bool = False) -> list[Signal]:

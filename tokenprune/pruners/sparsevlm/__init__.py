@@ -16,7 +16,7 @@ Differs:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import inf
 from typing import Literal
@@ -29,18 +29,14 @@ from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import ImageEmbeds, RopeSimilarity, Signal, TextAttention, TextEmbeds, TextMask
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import Stage, decoder
+from tokenprune.core.steps import Placing, Step
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.vectors import take
 from tokenprune.pruners.base import Pruner, check_choice, register_pruner
-from tokenprune.pruners.sparsevlm.published import counts_between, scaled_layers
+from tokenprune.pruners.sparsevlm.published import DEPTH, LAYERS, PUBLISHED, TOTAL, counts_between, scaled_layers
 from tokenprune.pruners.sparsevlm.raters import attention_of_raters, count_by_rank, text_raters
 from tokenprune.pruners.sparsevlm.recycle import merge_dropped, recycled
 
-LAYERS, DEPTH, TOTAL = (2, 6, 15), 32, 576  # tokens and layers of the model that the published counts are for
-PUBLISHED = {  # visual tokens that the stages select
-    "v1": {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)},
-    "plus": {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)},
-}
 ATTENTION, ROPE = TextAttention(rows="all"), RopeSimilarity(rows="all")
 TEXT = (ImageEmbeds(), TextEmbeds("all"), TextMask("all"))
 
@@ -62,8 +58,9 @@ class SparseVLM(Pruner):
         noise: largest noise on the densities of the clustering, which are in (0, 1].
         seed: another seed draws other noise.
         heads: so many count in ``plus``.
-        positions: ``auto`` becomes ``original`` for ``plus``, and ``repacked`` for ``v1`` and wherever tokens are
-            merged, as those have no position of their own.
+        positions: ``auto`` is ``original`` for ``plus``, and ``repacked`` for ``v1`` and wherever tokens are merged, as
+            those have no position of their own. Under M-RoPE it is ``original``, and nothing is recycled unless
+            ``recycle`` says so (inferred: the paper has no such model).
     """
 
     version: Literal["v1", "plus"] = "v1"
@@ -76,12 +73,8 @@ class SparseVLM(Pruner):
     noise: float = 0.0
     seed: int = 0
     heads: int = 14
-    positions: Literal["auto", "original", "repacked"] = "auto"  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        if self.positions == "auto":
-            original = self.version == "plus" and not self._recycles
-            object.__setattr__(self, "positions", "original" if original else "repacked")
         super().__post_init__()
         check_choice("version", self.version, PUBLISHED)
         check_choice("count", self.count, ("table", "rank"))
@@ -117,6 +110,17 @@ class SparseVLM(Pruner):
     def adaptive(self) -> bool:
         """Whether the rank of the attention decides how many tokens of a row stay."""
         return self.count == "rank"
+
+    def steps(self, spec: ModelSpec) -> tuple[Step, ...]:
+        """Steps of the pruner, of what it is on a model whose gaps cannot be closed."""
+        several = spec.position_axes > 1 and self.positions == "auto" and self.recycle is None
+        return Pruner.steps(replace(self, recycle=False) if several else self, spec)
+
+    def placing(self, spec: ModelSpec) -> Placing:
+        """What ``positions`` is on a model."""
+        if self.positions == "auto" and self.version == "plus" and not self._recycles:
+            return "original"
+        return super().placing(spec)
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
         """The inputs of the layers after ``layers``."""

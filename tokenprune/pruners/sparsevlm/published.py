@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 
+LAYERS, DEPTH, TOTAL = (2, 6, 15), 32, 576  # tokens and layers of the model that the published counts are for
+PUBLISHED = {  # visual tokens that the stages select
+    "v1": {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)},
+    "plus": {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)},
+}
+
 
 def scaled_layers(layers: Sequence[int], depth: int, target: int) -> tuple[int, ...]:
     """Ascending layers of a model of ``depth`` layers in one of ``target``: rounded, and kept apart.
