@@ -4,6 +4,7 @@ from tokenprune.pruners.base import PRUNERS
 from tokenprune.testing import PrunerContract
 
 OTHERWISE = {
+    "visionzip": {"merges": True},
     "pooling": {"grid_only": True, "merges": True},
     "resize": {"grid_only": True, "merges": True},
     "sparsevlm": {"unmerged": {"recycle": False}},  # the golden case has it with what is merged, end to end

@@ -55,3 +55,10 @@ def test_all_tokens_stay_as_they_are():
     chosen = Backwards().select(VisualTokens(FEATURES, {}), 4)
     assert chosen.keep.tolist() == [[0, 1, 2, 3]] * 3
     assert chosen.merged is chosen.sequence is None
+
+
+def test_if_all_patches_can_stay_cls_does_not():
+    special = torch.tensor([True, False, False, False])
+    chosen = Backwards().select(VisualTokens(FEATURES, {}, special=special), 3)
+    assert chosen.keep.tolist() == [[1, 2, 3]] * 3
+    assert chosen.merged is chosen.sequence is None

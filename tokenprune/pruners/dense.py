@@ -19,7 +19,7 @@ class DensePruner(Pruner):
 
     @abstractmethod
     def _choose(self, tokens: VisualTokens, k: int) -> TokenSelection:
-        """The method itself, of rows without padding; 1 <= k < N."""
+        """The method itself, of rows without padding; k is at least 1, and fewer than there are patches."""
 
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
         if tokens.valid is None:
@@ -32,11 +32,12 @@ class DensePruner(Pruner):
         return _together(tokens, parts)
 
     def _unless_all(self, tokens: VisualTokens, k: int) -> TokenSelection:
-        """What the method chooses, or the identity if all tokens stay."""
-        if k < tokens.num_tokens:
+        """What the method chooses, or the identity if all patches can stay; CLS then has no place in the prompt."""
+        n, whole = tokens.num_tokens, torch.arange(tokens.num_tokens, device=tokens.features.device)
+        patches = whole if tokens.special is None else whole[~tokens.special.to(whole.device)]
+        if k not in (n, len(patches)):
             return self._choose(tokens, k)
-        everything = torch.arange(k, device=tokens.features.device).repeat(tokens.batch_size, 1)
-        return TokenSelection(everything, tokens.num_tokens)
+        return TokenSelection((whole if k == n else patches).repeat(tokens.batch_size, 1), n)
 
 
 def _without_padding(tokens: VisualTokens, rows: Tensor, index: Tensor) -> VisualTokens:

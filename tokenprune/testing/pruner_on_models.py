@@ -69,7 +69,9 @@ class OnModels:
         for adapter in ADAPTERS.names():
             for name, family in families(adapter).items():
                 why = None
-                if any(missing(selector.requires, Facts(ADAPTERS.get(adapter))) for selector in before):
+                if not {step.stage.place for step in steps} <= {*ADAPTERS.get(adapter).places}:
+                    why = "has no stage"
+                elif any(missing(selector.requires, Facts(ADAPTERS.get(adapter))) for selector in before):
                     why = "cannot give the signals"
                 elif any(selector.positions not in family.inside for selector in inside):
                     why = "gaps cannot be closed inside the LLM"
