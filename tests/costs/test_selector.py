@@ -20,7 +20,14 @@ from tokenprune.testing.families.llava import ask, shared_llava
 from tokenprune.towers.timm_features import EncoderSize
 
 TOKENS = 25
-WITHOUT_PRODUCTS = {"fastervlm", "pooling", "random", "resize", "uniform"}  # their choice multiplies no matrices
+WITHOUT_PRODUCTS = {
+    "fastervlm",
+    "hiprune",
+    "pooling",
+    "random",
+    "resize",
+    "uniform",
+}  # their choice multiplies no matrices
 
 
 def counted(name, options):
