@@ -4,6 +4,7 @@ from tokenprune.pruners.base import PRUNERS
 from tokenprune.testing import PrunerContract
 
 OTHERWISE = {
+    "trim": {"merges": True},
     "hiprune": {"grid_only": True},
     "visionzip": {"merges": True},
     "pooling": {"grid_only": True, "merges": True},

@@ -33,11 +33,18 @@ class DensePruner(Pruner):
 
     def _unless_all(self, tokens: VisualTokens, k: int) -> TokenSelection:
         """What the method chooses, or the identity if all patches can stay; CLS then has no place in the prompt."""
-        n, whole = tokens.num_tokens, torch.arange(tokens.num_tokens, device=tokens.features.device)
-        patches = whole if tokens.special is None else whole[~tokens.special.to(whole.device)]
+        n, patches = tokens.num_tokens, patches_of(tokens).nonzero()[:, 0]
         if k not in (n, len(patches)):
             return self._choose(tokens, k)
-        return TokenSelection((whole if k == n else patches).repeat(tokens.batch_size, 1), n)
+        everything = torch.arange(n, device=patches.device)
+        return TokenSelection((everything if k == n else patches).repeat(tokens.batch_size, 1), n)
+
+
+def patches_of(tokens: VisualTokens) -> Tensor:
+    """Which tokens are made of patches, (N,) bool; CLS is not."""
+    if tokens.special is not None:
+        return ~tokens.special.to(tokens.features.device)
+    return torch.ones(tokens.num_tokens, dtype=torch.bool, device=tokens.features.device)
 
 
 def _without_padding(tokens: VisualTokens, rows: Tensor, index: Tensor) -> VisualTokens:
