@@ -23,6 +23,7 @@ TOKENS = 25
 WITHOUT_PRODUCTS = {
     "fastervlm",
     "hiprune",
+    "holov",
     "pooling",
     "random",
     "resize",

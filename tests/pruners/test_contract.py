@@ -4,6 +4,7 @@ from tokenprune.pruners.base import PRUNERS
 from tokenprune.testing import PrunerContract
 
 OTHERWISE = {
+    "holov": {"unmerged": {"order": "raster"}},
     "trim": {"merges": True},
     "hiprune": {"grid_only": True},
     "visionzip": {"merges": True},
