@@ -1,6 +1,6 @@
 import torch
 
-from tokenprune.functional.ranking import descending, first_largest, highest
+from tokenprune.functional.ranking import descending, first_largest, highest, rank_within
 
 SCORES = torch.tensor([[1.0, 3.0, 3.0, 0.0, 2.0], [5.0, 5.0, 5.0, 5.0, 5.0]])
 ALLOWED = torch.tensor([[True, False, True, True, True], [False, False, True, True, False]])
@@ -18,3 +18,8 @@ def test_what_is_not_allowed_is_never_among_the_highest():
         [True, False, True, False, True],
         [False, False, True, True, False],
     ]
+
+
+def test_ranks_within_groups_by_hand():
+    group = torch.tensor([1, 0, 1, 0, 1])
+    assert rank_within(SCORES, group).tolist() == [[2, 0, 0, 1, 1], [0, 0, 1, 1, 2]]

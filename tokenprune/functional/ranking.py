@@ -47,3 +47,20 @@ def first_largest(scores: Tensor) -> Tensor:
     index = torch.arange(scores.shape[-1], device=scores.device)
     best = scores == scores.amax(-1, keepdim=True)
     return torch.where(best, index, scores.shape[-1]).amin(-1, keepdim=True)
+
+
+def rank_within(scores: Tensor, group: Tensor) -> Tensor:
+    """How many entries of the same group come before each, by falling score.
+
+    Args:
+        scores: (B, N).
+        group: (N,) long, from 0.
+
+    Returns:
+        (B, N) long.
+    """
+    order = descending(scores)
+    grouped = order.gather(1, group[order].argsort(dim=1, stable=True))
+    sizes = group.bincount()
+    place = torch.arange(len(group), device=group.device) - (sizes.cumsum(0) - sizes)[group[grouped]]
+    return torch.zeros_like(order).scatter(1, grouped, place)
