@@ -4,6 +4,7 @@ from tokenprune.pruners.base import PRUNERS
 from tokenprune.testing import PrunerContract
 
 OTHERWISE = {
+    "prumerge": {"merges": True},
     "vscan": {"grid_only": True, "merges": True},
     "prunesid": {"merges": True},  # CLS enters
     "holov": {"unmerged": {"order": "raster"}},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,22 +19,34 @@ class DensePruner(Pruner):
 
     @abstractmethod
     def _choose(self, tokens: VisualTokens, k: int) -> TokenSelection:
-        """The method itself, of rows without padding; k is at least 1, and fewer than there are patches."""
+        """The method itself, of rows without padding, of one row if it is adaptive.
+
+        k is at least 1, and unless the method is adaptive, fewer than there are patches.
+        """
 
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
-        if tokens.valid is None:
+        if tokens.valid is None and not self.adaptive:
             return self._unless_all(tokens, k)
-        counts, parts = tokens.valid.sum(1), []
-        for count in sorted(set(counts.tolist())):
-            rows = (counts == count).nonzero()[:, 0]
-            index = tokens.valid[rows].nonzero()[:, 1].view(len(rows), count)
+        valid, parts = tokens.valid_or_all, []
+        for rows in self._groups(valid):
+            index = valid[rows].nonzero()[:, 1].view(len(rows), -1)
             parts.append((rows, index, self._unless_all(_without_padding(tokens, rows, index), k)))
         return _together(tokens, parts)
 
+    def _groups(self, valid: Tensor) -> list[Tensor]:
+        """Rows that are chosen among at once: of equal lengths, or one by one if their content says how many stay."""
+        if self.adaptive:
+            return list(torch.arange(len(valid), device=valid.device).tensor_split(len(valid)))
+        counts = valid.sum(1)
+        return [(counts == count).nonzero()[:, 0] for count in sorted(set(counts.tolist()))]
+
     def _unless_all(self, tokens: VisualTokens, k: int) -> TokenSelection:
-        """What the method chooses, or the identity if all patches can stay; CLS then has no place in the prompt."""
+        """What the method chooses, or the identity if all patches can stay; CLS then has no place in the prompt.
+
+        Where the content decides how many stay, the method chooses in any case.
+        """
         n, patches = tokens.num_tokens, patches_of(tokens).nonzero()[:, 0]
-        if k not in (n, len(patches)):
+        if self.adaptive or k not in (n, len(patches)):
             return self._choose(tokens, k)
         everything = torch.arange(n, device=patches.device)
         return TokenSelection((everything if k == n else patches).repeat(tokens.batch_size, 1), n)
@@ -83,8 +95,13 @@ def _gather(x: Tensor, index: Tensor) -> Tensor:
 Part = tuple[Tensor, Tensor, TokenSelection]  # rows, which of their tokens are valid, and what was chosen of these
 
 
-def _together(tokens: VisualTokens, parts: list[Part]) -> TokenSelection:
-    """One selection of all rows."""
+def _together(tokens: VisualTokens, parts: Sequence[Part]) -> TokenSelection:
+    """One selection of all rows.
+
+    Args:
+        tokens: all rows.
+        parts: some rows each, with what was chosen of them; numbers may differ.
+    """
     chosen = [selection for _, _, selection in parts]
 
     def joined(width: int, each: Callable[[Part], Tensor]) -> Tensor:
