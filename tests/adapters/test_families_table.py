@@ -27,7 +27,7 @@ def cell(adapter, name, pruner):
     wanted, facts = {signal for requires in before for signal in requires}, Facts(ADAPTERS.get(adapter))
     paired = any(isinstance(signal, PairedImage) for signal in wanted)
     unasked = paired and TUNED & {*ADAPTERS.get(adapter).model_types}
-    absent = sorted(signal.plain for signal in missing(wanted, facts))
+    absent = sorted({signal.plain for signal in missing(wanted, facts)})
     inside = {step.selector.positions for step in steps if step.stage.layer is not None}
     places = {step.stage.place for step in steps} - {*ADAPTERS.get(adapter).places}
     if absent or places:
