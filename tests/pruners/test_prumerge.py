@@ -6,7 +6,8 @@ import tokenprune as tp
 from tokenprune import VisualTokens, create_pruner
 from tokenprune.core.errors import ConfigError
 from tokenprune.core.signals import TowerAttention, TowerKeys
-from tokenprune.pruners.prumerge.merge import joined_attention, merged, outliers
+from tokenprune.functional.outliers import high_outliers
+from tokenprune.pruners.prumerge.merge import joined_attention, merged
 from tokenprune.pruners.prumerge.spread import even, spread_by_ratio, spread_once
 from tokenprune.testing.families.llava import ask, tiny_llava, tiny_processor
 
@@ -114,7 +115,7 @@ def test_rows_keep_as_many_as_their_own_attention_says():
     attention = peaks / peaks.sum(2, keepdim=True)
     x = torch.randn(2, 40, 3, generator=generator)
     tokens = VisualTokens(x, {"cls_attention": attention, "keys": x})
-    assert outliers(attention[:, 0]).tolist() == [5, 2]
+    assert high_outliers(attention[:, 0]).tolist() == [5, 2]
     pruner = create_pruner("prumerge", count="outliers")
     chosen = pruner.select(tokens, 40)
     assert chosen.there.sum(1).tolist() == [6, 3]
@@ -140,7 +141,7 @@ def test_on_a_model():
     assert trace.counts == [(25, 7)] * 2
     with tp.prune(model, processor, "prumerge", count="outliers") as trace:
         model(**inputs, logits_to_keep=1)
-    assert [after for _, after in trace.counts] == [max(1, n) + 1 for n in outliers(attention).tolist()]
+    assert [after for _, after in trace.counts] == [max(1, n) + 1 for n in high_outliers(attention).tolist()]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
+import numpy as np
+import pytest
 import torch
 from golden_data import load
 from torch.nn.functional import layer_norm
 
 import tokenprune as tp
 from tokenprune import VisualTokens, create_pruner
+from tokenprune.core.errors import ConfigError
 from tokenprune.testing.families.llava import ask, shared_llava
 from tokenprune.testing.towers import saved_towers
 
@@ -28,10 +31,24 @@ def test_kept_tokens_and_the_mean_are_those_of_the_official_code():
     assert torch.equal(made[:, :64], case["output_tokens"][:, :64])
 
 
-def test_the_official_code_s_similarities_are_a_softmax_of_the_scores_up_to_a_scale():
+def test_the_official_code_s_similarities_are_a_softmax_of_the_scores():
     case, tokens = golden()
-    scores = TRIM.score(tokens) * case["text_embeds"].norm()
-    torch.testing.assert_close(scores.softmax(1), case["similarities"], atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(TRIM.score(tokens).softmax(1), case["similarities"], atol=1e-6, rtol=1e-3)
+
+
+def test_as_many_stay_as_have_unusual_similarities():
+    """By numpy's percentiles of the official code's similarities, as its default has it, and one mean."""
+    case, tokens = golden()
+    similarities = case["similarities"][0].numpy()
+    low, high = np.percentile(similarities, [25, 75])
+    number = int((similarities > high + 1.5 * (high - low)).sum())
+    assert 0 < number < 500
+    pruner = create_pruner("trim", count="outliers")
+    chosen, wanted = pruner.select(tokens, 576), TRIM.select(tokens, number + 1)
+    assert pruner.adaptive
+    assert torch.equal(chosen.sequence, wanted.sequence)
+    assert torch.equal(chosen.merged, wanted.merged)
+    assert pruner.select(tokens, 3).keep.shape == (1, 3)  # the budget is a bound
 
 
 def test_by_hand():
@@ -56,11 +73,16 @@ def test_cls_is_neither_kept_nor_in_the_mean():
     assert chosen.merged[0, :, 0].tolist() == [20, 35]
 
 
-def test_pieces_of_a_long_question_count_alike():
+def test_scores_of_the_pieces_of_a_long_question_are_averaged():
     patches = torch.tensor([[[1.0, 0], [0, 1.5], [0.9, 0.9]]])
-    texts = torch.tensor([[100.0, 0], [0, 1]])  # means of 0.5, 0.75 and 0.9
+    texts = torch.tensor([[1.0, 0], [0, 1]])  # means of 0.5, 0.75 and 0.9
     tokens = VisualTokens(torch.zeros(1, 3, 1), {"clip_image_embeds": patches, "clip_text_embeds": texts})
     assert TRIM.select(tokens, 2).sequence.tolist() == [[0, 1]]
+
+
+def test_another_count_is_refused():
+    with pytest.raises(ConfigError, match="Allowed: budget, outliers"):
+        create_pruner("trim", count="all")
 
 
 def test_on_a_model_the_mean_is_projected():

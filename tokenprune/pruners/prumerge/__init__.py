@@ -27,11 +27,12 @@ from tokenprune.core.signals import Signal, TowerKeys
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import PROJECTOR, Stage
 from tokenprune.core.tokens import VisualTokens
+from tokenprune.functional.outliers import high_outliers
 from tokenprune.functional.ranking import descending
 from tokenprune.functional.vectors import take, widen
 from tokenprune.pruners.base import check_choice, register_pruner
 from tokenprune.pruners.dense import DensePruner, patches_of
-from tokenprune.pruners.prumerge.merge import joined_attention, merged, outliers
+from tokenprune.pruners.prumerge.merge import joined_attention, merged
 from tokenprune.pruners.prumerge.spread import spread, spread_by_ratio, spread_once
 from tokenprune.pruners.saliency import tower_attention
 
@@ -102,5 +103,5 @@ class PruMerge(DensePruner):
 
     def _outliers(self, attention: Tensor) -> Tensor:
         """Patches (1, n) in the order of the code, as many as the attention says."""
-        best = descending(attention)[:, : max(1, int(outliers(attention)))]
+        best = descending(attention)[:, : max(1, int(high_outliers(attention)))]
         return spread_by_ratio(best, attention.shape[1]) if self.plus else best

@@ -8,8 +8,6 @@ from torch import Tensor
 from tokenprune.functional.ranking import descending, first_largest
 from tokenprune.functional.vectors import take, unit, widen
 
-FENCE = 1.5  # distances of the quartiles
-
 
 def joined_attention(attention: Tensor) -> Tensor:
     """The attention (B, N) of all heads joined to one, to patches, from that of each, (B, H, N).
@@ -22,13 +20,6 @@ def joined_attention(attention: Tensor) -> Tensor:
     to_all = torch.cat([to_patches, 1 - to_patches.sum(2, keepdim=True)], 2).clamp(min=smallest)
     joined: Tensor = (to_all.log().sum(1) / heads**0.5).softmax(1)[:, :-1]
     return joined.to(widen(attention).dtype)
-
-
-def outliers(attention: Tensor) -> Tensor:
-    """How many entries of each row (B, N) are above the upper fence of a box plot, (B,) long."""
-    quarter, three = torch.quantile(attention, attention.new_tensor([0.25, 0.75]), dim=1)
-    above: Tensor = attention > (three + FENCE * (three - quarter))[:, None]
-    return above.sum(1)
 
 
 def merged(features: Tensor, keys: Tensor, attention: Tensor, picks: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
