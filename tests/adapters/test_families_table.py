@@ -4,7 +4,6 @@ from pathlib import Path
 
 from tokenprune.adapters.registry import ADAPTERS
 from tokenprune.core.signals import PairedImage
-from tokenprune.core.stages import PRE_LLM
 from tokenprune.engine.providers.base import Facts, missing
 from tokenprune.pruners.base import PRUNERS, create_pruner
 from tokenprune.testing.families import families
@@ -24,14 +23,15 @@ def cell(adapter, name, pruner):
     Test_text_tower has those that must be given one.
     """
     steps = pruner.steps(spec_of(adapter))
-    before = [step.selector.requires for step in steps if step.stage == PRE_LLM]
+    before = [step.selector.requires for step in steps if step.stage.layer is None]
     wanted, facts = {signal for requires in before for signal in requires}, Facts(ADAPTERS.get(adapter))
     paired = any(isinstance(signal, PairedImage) for signal in wanted)
     unasked = paired and TUNED & {*ADAPTERS.get(adapter).model_types}
-    absent = sorted(signal.plain for signal in missing(wanted, facts))
-    inside = {step.positions for step in steps if step.stage != PRE_LLM}
-    if absent:
-        return f"no: {', '.join(absent)}"
+    absent = sorted({signal.plain for signal in missing(wanted, facts)})
+    inside = {step.positions for step in steps if step.stage.inside}
+    places = {step.stage.place for step in steps} - {*ADAPTERS.get(adapter).places}
+    if absent or places:
+        return f"no: {', '.join([*(f'stage {place}' for place in sorted(places)), *absent])}"
     if not all(inside <= {*family.inside} for family in families(adapter).values()):
         return "refused: gaps cannot be closed inside the LLM"
     return "yes, given `text_tower`" if unasked else "yes"
@@ -44,9 +44,10 @@ def spec_of(adapter):
 
 
 def table():
-    lines = [["adapter", *PRUNED], ["---"] * (len(PRUNED) + 1)]
-    for adapter in ADAPTERS.names():
-        lines.append([f"`{adapter}`", *(cell(adapter, name, pruner) for name, pruner in PRUNED.items())])
+    adapters = ADAPTERS.names()
+    lines = [["pruner", *(f"`{adapter}`" for adapter in adapters)], ["---"] * (len(adapters) + 1)]
+    for name, pruner in PRUNED.items():
+        lines.append([name, *(cell(adapter, name, pruner) for adapter in adapters)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

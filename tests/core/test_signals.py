@@ -27,6 +27,8 @@ def test_plain_names_are_public():
     [
         (TowerAttention(), "tower_attention[query=cls,layer=None]"),
         (TowerAttention("patches", -2), "tower_attention[query=patches,layer=-2]"),
+        (TowerAttention("cls", 0.25), "tower_attention[query=cls,layer=0.25]"),
+        (TowerAttention("cls", 1e-05), "tower_attention[query=cls,layer=1e-05]"),
         (TextAttention("own", "all"), "text_attention[layer=own,rows=all]"),
         (Encoder("timm:vit"), "encoder[source=timm:vit]"),
     ],

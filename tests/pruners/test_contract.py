@@ -4,6 +4,13 @@ from tokenprune.pruners.base import PRUNERS
 from tokenprune.testing import PrunerContract
 
 OTHERWISE = {
+    "prumerge": {"merges": True},
+    "vscan": {"grid_only": True, "merges": True},
+    "prunesid": {"merges": True},  # CLS enters
+    "holov": {"unmerged": {"order": "raster"}},
+    "trim": {"merges": True},
+    "hiprune": {"grid_only": True},
+    "visionzip": {"merges": True},
     "pooling": {"grid_only": True, "merges": True},
     "resize": {"grid_only": True, "merges": True},
     "sparsevlm": {"unmerged": {"recycle": False}},  # the golden case has it with what is merged, end to end

@@ -26,7 +26,8 @@ class TokenSelection:
         weight: (B, N) at least 0, what a token counts in the mean that it is folded into; None: all count alike.
         merged: (B, K + M, D) new features of the kept tokens, of methods that make them otherwise than by folding,
             followed by those of M tokens that the method appends, in their order.
-        sequence: (B, K) long, the kept indices in the order in which they enter the prompt; None: ascending.
+        sequence: (B, K) long, the kept indices in the order in which they enter the prompt; None: ascending. Where
+            tokens keep their own position ids, they enter in ascending order all the same.
         bias: (B, K) finite, what later layers add to the attention logits of the kept tokens as keys, in the prefill
             and in decoding, such as the logarithm of how many tokens each stands for; None: nothing.
         labels: (B, K) long, what the method hands on about the kept tokens to later stages, which find it in

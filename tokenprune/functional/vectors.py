@@ -83,4 +83,4 @@ def take(x: Tensor, index: Tensor) -> Tensor:
         (B, n, D).
     """
     flat = index + torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
-    return x.flatten(0, 1).index_select(0, flat.flatten()).view(*index.shape, -1)  # copies whole vectors at a time
+    return x.flatten(0, 1).index_select(0, flat.flatten()).view(*index.shape, x.shape[2])  # copies whole vectors

@@ -70,7 +70,9 @@ class OnModels:
                 why, axes = None, 1 if "repacked" in family.inside else 3
                 steps = pruner.steps(replace(TINY, position_axes=axes))
                 before = [step.selector for step in steps if not step.stage.inside]
-                if any(missing(selector.requires, Facts(ADAPTERS.get(adapter))) for selector in before):
+                if not {step.stage.place for step in steps} <= {*ADAPTERS.get(adapter).places}:
+                    why = "has no stage"
+                elif any(missing(selector.requires, Facts(ADAPTERS.get(adapter))) for selector in before):
                     why = "cannot give the signals"
                 elif any(step.positions not in family.inside for step in steps if step.stage.inside):
                     why = "gaps cannot be closed inside the LLM"

@@ -14,9 +14,15 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.precision import exact
+from tokenprune.core.signals import Layer
 from tokenprune.functional.vectors import widen
 
 ROWS = 256  # of attention that are held at once, over all heads: memory is that of so many rows, not of all
+
+
+def layer_index(layer: Layer, depth: int) -> int:
+    """Which of ``depth`` layers a signal means, from 0."""
+    return min(round(layer * depth), depth - 1) if isinstance(layer, float) else layer % depth
 
 
 def mean_attention(key: Tensor, query: Tensor, scale: float) -> Tensor:

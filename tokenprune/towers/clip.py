@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import Signal, TowerAttention, TowerStates, plain_names
+from tokenprune.core.signals import Layer, Signal, TowerAttention, TowerStates, plain_names
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.towers.attention import attention_to
+from tokenprune.towers.attention import attention_to, layer_index
 from tokenprune.towers.sizes import decoder_spec, has_head, vision_spec
 
 CLS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # of the vision towers that are known
@@ -72,9 +72,9 @@ def tower_signals(model: Any, output: Any, requires: frozenset[Signal]) -> dict[
     for signal in requires:
         given = layer_of(signal)
         if isinstance(signal, TowerStates):
-            signals[signal] = states[read if given is None else given % len(layers) + 1][:, first:]
+            signals[signal] = states[read if given is None else layer_index(given, len(layers)) + 1][:, first:]
             continue
-        index = attention_layer(read, states) if given is None else given % len(layers)
+        index = attention_layer(read, states) if given is None else layer_index(given, len(layers))
         x, attention = layers[index].layer_norm1(states[index]), layers[index].self_attn
         keys = attention.k_proj(x)
         if isinstance(signal, TowerAttention):
@@ -95,9 +95,9 @@ def _asking(signal: TowerAttention, x: Tensor, tower: str) -> Tensor:
     return x[:, :1] if signal.query == "cls" else x[:, number:]
 
 
-def layer_of(signal: Signal) -> int | None:
+def layer_of(signal: Signal) -> Layer | None:
     """The layer of a vision tower that a signal names; None for the one whose output the projector reads."""
-    layer: int | None = getattr(signal, "layer", None)
+    layer: Layer | None = getattr(signal, "layer", None)
     return layer
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from einops import rearrange, reduce
 from torch import Tensor
 
-from tokenprune.core.signals import Signal, TowerAttention, TowerStates
-from tokenprune.towers.attention import attention_to
+from tokenprune.core.signals import Layer, Signal, TowerAttention, TowerStates
+from tokenprune.towers.attention import attention_to, layer_index
 from tokenprune.towers.items import Grid
 
 
@@ -40,8 +40,8 @@ def siglip_signals(layers: Any, output: Any, requires: frozenset[Signal]) -> dic
     """
     signals: dict[Signal, Tensor] = {}
     for signal in requires:
-        given: int | None = getattr(signal, "layer", None)
-        index = (-1 if given is None else given) % len(layers)
+        given: Layer | None = getattr(signal, "layer", None)
+        index = layer_index(-1 if given is None else given, len(layers))
         if isinstance(signal, TowerStates):
             signals[signal] = output.last_hidden_state if given is None else output.hidden_states[index + 1]
             continue

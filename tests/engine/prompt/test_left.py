@@ -7,7 +7,6 @@ import torch
 
 import tokenprune as tp
 from tokenprune.core.budget import Budget
-from tokenprune.core.errors import ModelError
 from tokenprune.core.stages import PRE_LLM, decoder
 from tokenprune.engine.loading import session_for
 from tokenprune.testing.checks import check_masking
@@ -121,8 +120,58 @@ def test_tokens_in_another_order():
         assert torch.equal(ours, ascending.flip(0))
     for key in ("input_ids", "position_ids"):
         assert torch.equal(pruned.inputs[key], plain.inputs[key])
-    with pytest.raises(ModelError, match="positions: repacked"):
-        session.prune_inputs(inputs, Backwards(positions="original"), Budget(keep_tokens=5))
+    own = session.prune_inputs(inputs, Backwards(positions="original"), Budget(keep_tokens=5))
+    ascending = plain.inputs["mm_encoder_outputs"]["image"].pooler_output
+    for ours, theirs in zip(own.inputs["mm_encoder_outputs"]["image"].pooler_output, ascending, strict=True):
+        assert torch.equal(ours, theirs)  # each token has its own position id, so the order is that of these
+
+
+def test_stages_inside_know_which_token_is_at_which_place():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class First(tp.Pruner):
+        def stages(self, spec):
+            return (decoder(2),)
+
+        def _select(self, tokens, k):
+            seen.append(tokens.labels)
+            return tp.TokenSelection(torch.arange(k).expand(tokens.batch_size, -1), tokens.num_tokens)
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Told(Backwards):
+        def _select(self, tokens, k):
+            chosen = super()._select(tokens, k)
+            return dataclasses.replace(chosen, labels=chosen.keep)
+
+    seen = []
+    model, processor = shared_llava("sdpa")
+    inputs = ask(processor, 1, 1)
+    before, within = {"keep_tokens": 6}, {"keep_tokens": 2}
+    with tp.prune(model, processor, Told(), **before) as trace, torch.no_grad():
+        model(**inputs)
+    entered = trace.stages[0].keep
+    both = [Told(), First()]
+    with tp.prune(model, processor, both, **within) as trace, torch.no_grad():
+        model(**inputs)
+    first = trace.stages[0].keep
+    assert [row.tolist() for row in seen[0]] == [keep[::-1] for keep in first]
+    assert [set(row) for row in trace.stages[1].keep] == [set(keep[::-1][:2]) for keep in first]
+    assert all(len(keep) == 6 for keep in entered)
+
+
+def test_groups_of_operations_go_with_their_tokens():
+    """Those picked first run everything, wherever they enter the prompt."""
+    model, processor = shared_llava("sdpa")
+    session, inputs = session_for(model, processor), ask(processor, 1)
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Ranked(Backwards):
+        def _select(self, tokens, k):
+            chosen = super()._select(tokens, k)
+            return dataclasses.replace(chosen, order=chosen.keep)
+
+    pruner = tp.create_pruner("dop", base=Ranked(), shares=(0.5, 0.5), mlp_depth=(3, 1))
+    prompt = session.prune_inputs(inputs, pruner, Budget(keep_tokens=6)).inside.prompt
+    assert prompt.group[prompt.visual].tolist() == [1, 1, 1, 0, 0, 0]
 
 
 def test_segments_of_an_image_that_is_one_row():

@@ -17,6 +17,7 @@ from tokenprune.core.sizes import ModelSpec
 KINDS: dict[str, type[Signal]] = {}  # every kind of signal by its name
 PLAIN: dict[str, None] = {}  # every plain name, in the order in which they were made known
 WRITTEN = re.compile(r"(\w+)(?:\[(.*)\])?")
+NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")  # as Python writes it
 SHARED = 768  # width of the space that CLIP ViT-L/14's image and text share; sizes of a model do not say it
 
 
@@ -190,7 +191,9 @@ def parse(name: str | Signal) -> Signal | str:
 
 def _value(text: str) -> Any:
     """A parameter as it was before it was written down."""
-    return None if text == "None" else int(text) if text.removeprefix("-").isdigit() else text
+    if NUMBER.fullmatch(text):
+        return float(text) if "." in text or "e" in text else int(text)
+    return None if text == "None" else text
 
 
 def plain_names(signals: Iterable[Signal]) -> str:

@@ -9,6 +9,7 @@ from tokenprune.core.signals.base import Signal
 
 Library = Literal["clip", "open_clip"]
 Question = Literal["own", "other"]
+Layer = int | float  # from 0, or from the end if below 0; a float in [0, 1): so far up, for towers of any depth
 
 
 @dataclass(frozen=True)
@@ -17,14 +18,14 @@ class TowerAttention(Signal):
 
     Attributes:
         query: who asks: the CLS token, or the patches of a picture, over which it is the mean.
-        layer: of the tower; None for the one whose output the projector reads.
+        layer: of the tower, see ``Layer``; None for the one whose output the projector reads.
     """
 
     plain_names: ClassVar[tuple[str, ...]] = ("cls_attention", "received_attention")
     shape: ClassVar[str] = "tower_heads tokens"
     fill: ClassVar[Literal["attention"]] = "attention"
     query: Literal["cls", "patches"] = "cls"
-    layer: int | None = None
+    layer: Layer | None = None
 
     @property
     def plain(self) -> str:
@@ -42,12 +43,12 @@ class TowerKeys(Signal):
     """(B, N, C) keys of a layer of the vision tower, heads side by side.
 
     Attributes:
-        layer: of the tower; None for the one whose output the projector reads.
+        layer: of the tower, see ``Layer``; None for the one whose output the projector reads.
     """
 
     plain_names: ClassVar[tuple[str, ...]] = ("keys",)
     shape: ClassVar[str] = "tokens tower_width"
-    layer: int | None = None
+    layer: Layer | None = None
 
     @property
     def reads_layers(self) -> bool:
@@ -60,12 +61,12 @@ class TowerStates(Signal):
     """(B, N, V) hidden states behind a layer of the vision tower, before the projector.
 
     Attributes:
-        layer: of the tower; None for the one whose output the projector reads.
+        layer: of the tower, see ``Layer``; None for the one whose output the projector reads.
     """
 
     plain_names: ClassVar[tuple[str, ...]] = ("vision_hidden",)
     shape: ClassVar[str] = "tokens tower_width"
-    layer: int | None = None
+    layer: Layer | None = None
 
     @property
     def reads_layers(self) -> bool:

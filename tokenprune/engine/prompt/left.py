@@ -113,6 +113,16 @@ def handed_on(layout: Layout, chosen: Sequence[Choice], name: str, empty: float)
     return x
 
 
+def reordered(layout: Layout, chosen: Sequence[Choice], x: Tensor) -> Tensor:
+    """Something that each visual token has (T,), at the place where the token enters the prompt."""
+    for choice in chosen:
+        if choice.selection.sequence is not None:
+            tokens = torch.stack([layout.units[unit] for unit in choice.units]).to(x.device)
+            own = x[tokens].gather(1, choice.selection.keep.clamp(min=0).to(x.device))
+            x = _put(x, tokens, choice.selection, own)
+    return x
+
+
 def _put(x: Tensor, tokens: Tensor, selection: TokenSelection, values: Tensor) -> Tensor:
     """``x`` (T, ...) with the values (G, K, ...) of what stays of some tokens (G, N), in the order of the prompt."""
     device = x.device

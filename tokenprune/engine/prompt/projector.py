@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,7 +30,12 @@ def chosen_before_llm(
         units: of equal numbers of tokens.
         k: how many tokens of each stay.
     """
-    return step.selector.select(rows_of(view, signals, units), k)
+    return in_order(step.selector.select(rows_of(view, signals, units), k), step)
+
+
+def in_order(chosen: TokenSelection, step: Step) -> TokenSelection:
+    """A selection without an order of its own where tokens keep their position ids, and so their order."""
+    return chosen if step.positions == "repacked" else replace(chosen, sequence=None)
 
 
 def chosen_before_projector(
@@ -47,14 +53,13 @@ def chosen_before_projector(
         k: how many tokens of each stay.
 
     Raises:
-        ModelError: if such a token, or tokens in another order, would need position ids of their own.
+        ModelError: if such a token would need a position id of its own.
     """
     tokens = _with_special(view, rows_of(view, signals, units, view.signal(TowerStates())), units)
-    chosen = step.selector.select(tokens, k)
+    chosen = in_order(step.selector.select(tokens, k), step)
     special = int(tokens.special.sum()) if tokens.special is not None else 0
-    reordered = chosen.sequence is not None or bool((chosen.keep[:, :special] < special).any())
-    if reordered and step.positions != "repacked":
-        raise ModelError("a pruner that keeps CLS or puts tokens in another order needs positions: repacked")
+    if step.positions != "repacked" and bool((chosen.keep[:, :special] < special).any()):
+        raise ModelError("a pruner that keeps CLS, which has no position id of its own, needs positions: repacked")
     if not bool(chosen.there.all()):
         raise ModelError("before the projector all rows of a batch must keep equal numbers of tokens")
     values = chosen.apply(tokens.features) if chosen.merged is None else chosen.merged

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.budget import Budget
-from tokenprune.core.errors import BudgetError, ModelError
+from tokenprune.core.errors import BudgetError
 from tokenprune.core.plan import Operations
 from tokenprune.core.precision import on_cpu_unless_said
 from tokenprune.core.sample import Sample
@@ -21,7 +21,7 @@ from tokenprune.engine.decoder.hooks import InsideLLM
 from tokenprune.engine.decoder.inside_plan import InsidePlan, PromptTokens
 from tokenprune.engine.prompt.encoded import Encoded, encode
 from tokenprune.engine.prompt.layout import Choice, Layout
-from tokenprune.engine.prompt.left import Left, handed_on
+from tokenprune.engine.prompt.left import Left, handed_on, reordered
 from tokenprune.engine.prompt.projector import chosen_before_llm, chosen_before_projector
 from tokenprune.engine.prompt.shorten import PrunedInputs, prune_prompt
 from tokenprune.engine.providers.base import Facts, check_signals, check_steps
@@ -59,7 +59,6 @@ def prune_inputs(
         quotas = layout.divided([each[0] for each in counts])
         view = Encoding(adapter, inputs, encoded, questions, samples, quotas)
         left = _chosen(first, view, given, seconds)
-        _check_sequence(first, within, left.chosen)
     close = first is not None and first.positions == "repacked"
     shorter = shortened_prompt(adapter, inputs, left.kept, close=close) | left.encoder_outputs(adapter)
     operations, inside = pruner.operations(adapter.spec), None
@@ -86,15 +85,6 @@ def _chosen(step: Step, view: Encoding, given: Sequence[Signal], seconds: dict[s
     with stopwatch(seconds, "selection", view.adapter.device):
         chosen = choose(step, view, given)
         return Left.of(view.encoded, chosen, [unit for unit, quota in enumerate(view.quotas) if not quota])
-
-
-def _check_sequence(before: Step, within: Sequence[Step], chosen: Sequence[Choice]) -> None:
-    """Raise ModelError where tokens in another order than that of the image would get wrong places or numbers."""
-    ordered = any(choice.selection.sequence is not None for choice in chosen)
-    if ordered and (before.positions != "repacked" or within):
-        raise ModelError(
-            "a pruner that puts tokens in another order needs positions: repacked, and no stage inside the LLM after it"
-        )
 
 
 def _facts(adapter: ModelAdapter) -> Facts:
@@ -176,10 +166,11 @@ def prompt_tokens(
     for row, each in zip(layout.item_rows, counts, strict=False):
         quota[row] = [total + count for total, count in zip(quota[row], each, strict=True)]
     said = {name: handed_on(layout, chosen, name, empty) for name, empty in (("bias", 0), ("labels", -1))}
-    said["group"] = None if operations is None else _groups(operations, layout, chosen)
+    groups = None if operations is None else _groups(operations, layout, chosen)
+    said["group"] = None if groups is None else reordered(layout, chosen, groups)
     aligned = {name: None if x is None else placed(x, -1 if name == "labels" else 0) for name, x in said.items()}
     past = [(total,) for total in layout.free_tokens()] if chosen else []
-    free, number = placed(layout.free, False), placed(layout.numbers, -1)
+    free, number = placed(layout.free, False), placed(reordered(layout, chosen, layout.numbers), -1)
     return PromptTokens(free, number, quota, layout.row_ids, past=past, **aligned)
 
 

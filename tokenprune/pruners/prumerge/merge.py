@@ -1,0 +1,66 @@
+"""What becomes of kept tokens and of the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenprune.functional.ranking import descending, first_largest
+from tokenprune.functional.vectors import take, unit, widen
+
+
+def joined_attention(attention: Tensor) -> Tensor:
+    """The attention (B, N) of all heads joined to one, to patches, from that of each, (B, H, N).
+
+    With scores s_h of H heads of width d, that is softmax(sum_h s_h / sqrt(H d)), and a head's log-probability is
+    s_h / sqrt(d) but for a constant. What a head does not pay to patches it pays to CLS.
+    """
+    heads, smallest = attention.shape[1], torch.finfo(torch.float64).tiny
+    to_patches = attention.double()
+    to_all = torch.cat([to_patches, 1 - to_patches.sum(2, keepdim=True)], 2).clamp(min=smallest)
+    joined: Tensor = (to_all.log().sum(1) / heads**0.5).softmax(1)[:, :-1]
+    return joined.to(widen(attention).dtype)
+
+
+def merged(features: Tensor, keys: Tensor, attention: Tensor, picks: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+    """The tokens that go on: each pick with its neighbours, and a sum of all that leaves.
+
+    Args:
+        features: (B, N, D).
+        keys: (B, N, C), whose cosines tell neighbours.
+        attention: (B, N), weights of what is added.
+        picks: (B, n) long; what is picked again comes again, and replaces the first token that is not picked.
+        neighbours: how many are added to each; they may be picks themselves.
+
+    Returns:
+        Features (B, n + 1, D), the sum last, and whose places in the image they have, (B, n + 1) long. The sum has that
+        of the first token in it.
+    """
+    places, rest = places_of(picks, features.shape[1])
+    source = torch.arange(features.shape[1], device=picks.device).repeat(len(picks), 1).scatter(1, places, picks)
+    features, keys, attention = (
+        take(features, source),
+        take(unit(keys), source),
+        attention.gather(1, source).to(features),
+    )
+    likeness = (take(keys, places) @ keys.mT).scatter(2, places[:, :, None], -torch.inf)
+    near = descending(likeness)[:, :, : min(neighbours, features.shape[1] - 1)]
+    added = attention[:, None].expand_as(likeness).gather(2, near)
+    weight = torch.zeros_like(likeness, dtype=features.dtype).scatter(2, near, added)
+    sums = (attention * rest)[:, None] @ features
+    last = first_largest(rest.long())
+    return torch.cat([take(features, places) + weight @ features, sums], 1), torch.cat([places, last], 1)
+
+
+def places_of(picks: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """Places (B, n) long of picks in the image, all distinct, and which places (B, N) bool have none.
+
+    Args:
+        picks: (B, n) long. What is picked again has the first place that is left.
+        tokens: N.
+    """
+    again = (picks[:, :, None] == picks[:, None]).tril(-1).any(2)
+    left = torch.ones(len(picks), tokens, dtype=torch.bool, device=picks.device).scatter(1, picks, False)
+    free = left.logical_not().long().argsort(dim=1, stable=True)
+    places = torch.where(again, free.gather(1, (again.cumsum(1) - 1).clamp(min=0)), picks)
+    return places, left.scatter(1, places, False)
