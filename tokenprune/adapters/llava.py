@@ -14,9 +14,9 @@ from torch import Tensor
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import check_pixels
 from tokenprune.adapters.registry import register_adapter
-from tokenprune.core.signals import TOWER, PairedImage, Signal, SmallerPicture, TowerAttention
+from tokenprune.core.signals import SmallerPicture
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.towers.clip import first_token, llava_spec, tower_signals
+from tokenprune.towers.clip import CLIP, first_token, llava_spec
 
 
 @register_adapter("llava", paper="https://arxiv.org/abs/2310.03744")
@@ -25,9 +25,8 @@ class LlavaAdapter(ModelAdapter):
 
     model_types = ("llava",)
     example = "llava-hf/llava-1.5-7b-hf"
-    offers = TOWER | {PairedImage(), TowerAttention("cls"), SmallerPicture()}
-    any_layer = True
-
+    tower = CLIP
+    offers = frozenset({SmallerPicture()})
     places = ("projector", "pre_llm", "decoder")
 
     @classmethod
@@ -54,9 +53,3 @@ class LlavaAdapter(ModelAdapter):
         config = self.model.config
         states: Tensor = output.hidden_states[config.vision_feature_layer]
         return states[:, : first_token(config)]
-
-    def vision_signals(
-        self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
-    ) -> dict[Signal, Tensor]:
-        """Signals of the encoder layer whose output the projector reads, of the patches that it reads."""
-        return {name: x.flatten(0, 1) for name, x in tower_signals(self.model, output, requires).items()}

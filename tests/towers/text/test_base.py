@@ -122,7 +122,7 @@ def test_a_tower_that_was_trained_further_has_none_by_its_sizes(model_type, kind
 
 
 def test_who_trained_it_further():
-    paired = {name for name in ADAPTERS.names() if PairedImage() in ADAPTERS.get(name).offers}
+    paired = {name for name in ADAPTERS.names() if PairedImage() in ADAPTERS.get(name).on_offer()}
     assert paired == {"llava", "llava_next", "llava_next_video", *SIGLIPS}
     assert {kind for name in SIGLIPS for kind in ADAPTERS.get(name).model_types} == TUNED
 

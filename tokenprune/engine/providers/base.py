@@ -183,8 +183,8 @@ def _offered(facts: Facts, *, inside: bool) -> set[str]:
     """Plain names of what can be given at a stage."""
     if inside:
         return {name for kind in _all() if kind.inside for name in kind.plain_names}
-    paired = PairedText.plain_names if PairedImage() in facts.adapter.offers else ()
-    towers = {signal.plain for signal in facts.adapter.offers}
+    paired = PairedText.plain_names if PairedImage() in facts.adapter.on_offer() else ()
+    towers = {signal.plain for signal in facts.adapter.on_offer()}
     return {*towers, *paired, *PromptEmbeds.plain_names, *PromptMask.plain_names}
 
 

@@ -20,7 +20,7 @@ from tokenprune.functional.cells import coarser
 
 def in_family(signal: SmallerPicture, facts: Facts) -> bool:
     """Whether the towers of a family take smaller pictures."""
-    return signal in facts.adapter.offers
+    return signal in facts.adapter.on_offer()
 
 
 def quotas(signal: SmallerPicture, view: Encoding) -> Hashable:

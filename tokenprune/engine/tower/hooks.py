@@ -23,7 +23,7 @@ from tokenprune.core.errors import ModelError, TokenPruneError
 from tokenprune.core.plan import OperationPlan
 from tokenprune.core.selection import TokenSelection
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.core.stages import tower
+from tokenprune.core.stages import decoder
 from tokenprune.core.steps import Selector
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.engine.prompt.layout import content_id
@@ -106,7 +106,7 @@ class VitBlock:
         Raises:
             BudgetError: if the budget cannot be met.
         """
-        last, stages = len(self.layers), [tower(at) for at in self.layers]
+        last, stages = len(self.layers), [decoder(at) for at in self.layers]  # blocks are the layers of its spec
 
         def left(keep: int) -> tuple[int, ...]:
             return tuple(round(total * (keep / total) ** (place / last)) for place in range(1, last + 1))

@@ -1,0 +1,50 @@
+"""SigLIP vision towers whose last features are read, behind the tower's last norm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tokenprune.core.errors import ModelError
+from tokenprune.core.signals import TOWER, PairedImage, Signal
+from tokenprune.towers.base import TowerOutput
+from tokenprune.towers.rows import NormedTower
+
+
+@dataclass(frozen=True)
+class SiglipTower(NormedTower):
+    """A SigLIP tower.
+
+    Attributes:
+        name: of the tower in the base model.
+    """
+
+    name: str = "vision_tower"
+
+    def layers(self, model: Any) -> Sequence[Any]:
+        layers: Sequence[Any] = getattr(model.base_model, self.name).encoder.layers
+        return layers
+
+
+@dataclass(frozen=True)
+class IdeficsTower(SiglipTower):
+    """A SigLIP tower that can be told to ignore padding in a picture."""
+
+    def attention(self, signal: Signal, seen: TowerOutput) -> Tensor:
+        """Attention that patches get; ModelError where padding in a tile hides patches."""
+        _check_whole(seen.inputs)
+        return super().attention(signal, seen)
+
+
+def _check_whole(inputs: Mapping[str, Any]) -> None:
+    """Raise ModelError if a part of a tile is hidden from the tower."""
+    mask = inputs.get("pixel_attention_mask")
+    if mask is not None and bool((mask.flatten(2).any(2) != mask.flatten(2).all(2)).any()):
+        raise ModelError("pixel_attention_mask hides a part of a tile, so received_attention is not known there")
+
+
+SIGLIP = SiglipTower(TOWER | {PairedImage()})
+IDEFICS = IdeficsTower(TOWER | {PairedImage()}, name="vision_model")
