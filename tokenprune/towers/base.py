@@ -22,13 +22,18 @@ class TowerOutput:
         model: that the tower is a part of.
         modality: ``image`` or ``video``.
         output: of the modality's encoder, with the hidden states that are needed.
-        inputs: of the model.
+        inputs: of the model; of a forward that is under way, what else than hidden states each layer was given.
     """
 
     model: Any
     modality: str
     output: Any
-    inputs: Mapping[str, Any]
+    inputs: Mapping[Any, Any]
+
+    @property
+    def config(self) -> Any:
+        """The model's config; models of timm have none, and say themselves what a config would."""
+        return getattr(self.model, "config", self.model)
 
     @property
     def states(self) -> Sequence[Tensor]:
@@ -54,17 +59,23 @@ class Tower(ABC):
         return int(config.vision_config.num_hidden_layers)
 
     def layer(self, signal: Signal, config: Any) -> int:
-        """The layer (0-based) that a signal is of; -1 for the embeddings of patches, if the projector reads these."""
-        named: int | None = getattr(signal, "layer", None)
-        return self.read(config, signal) if named is None else named % self.depth(config)
-
-    @abstractmethod
-    def read(self, config: Any, signal: Signal) -> int:
-        """The layer (0-based) whose output the projector reads, or -1.
+        """The layer (0-based) that a signal is of; -1 for the embeddings of patches, if the projector reads these.
 
         Raises:
-            ModelError: if a signal could be of several.
+            ModelError: if it names none, and the projector reads several.
         """
+        named: int | None = getattr(signal, "layer", None)
+        if named is not None:
+            return named % self.depth(config)
+        first, *others = self.reads(config)
+        if others:
+            several = f"the projector reads several layers of the vision tower, {[first, *others]}"
+            raise ModelError(f"{several}, so {signal.plain} could be any of theirs")
+        return first
+
+    @abstractmethod
+    def reads(self, config: Any) -> tuple[int, ...]:
+        """The layers (0-based) whose outputs the projector reads; -1 stands for the embeddings of patches."""
 
     def signal(self, signal: Signal, seen: TowerOutput) -> Tensor:
         """A signal of each patch, (I, N, ...) by pictures, or (P, ...) if the tower packs them; see ``merged``.
@@ -109,8 +120,8 @@ class UnknownTower(Tower):
 
     offers: frozenset[Signal] = frozenset()
 
-    def read(self, config: Any, signal: Signal) -> int:
-        raise ModelError(f"nothing is known of this model's vision tower, so that it gives no {signal.plain}")
+    def reads(self, config: Any) -> tuple[int, ...]:
+        return ()
 
     def states(self, signal: Signal, seen: TowerOutput) -> Tensor:
         raise ModelError("nothing is known of this model's vision tower, so that its states cannot be read")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import TOWER, PairedImage, Signal, TowerAttention
+from tokenprune.core.signals import TOWER, PairedImage, TowerAttention
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers.rows import RowTower
 from tokenprune.towers.sizes import decoder_spec, has_head, vision_spec
@@ -66,12 +66,13 @@ class ClipTower(RowTower):
         """Which of a picture's tokens is the first that the projector reads, as the config says it."""
         return first_token(config)
 
-    def read(self, config: Any, signal: Signal) -> int:
-        layer = config.vision_feature_layer
-        if not isinstance(layer, int):
-            several = f"the projector reads several layers, {list(layer)}"
-            raise ModelError(f"{several}, so {signal.plain} could be any of theirs")
-        return layer % (self.depth(config) + 1) - 1
+    def door(self, model: Any) -> Any:
+        return model.base_model.vision_tower
+
+    def reads(self, config: Any) -> tuple[int, ...]:
+        layers = config.vision_feature_layer
+        several = (layers,) if isinstance(layers, int) else layers
+        return tuple(layer % (self.depth(config) + 1) - 1 for layer in several)
 
 
 CLIP = ClipTower(TOWER | {PairedImage(), TowerAttention("cls")})

@@ -32,8 +32,11 @@ class InternTower(RowTower):
         """One token, CLS."""
         return 1
 
-    def read(self, config: Any, signal: Signal) -> int:
-        return int(config.vision_feature_layer % (self.depth(config) + 1)) - 1
+    def door(self, model: Any) -> Any:
+        return model.base_model.vision_tower
+
+    def reads(self, config: Any) -> tuple[int, ...]:
+        return (int(config.vision_feature_layer % (self.depth(config) + 1)) - 1,)
 
     def attention_of(self, layer: Any) -> Any:
         return layer.attention
@@ -52,7 +55,7 @@ class InternTower(RowTower):
 
     def states(self, signal: Signal, seen: TowerOutput) -> Tensor:
         """Hidden states behind a layer; of the last, if it is read, what the projector is given."""
-        config = seen.model.config
+        config = seen.config
         if signal != TowerStates() or config.vision_feature_layer != -1:
             return super().states(signal, seen)
         states: Tensor = seen.output.last_hidden_state
@@ -60,7 +63,7 @@ class InternTower(RowTower):
 
     def merged(self, x: Tensor, seen: TowerOutput) -> Tensor:
         """Means over each visual token's patches: (tiles, patches, C) to (T, C)."""
-        config = seen.model.config
+        config = seen.config
         step = round(1 / config.downsample_ratio)
         tokens = side(config) // step
         return reduce(x, "t (h a w b) c -> (t h w) c", "mean", h=tokens, w=tokens, a=step, b=step)

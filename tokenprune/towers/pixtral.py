@@ -28,11 +28,11 @@ def grids(config: Any, inputs: Mapping[str, Any]) -> list[Grid]:
 class PixtralTower(Tower):
     """Pixtral; signals are (1, P, ...) of the patches of all images, keys before rotation."""
 
-    def read(self, config: Any, signal: Signal) -> int:
-        return int(config.vision_feature_layer % (self.depth(config) + 1)) - 1
+    def reads(self, config: Any) -> tuple[int, ...]:
+        return (int(config.vision_feature_layer % (self.depth(config) + 1)) - 1,)
 
     def states(self, signal: Signal, seen: TowerOutput) -> Tensor:
-        return seen.states[self.layer(signal, seen.model.config) + 1]
+        return seen.states[self.layer(signal, seen.config) + 1]
 
     def keys(self, signal: Signal, seen: TowerOutput) -> Tensor:
         attention, x = self._attending(signal, seen)
@@ -54,14 +54,14 @@ class PixtralTower(Tower):
 
     def merged(self, x: Tensor, seen: TowerOutput) -> Tensor:
         """Means over the patches of each visual token: (1, P, C) to (T, C)."""
-        config = seen.model.config
+        config = seen.config
         sizes = grids(config, seen.inputs)
         images = zip(torch.split(x, [height * width for height, width in sizes], 1), sizes, strict=True)
         return torch.cat([pool(image, grid, config.spatial_merge_size)[0] for image, grid in images])
 
     def _attending(self, signal: Signal, seen: TowerOutput) -> tuple[Any, Tensor]:
         """The attention module of the layer that a signal is of, and what it was given (1, P, V)."""
-        number = attending(self.layer(signal, seen.model.config))
+        number = attending(self.layer(signal, seen.config))
         layer = seen.model.base_model.vision_tower.transformer.layers[number]
         return layer.attention, layer.attention_norm(seen.states[number])
 

@@ -25,19 +25,19 @@ class QwenTower(Tower):
     def depth(self, config: Any) -> int:
         return int(config.vision_config.depth)
 
-    def read(self, config: Any, signal: Signal) -> int:
+    def reads(self, config: Any) -> tuple[int, ...]:
         """The last layer."""
-        return self.depth(config) - 1
+        return (self.depth(config) - 1,)
 
     def states(self, signal: Signal, seen: TowerOutput) -> Tensor:
         """Hidden states (P, V) behind a layer; what a merger reads, unless the layer is named."""
         if signal == TowerStates():
             states: Tensor = seen.output.last_hidden_state
             return states
-        return seen.states[self.layer(signal, seen.model.config) + 1]
+        return seen.states[self.layer(signal, seen.config) + 1]
 
     def keys(self, signal: Signal, seen: TowerOutput) -> Tensor:
-        return self._projected(self.layer(signal, seen.model.config), seen)[1].flatten(1)
+        return self._projected(self.layer(signal, seen.config), seen)[1].flatten(1)
 
     def attention(self, signal: Signal, seen: TowerOutput) -> Tensor:
         """Attention (P, H) that patches receive in a layer that has no windows, after rotation; the last if unnamed.
@@ -93,12 +93,12 @@ def _grids(seen: TowerOutput) -> Tensor:
 
 def _merge(seen: TowerOutput) -> int:
     """Height and width of a visual token, in patches."""
-    return int(seen.model.config.vision_config.spatial_merge_size)
+    return int(seen.config.vision_config.spatial_merge_size)
 
 
 def _order(seen: TowerOutput, device: torch.device) -> Any:
     """Where the tower has the patches of each visual token; windows are put side by side."""
-    config = seen.model.config
+    config = seen.config
     if config.model_type != "qwen2_5_vl":
         return slice(None)
     vision = config.vision_config

@@ -24,8 +24,11 @@ class SiglipTower(NormedTower):
 
     name: str = "vision_tower"
 
+    def door(self, model: Any) -> Any:
+        return getattr(model.base_model, self.name)
+
     def layers(self, model: Any) -> Sequence[Any]:
-        layers: Sequence[Any] = getattr(model.base_model, self.name).encoder.layers
+        layers: Sequence[Any] = self.door(model).encoder.layers
         return layers
 
 

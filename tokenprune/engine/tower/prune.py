@@ -15,7 +15,7 @@ from tokenprune.core.stages import PRE_LLM
 from tokenprune.engine.attach.interception import Opening
 from tokenprune.engine.attach.wrapped import unwrapped
 from tokenprune.engine.providers.base import refusal
-from tokenprune.engine.tower.hooks import VitBlock, VitTrace
+from tokenprune.engine.tower.block import VitBlock, VitTrace
 from tokenprune.pruners.base import Pruner, create_pruner
 from tokenprune.towers.timm_sizes import vit_spec
 
