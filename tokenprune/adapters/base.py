@@ -43,7 +43,8 @@ class ModelAdapter(ABC):
         scopes: what a row that a pruner chooses among can be; the first is the default. Budgets are of an image or a
             video, unless the scope is ``per_frame``.
         any_size: whether an image or video can have more visual tokens than the nominal image of the spec.
-        places: where a pruner can have a stage: ``projector`` (see ``project``), ``pre_llm`` and ``decoder``.
+        places: where a pruner can have a stage: ``tower`` (whose towers are ``RowTower``, with a patch for each visual
+            token), ``projector`` (see ``project``), ``pre_llm`` and ``decoder``.
     """
 
     model_types: ClassVar[tuple[str, ...]]

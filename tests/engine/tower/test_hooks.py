@@ -6,7 +6,7 @@ from tiny_timm import VITS, WITH_CLS, ByCLS, ByKeys, by_hand, images, masked, ti
 
 import tokenprune as tp
 from tokenprune.core.errors import BudgetError, ModelError, TokenPruneError
-from tokenprune.engine.prompt.layout import content_id
+from tokenprune.towers.pictures import content_id
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 

@@ -9,7 +9,8 @@ from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import PairedImage
 from tokenprune.core.stages import PRE_LLM
 from tokenprune.core.steps import Step
-from tokenprune.engine.providers.base import Facts, check_steps
+from tokenprune.engine.providers.base import Facts
+from tokenprune.engine.providers.steps import check_steps
 from tokenprune.sweeps.build import build
 from tokenprune.sweeps.config import parse_config
 from tokenprune.testing.families import families

@@ -33,8 +33,8 @@ class Left:
 
     @classmethod
     def all(cls, encoded: Encoded) -> Left:
-        """All visual tokens, none of them changed."""
-        return cls(encoded, torch.ones_like(encoded.layout.free))
+        """All visual tokens that came out of the vision tower, none of them changed."""
+        return cls(encoded, encoded.there)
 
     @classmethod
     def of(cls, encoded: Encoded, chosen: Sequence[Choice], dropped: Sequence[int]) -> Left:
@@ -46,7 +46,7 @@ class Left:
         for selection in (choice.selection for choice in chosen):
             if selection.merged is not None and selection.merged.shape[1] != selection.keep.shape[1]:
                 raise ModelError("tokens can be appended inside the LLM only")
-        return cls(encoded, kept_tokens(encoded.layout, chosen, dropped), tuple(chosen))
+        return cls(encoded, kept_tokens(encoded.layout, chosen, dropped) & encoded.there, tuple(chosen))
 
     def moved(self, x: Tensor) -> Tensor:
         """Something that each visual token has (T, ...), as it goes on: folded, and in the order of the prompt.

@@ -19,7 +19,7 @@ from tokenprune.core.signals import (
     Signal,
     TowerAttention,
 )
-from tokenprune.core.steps import Selector, Step
+from tokenprune.core.steps import Selector
 
 OURS = ("tower", "paired", "prompt", "encoder", "smaller_picture", "evidence", "inside")
 
@@ -129,21 +129,6 @@ def choose(signal: Signal, facts: Facts, *, inside: bool) -> Signal | None:
 def missing(requires: Iterable[Signal], facts: Facts, *, inside: bool = False) -> list[Signal]:
     """Signals that a family cannot give at a stage, in none of their alternatives."""
     return [signal for signal in requires if choose(signal, facts, inside=inside) is None]
-
-
-def check_steps(steps: Sequence[Step], facts: Facts) -> None:
-    """Refuse steps of a pruner whose signals a model cannot give; no weights are needed.
-
-    Raises:
-        ModelError: says which signals, and what stands in for them.
-    """
-    facts.adapter.check_steps(steps)
-    for step in steps:
-        if step.stage.place not in facts.adapter.places:
-            allowed = ", ".join(facts.adapter.places)
-            raise ModelError(f"{facts.adapter.__name__} has no stage {step.stage.place}; allowed: {allowed}")
-        inside = step.stage.inside
-        check_signals(step.selector.requires, facts, inside=inside, where=f" ({step.stage})" if inside else "")
 
 
 def check_signals(requires: Iterable[Signal], facts: Facts, *, inside: bool = False, where: str = "") -> list[Signal]:

@@ -49,7 +49,7 @@ def paired_image(signal: PairedImage, view: Encoding) -> Tensor:
         patches = adapter.tower.signal(states, TowerOutput(adapter.model, modality, output, view.inputs))
         with exact(view.encoded.features.device):
             embedded = text_tower.project(patches, normed=adapter.tower.normed)
-        parts[modality] = adapter.per_token(modality, embedded, view.inputs)
+        parts[modality] = adapter.per_token(modality, view.encoded.at_all_patches(modality, embedded), view.inputs)
     return view.encoded.in_order(parts)
 
 

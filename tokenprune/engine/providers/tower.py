@@ -37,5 +37,5 @@ def tower_signal(signal: Of, view: Encoding) -> Tensor:
     adapter, parts = view.adapter, {}
     for modality, output in view.encoded.outputs.items():
         found = adapter.tower.signal(signal, TowerOutput(adapter.model, modality, output, view.inputs))
-        parts[modality] = adapter.per_token(modality, found, view.inputs)
+        parts[modality] = adapter.per_token(modality, view.encoded.at_all_patches(modality, found), view.inputs)
     return view.encoded.in_order(parts)

@@ -15,13 +15,13 @@ from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import Signal
 from tokenprune.core.steps import Step
 from tokenprune.core.tokens import VisualTokens
-from tokenprune.engine.prompt.layout import content_id
 from tokenprune.engine.stopwatch import stopwatch
 from tokenprune.engine.tower.left import PatchesLeft
 from tokenprune.engine.tower.signals import asked_of, remembered
 from tokenprune.functional.vectors import take
 from tokenprune.towers.base import TowerOutput
 from tokenprune.towers.items import Grid
+from tokenprune.towers.pictures import content_id
 from tokenprune.towers.rows import RowTower
 
 Arguments = Mapping[str, Any]

@@ -39,7 +39,8 @@ class PatchesLeft:
         kept = list(self.stages.values())[-1:]
         if not kept or kept[0].shape[1] == x.shape[1]:
             return x
-        index = torch.searchsorted(self.of(x.shape[1], len(x), x.device), kept[0].to(x.device))
+        before = self.of(x.shape[1], len(x), x.device).contiguous()
+        index = torch.searchsorted(before, kept[0].to(x.device))
         return take(x, index)
 
     def spread(self, x: Tensor) -> Tensor:
