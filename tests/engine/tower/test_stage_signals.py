@@ -6,7 +6,7 @@ from tiny_towers import MLLMS, PREFIX, InTower
 
 import tokenprune as tp
 from tokenprune.core.errors import ConfigError, ModelError
-from tokenprune.core.signals import OneOf, PairedImage, PromptEmbeds, TowerAttention, TowerKeys, TowerStates
+from tokenprune.core.signals import OneOf, PromptEmbeds, TowerAttention, TowerKeys, TowerStates
 from tokenprune.core.stages import PRE_LLM, PROJECTOR, decoder
 from tokenprune.engine.loading import session_for
 from tokenprune.testing.families import families
@@ -86,7 +86,7 @@ def test_signals_are_of_the_layer_before_or_of_one_that_is_named(name):
 
 def test_stages_after_the_tower_see_what_the_tower_computed_of_what_is_left():
     """Keys, attention and states of the layer that the projector reads, and of an earlier one; places in the prompt."""
-    signals = (TowerKeys(), TowerStates(), TowerAttention("cls"), TowerKeys(0), TowerStates(0), PairedImage())
+    signals = (TowerKeys(), TowerStates(), TowerAttention("cls"), TowerKeys(0), TowerStates(1))
     tokens, plain = [], InTower()
 
     def select(given, k):
@@ -95,8 +95,8 @@ def test_stages_after_the_tower_see_what_the_tower_computed_of_what_is_left():
 
     model, processor = MLLMS["llava"].build("eager")
     session, inputs = session_for(model, processor), MLLMS["llava"].ask(processor, 1, 2)
-    later = InTower(after=(PRE_LLM,), requires=signals[:-1], select=select)
-    pruner = tp.create_pruner("compose", pruners=(InTower(1), later))
+    later = InTower(after=(PRE_LLM,), requires=signals, select=select)
+    pruner = tp.create_pruner("compose", pruners=(InTower(2), later))
     kept = {}
     seen = record(model, lambda: kept.update(pruned=session.prune_inputs(inputs, pruner, tp.Budget(keep_tokens=KEEP))))
     (given,) = tokens
@@ -113,6 +113,7 @@ def test_stages_after_the_tower_see_what_the_tower_computed_of_what_is_left():
     close(given.signal(TowerAttention("cls")), own["weights"][:, :, 0, 1:])
     close(given.features, model.base_model.multi_modal_projector(own["states"][:, 1:]))
     close(given.signal(TowerKeys(0)), earlier["keys"][:, 1:][rows, left])
+    close(given.signal(TowerStates(1)), seen[1]["states"][:, 1:][rows, left])
     assert given.grid is given.place is None
 
 
