@@ -88,7 +88,7 @@ def keeps_of(stage, number):
 class InTower(Pruner):
     """Keeps patches that a fixed random direction likes, at some layers of the tower, and perhaps at other stages."""
 
-    def __init__(self, *layers, after=(), positions="repacked", requires=(), select=None):
+    def __init__(self, *layers, after=(), positions="repacked", requires=(), select=None, inside=None):
         object.__setattr__(self, "positions", positions)
         own = {
             "at": tuple(map(tp.stages.tower, layers)),
@@ -96,6 +96,7 @@ class InTower(Pruner):
             "needs": frozenset(requires),
             "choose": select,
         }
+        own["inside"] = inside or Within(positions=positions)
         for key, value in own.items():
             object.__setattr__(self, key, value)
 
@@ -111,9 +112,8 @@ class InTower(Pruner):
         return tuple(round(total * (keep / total) ** (step / number)) for step in range(1, number + 1))
 
     def steps(self, spec):
-        """Inside the LLM, what the text attends to stays."""
-        inside = Within(positions=self.positions)
-        return tuple(Step(step.stage, inside if step.stage.inside else self) for step in super().steps(spec))
+        """Inside the LLM what the text attends to stays, unless told otherwise."""
+        return tuple(Step(step.stage, self.inside if step.stage.inside else self) for step in super().steps(spec))
 
     def _select(self, tokens, k):
         if self.choose is not None:
