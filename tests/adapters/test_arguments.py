@@ -4,7 +4,7 @@ import pytest
 import transformers
 
 from tokenprune.adapters.cache_argument import CACHE
-from tokenprune.engine.decoder.hooks import _named
+from tokenprune.engine.decoder.arguments import named
 from tokenprune.testing.families import families
 
 FAMILIES = families()
@@ -27,7 +27,7 @@ def received(family):
 
     def note(name):
         return lambda module, args, kwargs: names[name].append(
-            {key for key, value in _named(module, args, kwargs).items() if value is not None or key == "attention_mask"}
+            {key for key, value in named(module, args, kwargs).items() if value is not None or key == "attention_mask"}
         )
 
     handles = [module.register_forward_pre_hook(note(name), with_kwargs=True) for name, module in modules.items()]

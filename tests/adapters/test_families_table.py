@@ -13,7 +13,7 @@ from tokenprune.towers.text.base import TUNED
 DOCS = Path(__file__).parents[2] / "docs/families.md"
 
 
-WRAPPERS = {"compose", "dop"}  # run wherever what they wrap does
+WRAPPERS = {"compose", "dop", "none"}  # run wherever what they wrap does, and everywhere
 PRUNED = {name: create_pruner(name) for name in PRUNERS.names() if name not in WRAPPERS}
 PRUNED["cdpruner, prompt_embedding"] = create_pruner("cdpruner", conditioning="prompt_embedding")
 

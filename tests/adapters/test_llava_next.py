@@ -11,6 +11,7 @@ from tokenprune.core.signals import TowerAttention, TowerKeys, TowerStates
 from tokenprune.costs.model_card import load_card
 from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.session import Session
+from tokenprune.pruners.none import NoPruning
 from tokenprune.testing.checks import ROWS, STEPS, check_beams, check_identity, check_masking, check_second_turn
 from tokenprune.testing.families.llava_next import FAMILIES, tiny_llava_next, tiny_processor
 from tokenprune.testing.pictures import picture
@@ -186,7 +187,7 @@ def test_papers_see_five_tiles_without_newlines(model, processor, prepared):
         [stitched(model, pixels) for pixels in inputs["pixel_values"]]
     )
     wanted = model.generate(inputs_embeds=x, attention_mask=inputs["attention_mask"], max_new_tokens=STEPS)
-    whole = Session(adapter).prune_inputs(inputs, None)
+    whole = Session(adapter).prune_inputs(inputs, NoPruning())
     out = model.generate(**whole.inputs, max_new_tokens=STEPS)
     assert out[:, inputs["input_ids"].shape[1] :].tolist() == wanted.tolist()
     tokens = Session(adapter).visual_tokens(inputs, VISION)

@@ -20,6 +20,7 @@ from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.prompt.pruned import prompt_tokens
 from tokenprune.engine.prompt.shorten import fresh
 from tokenprune.engine.session import Session
+from tokenprune.pruners.none import NoPruning
 from tokenprune.testing.checks import check_masking, generated
 from tokenprune.testing.families.qwen3_vl import FAMILIES, VISION
 from tokenprune.testing.families.qwen_vl import tiny_qwen
@@ -138,7 +139,7 @@ def test_replayed_layers_get_their_additions(built, plan):
     model, processor = built
     adapter, inputs = adapter_for(model, processor), FAMILY.ask(processor, 1, 2)
     images = Session(adapter).encode(inputs)
-    whole = Session(adapter).prune_inputs(inputs, None, encoded=images).inputs
+    whole = Session(adapter).prune_inputs(inputs, NoPruning(), encoded=images).inputs
     visual, free = adapter.placeholders(whole["input_ids"]), images.layout.free
     everything = Operations(torch.ones(LAYERS, 3, 1, dtype=torch.bool))
     prompt = prompt_tokens((), visual, images.layout, torch.ones_like(free), operations=everything)

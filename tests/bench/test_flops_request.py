@@ -57,7 +57,7 @@ def test_every_card(card):
     assert values["vision tower"][1] == vision_flops(spec) > 0
 
 
-@pytest.mark.parametrize("name", PRUNERS.names())
+@pytest.mark.parametrize("name", sorted({*PRUNERS.names()} - {"none"}))
 def test_every_pruner(name):
     asked = request("llava-1.5-7b", None, [f"pruner={name}", "budget.average_tokens=192"], 40)
     assert [case.name for case in asked.cases] == ["unpruned", "average_tokens=192"]

@@ -19,6 +19,7 @@ from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.prompt.pruned import prompt_tokens
 from tokenprune.engine.session import Session
 from tokenprune.pruners.base import create_pruner
+from tokenprune.pruners.none import NoPruning
 from tokenprune.testing.families import families
 from tokenprune.testing.pictures import picture
 from tokenprune.testing.pruners import depthwise
@@ -208,7 +209,7 @@ def test_layers_run_again(split):
         adapter = adapter_for(model, build("llava")[1])
         with on_gpus(prompt("padded llava"), device) as inputs:
             images = Session(adapter).encode(inputs)
-            whole = Session(adapter).prune_inputs(inputs, None, encoded=images).inputs
+            whole = Session(adapter).prune_inputs(inputs, NoPruning(), encoded=images).inputs
             visual, kept = adapter.placeholders(whole["input_ids"]), torch.ones_like(images.layout.free)
             tokens = prompt_tokens((), visual, images.layout, kept, operations=plan)
             replay = Replay(model, whole, tokens, 2)

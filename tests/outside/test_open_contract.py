@@ -8,6 +8,7 @@ import torch
 from tiny_aya_vision import AyaVision
 
 import tokenprune as tp
+from tokenprune.adapters.cache_argument import cache_of
 from tokenprune.engine.loading import session_for
 from tokenprune.testing.checks import check_identity, check_masking
 from tokenprune.testing.families import families
@@ -15,7 +16,7 @@ from tokenprune.testing.families.llava import ask, shared_llava
 from tokenprune.testing.pruners import Project
 
 FOLDER = Path(__file__).parent
-LIMITS = {"visionzip.py": 40, "frames.py": 30, "aya_vision.py": 60, "signal.py": 25}
+LIMITS = {"visionzip.py": 40, "frames.py": 30, "aya_vision.py": 60, "signal.py": 25, "headwise.py": 30}
 
 
 @pytest.mark.parametrize(("name", "limit"), LIMITS.items())
@@ -90,3 +91,19 @@ def test_an_adapter(outside, attention):
     with tp.prune(model, processor, "cdpruner", conditioning="received_attention", keep_tokens=4) as trace:
         model.generate(**inputs, max_new_tokens=1)
     assert all(kept < total for total, kept in trace.counts)
+
+
+def test_cache_entries_by_head(outside):
+    outside("headwise.py")
+    model, processor = shared_llava("sdpa")
+    inputs = ask(processor, 1, 2)
+    details = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    plain = model.generate(**inputs, **details)
+    with tp.prune(model, processor, "headwise", keep_tokens=5) as trace:
+        out = model.generate(**inputs, **details)
+    assert torch.equal(out.logits[0], plain.logits[0])
+    assert not torch.equal(out.logits[1], plain.logits[1])
+    assert [stage.counts for stage in trace.stages] == [[5, 10]] * 4
+    held = [layer.keys.shape[2] for layer in cache_of(out).layers]
+    assert held[0] == inputs["input_ids"].shape[1] + 3
+    assert all(each < held[0] - 25 for each in held[1:])

@@ -70,7 +70,7 @@ def test_keeping_original_positions_is_refused(method):
 def test_a_family_without_the_stage_says_so(method):
     model, processor = families("internvl")["internvl"].build("sdpa")
     with (
-        pytest.raises(ModelError, match="InternVLAdapter has no stage projector; allowed: pre_llm, decoder"),
+        pytest.raises(ModelError, match="InternVLAdapter has no stage projector; allowed: pre_llm, decoder, cache"),
         tp.prune(model, processor, "outside_visionzip", keep_tokens=9),
     ):
         pass

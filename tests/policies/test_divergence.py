@@ -13,6 +13,7 @@ from tokenprune.engine.session import Session
 from tokenprune.policies.divergence import Batch, Objective, early_signals, measure
 from tokenprune.pruners.dop import DOP
 from tokenprune.pruners.dop.depths import Depths
+from tokenprune.pruners.none import NoPruning
 from tokenprune.tasks.scenes import Scenes
 from tokenprune.testing.families.llava import shared_llava, tiny_llava, tiny_processor
 from tokenprune.testing.masked_operations import masked_operations_logits
@@ -161,7 +162,9 @@ def test_the_answers_are_the_model_s_own():
     teacher = batch("teacher_forced")
     said = (
         Session(ending())
-        .generate(Session(ending()).prune_inputs(Session(ending()).prepare(SAMPLES).inputs, None), max_new_tokens=7)
+        .generate(
+            Session(ending()).prune_inputs(Session(ending()).prepare(SAMPLES).inputs, NoPruning()), max_new_tokens=7
+        )
         .output
     )
     lengths = teacher.counts.sum(1).tolist()

@@ -10,7 +10,7 @@ from tokenprune.core.budget import Budget
 from tokenprune.core.errors import BudgetError, ConfigError, ModelError, RegistryError
 from tokenprune.core.registry import Entry
 from tokenprune.core.signals import TextAttention, TowerAttention
-from tokenprune.core.stages import decoder
+from tokenprune.core.stages import PRE_LLM, decoder
 from tokenprune.engine import loading as load
 from tokenprune.pruners.base import PRUNERS, ScorePruner, create_pruner
 from tokenprune.pruners.dop import policy_file
@@ -232,7 +232,7 @@ MISTAKES = [
     ({"pruner": {"name": "cdpruner", "kernel": 3}}, ConfigError, "kernel must be text, got 3"),
     ({"pruner": {"name": "cdpruner", "theta": "x"}}, ConfigError, "theta must be a number, got 'x'"),
     ({"pruner": {"name": "cdpruner", "conditioning": "clip"}}, ConfigError, "conditioning"),
-    ({"pruner": {"name": "none", "seed": 1}}, ConfigError, "pruner 'none' has no options, got seed"),
+    ({"pruner": {"name": "none", "seed": 1}}, ConfigError, "pruner 'none' has no option 'seed'"),
     ({"task": "scene"}, RegistryError, "unknown task 'scene'; did you mean 'scenes'?"),
     (
         {"task": {"name": "scenes", "split": "tset"}},
@@ -297,7 +297,7 @@ def test_a_model_that_no_adapter_knows(tmp_path):
     ("requires", "layer", "message"),
     [
         ("text_attention", None, "LlavaAdapter cannot give the signals text_attention; it offers clip"),
-        ("cls_attention", 3, "inside the LLM (layer=3) cannot give the signals cls_attention; it offers image"),
+        ("cls_attention", 3, "inside the LLM (layer=3) cannot give the signals cls_attention; it offers head_keys"),
         ("text_attention", 3, None),
         ("cls_attention", None, None),
     ],
@@ -311,7 +311,7 @@ def test_signals_are_those_of_the_stage(monkeypatch, requires, layer, message, c
             return frozenset({{"text_attention": TextAttention(), "cls_attention": TowerAttention()}[requires]})
 
         def stages(self, spec):
-            return (decoder(layer),)
+            return (PRE_LLM if layer is None else decoder(layer),)
 
         def score(self, tokens):
             raise NotImplementedError

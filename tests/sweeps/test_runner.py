@@ -255,7 +255,7 @@ def test_retention_is_relative_to_this_run(config, monkeypatch):
                 "grid": [5, 5],
                 "evidence_kept": None,
             }
-            | {"stages": [{"stage": "pre_llm", "kept": [0], "tokens": 1}] if cell.pruner else []}
+            | {"stages": [{"stage": "pre_llm", "kept": [0], "tokens": 1}] if cell.budget else []}
             for s in asked.samples
         ]
 

@@ -44,7 +44,7 @@ class ModelAdapter(ABC):
             video, unless the scope is ``per_frame``.
         any_size: whether an image or video can have more visual tokens than the nominal image of the spec.
         places: where a pruner can have a stage: ``tower`` (whose towers are ``RowTower``, with a patch for each visual
-            token), ``projector`` (see ``project``), ``pre_llm`` and ``decoder``.
+            token), ``projector`` (see ``project``), ``pre_llm``, ``decoder``, ``cache``.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -56,7 +56,7 @@ class ModelAdapter(ABC):
     answer_type: ClassVar[int] = 0
     scopes: ClassVar[tuple[str, ...]] = ("image",)
     any_size: ClassVar[bool] = False
-    places: ClassVar[tuple[str, ...]] = ("pre_llm", "decoder")
+    places: ClassVar[tuple[str, ...]] = ("pre_llm", "decoder", "cache")
 
     def __init__(self, model: Any, processor: Any, *, text_tower: str | None = None, scope: str | None = None) -> None:
         """Wrap a loaded model.

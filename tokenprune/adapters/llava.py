@@ -27,7 +27,7 @@ class LlavaAdapter(ModelAdapter):
     example = "llava-hf/llava-1.5-7b-hf"
     tower = CLIP
     offers = frozenset({SmallerPicture()})
-    places = ("tower", "projector", "pre_llm", "decoder")
+    places = ("tower", "projector", *ModelAdapter.places)
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:

@@ -36,7 +36,7 @@ class PaliGemmaAdapter(ModelAdapter):
     roles = ("answer en", "\n")
     answer_type = 1
     tower = SIGLIP
-    places = ("tower", "pre_llm", "decoder")
+    places = ("tower", *ModelAdapter.places)
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:

@@ -68,7 +68,8 @@ def pruned_case(spec: ModelSpec, pruner: Pruner, budget: Budget, text_tokens: in
     total, steps = spec.visual_tokens, pruner.steps(spec)
     counts = pruner.schedule(spec, budget, total)
     alive = pruner.alive(spec, counts, total)
-    selection = selection_flops(spec, steps, counts, (total, *alive)[: len(steps)], text_tokens, _encoder(steps))
+    arriving = pruner.arriving(spec, counts, total)[:-1]
+    selection = selection_flops(spec, steps, counts, arriving, text_tokens, _encoder(steps))
     left = tuple(zip((step.stage for step in steps), alive, strict=True))
     return Case(str(budget), pruner.plan(spec, alive, total), alive[-1], selection, left)
 

@@ -114,7 +114,7 @@ def size(session: Session, prompts: Prompts, cell: Cell) -> Size:
     texts = (pruned.inputs["attention_mask"].sum(1) - torch.tensor(pruned.entered, device=adapter.device)).tolist()
     flops, live = 0, 0
     for each, total, text in zip(alive, totals, texts, strict=True):
-        flops += llm_prefill_flops(adapter.spec, cell.plan(adapter.spec, each, total), text)
+        flops += llm_prefill_flops(adapter.spec, cell.pruner.plan(adapter.spec, each, total), text)
         live += each[-1] if each else total
     return Size(
         tokens=live / rows,

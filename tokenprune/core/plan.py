@@ -32,6 +32,8 @@ class OperationPlan:
     Attributes:
         active: (layers, 3, groups) bool over ``Operation``.
         group_sizes: visual tokens in each group.
+        cached: visual tokens that each layer's cache holds when the prefill is over, as far as it was cut; None for a
+            layer whose cache holds all tokens that gave it keys and values. Empty if no cache was cut.
 
     Raises:
         SelectionError: if ``active`` has another shape or dtype.
@@ -39,6 +41,7 @@ class OperationPlan:
 
     active: Tensor
     group_sizes: tuple[int, ...]
+    cached: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
         expected = (3, len(self.group_sizes))
@@ -57,11 +60,22 @@ class OperationPlan:
             alive: live tokens behind each stage, visual ones alone.
             total: visual tokens before the first stage.
         """
-        counts = [total, *alive]
-        active = torch.ones(spec.llm.layers, 3, len(counts), dtype=torch.bool, device="cpu")
-        for group, stage in enumerate(stages):
+        layers = spec.llm.layers
+        leaving = [(stage, left) for stage, left in zip(stages, alive, strict=True) if stage.place != "cache"]
+        counts = [total, *(left for _, left in leaving)]
+        active = torch.ones(layers, 3, len(counts), dtype=torch.bool, device="cpu")
+        cached: list[int | None] = [None] * layers
+        for group, (stage, left) in enumerate(leaving):
             active[stage.first_without :, :, group] = False
-        return cls(active, (*(a - b for a, b in pairwise(counts)), counts[-1]))
+            if stage.after is not None:
+                active[stage.layer, Operation.MLP, group] = False
+            if stage.earlier_caches:
+                cached[1 : stage.first_without] = [left] * (stage.first_without - 1)
+        for stage, left in zip(stages, alive, strict=True):
+            if stage.place == "cache" and stage.layer:
+                cached[stage.layer] = left
+        cut = tuple(cached) if any(number is not None for number in cached) else ()
+        return cls(active, (*(a - b for a, b in pairwise(counts)), counts[-1]), cut)
 
     @property
     def mean_tokens(self) -> float:
@@ -80,6 +94,11 @@ class OperationPlan:
             llm.layer_flops(*(text_tokens + self.tokens(layer, operation) for operation in Operation))
             for layer in range(llm.layers)
         )
+
+    def cached_tokens(self, layer: int) -> int:
+        """How many visual tokens the cache of a layer (0-based) holds when the prefill is over."""
+        cut = self.cached[layer] if self.cached else None
+        return self.tokens(layer, Operation.ATTENTION_SOURCE) if cut is None else cut
 
     def tokens(self, layer: int, operation: Operation) -> int:
         """How many visual tokens take part in an operation of a layer.

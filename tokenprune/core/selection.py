@@ -27,6 +27,12 @@ class TokenSelection:
         merged: (B, K + M, D) new features of the kept tokens, of methods that make them otherwise than by folding,
             followed by those of M tokens that the method appends, in their order.
         sequence: (B, K) long, the kept indices in the order in which they enter the prompt; None: ascending.
+        bias: (B, K) finite, what later layers add to the attention logits of the kept tokens as keys, in the prefill
+            and in decoding, such as the logarithm of how many tokens each stands for; None: nothing.
+        labels: (B, K) long, what the method hands on about the kept tokens to later stages, which find it in
+            ``VisualTokens.labels``; -1 says nothing.
+        heads: (B, G, N) bool, which tokens each of the G key-value heads keeps, at a stage in a cache; ``keep`` holds
+            those that any of them keeps. None: all heads keep ``keep``.
 
     Raises:
         SelectionError: if ``keep`` is out of range or not strictly increasing, or shapes disagree.
@@ -40,6 +46,9 @@ class TokenSelection:
     into: Tensor | None = None
     weight: Tensor | None = None
     sequence: Tensor | None = None
+    bias: Tensor | None = None
+    labels: Tensor | None = None
+    heads: Tensor | None = None
 
     def __post_init__(self) -> None:
         keep, n = self.keep, self.num_tokens
@@ -62,7 +71,19 @@ class TokenSelection:
             raise SelectionError(
                 f"merged must be (B, K or more, D) with (B, K) = {tuple(keep.shape)}, got {tuple(self.merged.shape)}"
             )
+        self._check_handed_on()
         self._check_folding()
+
+    def _check_handed_on(self) -> None:
+        for name, value in (("bias", self.bias), ("labels", self.labels)):
+            if value is not None and value.shape != self.keep.shape:
+                raise SelectionError(f"{name} must be {tuple(self.keep.shape)}, got {tuple(value.shape)}")
+        if self.bias is not None and not bool(self.bias.isfinite().all()):
+            raise SelectionError("bias must be finite; a token that nobody should see is not kept")
+        if self.labels is not None and self.labels.dtype != torch.long:
+            raise SelectionError(f"labels must be long, got {self.labels.dtype}")
+        if self.heads is not None and not torch.equal(self.heads.any(1), self.kept):
+            raise SelectionError("heads must be (B, G, N) bool, and keep what any of them keeps")
 
     def _check_folding(self) -> None:
         if self.into is None:
@@ -100,6 +121,11 @@ class TokenSelection:
         """The selection that keeps the given indices of each row, (k,) long and ascending; k may differ."""
         padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=-1)
         return cls(padded, num_tokens)
+
+    @classmethod
+    def from_heads(cls, heads: Tensor) -> TokenSelection:
+        """The selection in which each key-value head keeps what a (B, G, N) bool mask says; numbers may differ."""
+        return replace(cls.from_mask(heads.any(1)), heads=heads)
 
     @property
     def there(self) -> Tensor:

@@ -25,11 +25,14 @@ class Stage:
         layer: which layer of it (0-based), or None for a place that has none.
         after: ``attention`` for tokens that a decoder layer attends to and then lets go, before its MLP; None for its
             input.
+        earlier_caches: whether what leaves in a decoder layer leaves the caches of the layers before it, too, once they
+            are filled; those keep the rotations that they have.
     """
 
     place: Place = "pre_llm"
     layer: int | None = None
     after: Literal["attention"] | None = None
+    earlier_caches: bool = False
 
     @property
     def inside(self) -> bool:
@@ -41,7 +44,17 @@ class Stage:
         """The first decoder layer (0-based) whose input lacks the tokens that leave; of a cache, the layer after it."""
         if self.layer is None or not self.inside:
             return 0
-        return self.layer + (self.after is not None or self.place == "cache")
+        return self.layer + self.behind_attention
+
+    @property
+    def behind_attention(self) -> bool:
+        """Whether the attention of the stage's own layer has run on the prompt when tokens leave."""
+        return self.place == "cache" or self.after is not None
+
+    @property
+    def cuts_caches(self) -> bool:
+        """Whether caches are cut that are filled already."""
+        return self.place == "cache" or self.earlier_caches
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -66,9 +79,15 @@ def tower(layer: int) -> Stage:
     return Stage("tower", layer)
 
 
-def decoder(layer: int, *, after: Literal["attention"] | None = None) -> Stage:
-    """The stage at the input of a decoder layer (0-based), or between its attention and its MLP."""
-    return Stage("decoder", layer, after)
+def decoder(layer: int, *, after: Literal["attention"] | None = None, earlier_caches: bool = False) -> Stage:
+    """The stage at the input of a decoder layer (0-based), or between its attention and its MLP.
+
+    Args:
+        layer: which.
+        after: see ``Stage``.
+        earlier_caches: see ``Stage``.
+    """
+    return Stage("decoder", layer, after, earlier_caches)
 
 
 def cache(layer: int) -> Stage:
@@ -90,7 +109,7 @@ def check_stages(stages: Sequence[Stage], layers: int, name: str) -> None:
         ConfigError: if a layer is out of range, or a stage does not come after the one before.
     """
     for stage in stages:
-        least = int(stage == decoder(stage.layer or 0))
+        least = int(stage.place == "decoder" and stage.after is None)
         if stage.inside and not least <= (stage.layer or 0) < layers:
             raise ConfigError(
                 f"{name} prunes at {stage}, but the LLM has {layers} layers; allowed: {least} to {layers - 1}"

@@ -31,6 +31,9 @@ class VisualTokens:
         row_ids: (B,) long, a number that stands for each row's content whatever batch it is in, so that a randomised
             method treats a sample alone as it treats it in a batch; or what makes it when a method asks for it, since
             hashing pixels takes time. None if there is none.
+        labels: (B, N) long, what an earlier stage handed on about the tokens, see ``TokenSelection.labels``; -1 where
+            it said nothing. None if no stage did.
+        history: visual tokens of a row before each earlier stage, the first first; empty at the first stage.
 
     Raises:
         SelectionError: on wrong shapes, unknown signals or non-finite features.
@@ -44,6 +47,8 @@ class VisualTokens:
     place: Tensor | None = None
     segment: Tensor | None = None
     special: Tensor | None = None
+    labels: Tensor | None = None
+    history: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         f = self.features
@@ -71,6 +76,8 @@ class VisualTokens:
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != shape:
                 raise SelectionError(f"{name} must be a {shape} tensor, got {tuple(value.shape)}")
+        if self.labels is not None and self.labels.shape != f.shape[:2]:
+            raise SelectionError(f"labels must be {tuple(f.shape[:2])}, got {tuple(self.labels.shape)}")
         if isinstance(self.row_ids, Tensor) and self.row_ids.shape != f.shape[:1]:
             raise SelectionError(f"row_ids must be a ({self.batch_size},) tensor, got {tuple(self.row_ids.shape)}")
 

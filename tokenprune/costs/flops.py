@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from tokenprune.core.plan import Operation, OperationPlan
+from tokenprune.core.plan import OperationPlan
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import Stage
 
@@ -37,12 +37,12 @@ def llm_decode_flops(spec: ModelSpec, plan: OperationPlan, text_tokens: int, gen
 
     Args:
         spec: of the model.
-        plan: of the prefill; a layer's cache holds the tokens that gave it keys and values.
+        plan: of the prefill, with what the caches hold then.
         text_tokens: all other tokens of the prompt.
         generated: tokens that were decoded before, in which everything runs; 0 is the first forward after the prefill.
     """
     llm = spec.llm
-    before = (text_tokens + plan.tokens(layer, Operation.ATTENTION_SOURCE) for layer in range(llm.layers))
+    before = (text_tokens + plan.cached_tokens(layer) for layer in range(llm.layers))
     cached = sum(llm.cached(layer, tokens + generated) for layer, tokens in enumerate(before))
     attention = 4 * llm.heads * llm.head_dim * cached  # of one query: scores, and their sum of values
     return llm.layers * llm.layer_flops(1, 1, 1) + attention

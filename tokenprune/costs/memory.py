@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from tokenprune.core.plan import Operation, OperationPlan
+from tokenprune.core.plan import OperationPlan
 from tokenprune.core.sizes import ModelSpec
 
 FULL = ("out of memory", "not enough memory", "can't allocate memory")  # as the allocators of torch say it
@@ -38,7 +38,7 @@ def planned_kv_bytes_by_layer(
         bytes_per_number: 4 for float32, 2 for half precision.
     """
     width = 2 * spec.llm.kv_heads * spec.llm.head_dim * bytes_per_number
-    tokens = [text_tokens + plan.tokens(layer, Operation.ATTENTION_SOURCE) for layer in range(spec.llm.layers)]
+    tokens = [text_tokens + plan.cached_tokens(layer) for layer in range(spec.llm.layers)]
     return [width * spec.llm.cached(layer, number) for layer, number in enumerate(tokens)]
 
 

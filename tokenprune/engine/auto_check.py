@@ -24,6 +24,7 @@ from tokenprune.engine.prompt.layout import Choice
 from tokenprune.engine.prompt.left import Left
 from tokenprune.engine.prompt.pruned import shortened_prompt
 from tokenprune.engine.session import Session
+from tokenprune.pruners.none import NoPruning
 
 SIDE = 448  # pixels of the toy picture; what a processor makes of it is the nominal size of an image
 TOLERANCE = 1e-2  # of the largest logit: half precision sums in another order
@@ -72,7 +73,7 @@ def _tiles(adapter: AutoAdapter, inputs: Mapping[str, Any]) -> Tiles:
 
 
 def _check(adapter: AutoAdapter, inputs: Mapping[str, Any], encoded: Encoded) -> None:
-    everything = Session(adapter).prune_inputs(inputs, None, encoded=encoded).inputs
+    everything = Session(adapter).prune_inputs(inputs, NoPruning(), encoded=encoded).inputs
     plain = adapter.model(**inputs, use_cache=False).logits
     if not torch.equal(adapter.model(**everything, use_cache=False).logits, plain):
         raise ModelError(f"{unknown(adapter.model)} gives other logits for images that are encoded beforehand")

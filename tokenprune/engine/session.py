@@ -105,7 +105,7 @@ class Session:
     def prune_inputs(
         self,
         inputs: Mapping[str, Any],
-        pruner: Selector | None,
+        pruner: Selector,
         budget: Budget | None = None,
         questions: Sequence[str] | None = None,
         *,
@@ -118,8 +118,8 @@ class Session:
 
         Args:
             inputs: with ``input_ids`` and pixels; position ids count as ``generate`` counts unless they are given.
-            pruner: None to encode only.
-            budget: for each image; needed unless the pruner has one of its own.
+            pruner: what chooses; ``none`` encodes only.
+            budget: for each image; needed unless the pruner has one of its own, or no stage.
             questions: of each batch row; None to read them off the prompts.
             encoded: of these inputs and signals, if ``encode`` ran before.
             samples: that the inputs were made of, one a batch row; controls need them.

@@ -23,6 +23,7 @@ from tokenprune.engine.stopwatch import now
 from tokenprune.functional.divergence import kl
 from tokenprune.pruners.base import Pruner
 from tokenprune.pruners.dop.depths import Depths
+from tokenprune.pruners.none import NoPruning
 
 Varied = tuple[str, int]  # a parameter of a policy and its value, all else unpruned
 
@@ -77,7 +78,7 @@ class Batch:
         adapter = self.adapter
         self.prepared = session.prepare(samples)
         self.encoded = session.encode(self.prepared.inputs, requires)
-        self.whole = session.prune_inputs(self.prepared.inputs, None, encoded=self.encoded)
+        self.whole = session.prune_inputs(self.prepared.inputs, NoPruning(), encoded=self.encoded)
         self.answers, self.counts = self._answers()
         everything = Operations(torch.ones(adapter.spec.llm.layers, 3, 1, dtype=torch.bool))
         visual = adapter.placeholders(self.whole.inputs["input_ids"])

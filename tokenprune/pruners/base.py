@@ -119,12 +119,21 @@ class Pruner(ABC):
         return self.counts(spec, budget.resolve(total, spent), total)
 
     def alive(self, spec: ModelSpec, counts: Sequence[int], total: int) -> tuple[int, ...]:
-        """Live tokens behind each stage if ``counts`` visual tokens are selected; those that are appended count."""
-        left, result = total, []
+        """Live tokens behind each stage if ``counts`` visual tokens are selected; those that are appended count.
+
+        Of a stage in a cache it is what the cache holds; the layers after it see what they saw.
+        """
+        arriving = self.arriving(spec, counts, total)
+        steps = zip(counts, arriving, self.steps(spec), strict=False)
+        return tuple(count + step.selector.appended(there - count) for count, there, step in steps)
+
+    def arriving(self, spec: ModelSpec, counts: Sequence[int], total: int) -> tuple[int, ...]:
+        """Live tokens before each stage if ``counts`` visual tokens are selected, and last those behind all stages."""
+        left = [total]
         for count, step in zip(counts, self.steps(spec), strict=True):
-            left = count + step.selector.appended(left - count)
-            result.append(left)
-        return tuple(result)
+            cut = step.stage.place == "cache"
+            left.append(left[-1] if cut else count + step.selector.appended(left[-1] - count))
+        return tuple(left)
 
     def plan(self, spec: ModelSpec, alive: Sequence[int], total: int) -> OperationPlan:
         """The plan of which operations run if ``alive`` of ``total`` visual tokens are live behind the stages."""

@@ -19,6 +19,7 @@ from tokenprune.core.steps import Positions, Step
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.pruners.base import Pruner, register_pruner
 from tokenprune.pruners.member import Given, complete, make
+from tokenprune.pruners.none import NoPruning
 
 
 @register_pruner("compose")
@@ -44,6 +45,8 @@ class Compose(Pruner):
             raise ConfigError("option 'pruners' is empty; give at least one pruner")
         if any(isinstance(pruner, Compose) for pruner, _ in self.members):
             raise ConfigError("a composition cannot be a part of another; list its pruners instead")
+        if idle := [_name(pruner) for pruner, _ in self.members if isinstance(pruner, NoPruning)]:
+            raise ConfigError(f"{idle[0]} in a composition does nothing; leave it out")
         free = [_name(pruner) for pruner, budget in self.members if budget is None]
         if 0 < len(free) < len(self.members):
             raise ConfigError(f"either all pruners of a composition have a budget or none has; {free[0]} has none")
@@ -113,7 +116,7 @@ class Compose(Pruner):
                 own = select(arrived)
             except BudgetError as error:
                 raise BudgetError(f"{_name(pruner)}: {error}") from None
-            arrived = pruner.alive(spec, own, arrived)[-1]
+            arrived = pruner.arriving(spec, own, arrived)[-1]
             counts += own
         return tuple(counts)
 

@@ -48,7 +48,7 @@ class Totals:
         accuracy = fsum(value for correct in self._correct.values() for value in correct) / number
         prefill = flops.llm_prefill_flops
         lefts = [(left_of_image(cell, spec, alive, total), n) for (alive, total, _), n in plans]
-        weighed = [(cell.plan(spec, alive, total), text, n) for (alive, total, text), n in plans]
+        weighed = [(cell.pruner.plan(spec, alive, total), text, n) for (alive, total, text), n in plans]
         return {
             "questions": number,
             "accuracy": accuracy,
@@ -76,5 +76,5 @@ def left_of_image(cell: Cell, spec: ModelSpec, alive: Sequence[int], total: int)
         alive: live tokens of the prompt after each stage.
         total: visual tokens of the prompt.
     """
-    stages = () if cell.pruner is None else cell.pruner.stages(spec)
-    return tuple((stage, left * spec.visual_tokens // total) for stage, left in zip(stages, alive, strict=False))
+    stages = zip(cell.pruner.stages(spec), alive, strict=False)
+    return tuple((stage, left * spec.visual_tokens // total) for stage, left in stages)

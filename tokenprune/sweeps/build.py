@@ -12,11 +12,10 @@ from typing import Any
 from tokenprune.adapters.registry import ADAPTERS
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError, RegistryError, TokenPruneError, hint
-from tokenprune.core.plan import OperationPlan
-from tokenprune.core.sizes import ModelSpec
 from tokenprune.embedded.model import WEIGHTS
 from tokenprune.engine.loading import Checkpoint, find_checkpoint
 from tokenprune.pruners.base import PRUNERS, Pruner
+from tokenprune.pruners.none import NoPruning
 from tokenprune.sweeps.config import EMBEDDED, ModelConfig, Part, RunConfig
 from tokenprune.sweeps.labels import labels_of
 from tokenprune.sweeps.make_parts import make_part, make_pruner
@@ -31,31 +30,19 @@ class Cell:
     Attributes:
         label: the pruner's name, with the options that differ from their defaults; those of a composition with ``+``.
         part: its name and all its options.
-        pruner: None prunes nothing.
+        pruner: made.
         budget: the configuration's, or the pruner's own if its options fix one; None if nothing is pruned.
         seed: of the run that it is of.
     """
 
     label: str
     part: Part
-    pruner: Pruner | None
+    pruner: Pruner
     budget: Budget | None
     seed: int = 0
 
     def __str__(self) -> str:
         return f"{self.label} {self.budget or ''}".rstrip()
-
-    def plan(self, spec: ModelSpec, alive: Sequence[int], total: int) -> OperationPlan:
-        """The operations that run for one prompt, and for how many visual tokens.
-
-        Args:
-            spec: of the model.
-            alive: live tokens after each stage.
-            total: visual tokens of the prompt.
-        """
-        if self.pruner is None:
-            return OperationPlan.drop_at(spec, (), (), total)
-        return self.pruner.plan(spec, alive, total)
 
 
 @dataclass(frozen=True)
@@ -148,23 +135,23 @@ class _Maker:
         self.config, self.checkpoint, self.task_part, self.task = config, checkpoint, task_part, task
         self.tracking_part, self.tracker = make_part(config.tracking, TRACKERS, "tracking")
         self.first: tuple[Part, ...] = ()  # baselines and pruner of the first run
-        self._made: dict[str, tuple[Part, Pruner | None]] = {}
-        self._found: dict[str, tuple[Part, Pruner | None, int, list[Budget | None]]] = {}
+        self._made: dict[str, tuple[Part, Pruner]] = {}
+        self._found: dict[str, tuple[Part, Pruner, int, list[Budget | None]]] = {}
 
     def add(self, config: RunConfig) -> None:
         """Add the cells of a run."""
         pruners = [self._pruner(part, config.seed) for part in (*config.baselines, config.pruner)]
         self.first = self.first or tuple(part for part, _ in pruners)
-        for part, pruner in sorted(pruners, key=lambda pair: pair[1] is not None):
-            own = pruner.budget if pruner else None
-            budgets = config.budget if pruner and own is None else (own,)
+        for part, pruner in sorted(pruners, key=lambda pair: not isinstance(pair[1], NoPruning)):
+            fixed = pruner.budget is not None or isinstance(pruner, NoPruning)
+            budgets = (pruner.budget,) if fixed else config.budget
             *_, known = self._found.setdefault(_text(part), (part, pruner, config.seed, []))
             for budget in budgets:
                 if budget not in known:
                     _check(part, pruner, budget, self.checkpoint)
                     known.append(budget)
 
-    def _pruner(self, part: Part, seed: int) -> tuple[Part, Pruner | None]:
+    def _pruner(self, part: Part, seed: int) -> tuple[Part, Pruner]:
         key = f"{seed} {_text(part)}"
         if key not in self._made:
             self._made[key] = make_pruner(part, seed)
@@ -233,9 +220,9 @@ def build_checkpoint(config: ModelConfig) -> Checkpoint:
     return found
 
 
-def _check(part: Part, pruner: Pruner | None, budget: Budget | None, checkpoint: Checkpoint) -> None:
+def _check(part: Part, pruner: Pruner, budget: Budget | None, checkpoint: Checkpoint) -> None:
     """Refuse layers that the model does not have, signals that nobody offers, and budgets that cannot be met."""
-    if pruner is None or budget is None:
+    if budget is None:
         return
     spec, adapter = checkpoint.spec, checkpoint.adapter
     try:

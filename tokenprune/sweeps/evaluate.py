@@ -21,6 +21,7 @@ from tokenprune.engine.prompt.shorten import PrunedInputs
 from tokenprune.engine.session import Session
 from tokenprune.engine.trace import stage_traces
 from tokenprune.functional.evidence import evidence_kept, evidence_tokens
+from tokenprune.pruners.none import NoPruning
 from tokenprune.sweeps.build import Cell
 from tokenprune.tasks.base import Task
 
@@ -69,7 +70,7 @@ class Evaluator:
         return Asked(samples, prepared, self.session.encode(prepared.inputs, self._requires(cells)))
 
     def _requires(self, cells: Iterable[Cell]) -> frozenset[Signal]:
-        steps = [step for cell in cells if cell.pruner for step in cell.pruner.steps(self.session.adapter.spec)]
+        steps = [step for cell in cells for step in cell.pruner.steps(self.session.adapter.spec)]
         return frozenset().union(*(step.selector.requires for step in steps if not step.stage.inside))
 
     def answer(self, cell: Cell, asked: Asked) -> list[Line]:
@@ -125,7 +126,7 @@ class Evaluator:
         batch = batch[:TIMING_BATCH]
         measured: dict[str, Any] = {"kv_cache_bytes": sum(alone), "kv_cache_bytes_by_layer": alone}
         if repeats:
-            unpruned = dataclasses.replace(cell, pruner=None, budget=None)
+            unpruned = dataclasses.replace(cell, pruner=NoPruning(), budget=None)
             times = compare(lambda: self._stages(unpruned, batch), lambda: self._stages(cell, batch), repeats=repeats)
             measured["prefill_time_ratio"] = times.ratio
             measured |= {f"{stage}_seconds": value for stage, value in dataclasses.asdict(times.stages).items()}

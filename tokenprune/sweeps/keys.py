@@ -81,7 +81,7 @@ def code_hashes(cells: Mapping[T, Cell], task: Task, spec: ModelSpec, adapter: t
     known: dict[frozenset[type], str] = {}
     hashes = {}
     for name, cell in cells.items():
-        selectors = (step.selector for step in (cell.pruner.steps(spec) if cell.pruner else ()))
+        selectors = (step.selector for step in cell.pruner.steps(spec))
         classes = frozenset({type(task), adapter, type(cell.pruner), *map(type, selectors)})
         if classes not in known:
             known[classes] = provenance.code_hash(*classes)

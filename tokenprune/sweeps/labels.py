@@ -24,8 +24,6 @@ def labels_of(parts: Sequence[Part]) -> list[str]:
 
 def _label(part: Part, *, full: bool = False) -> str:
     """A pruner's name, and the options without which it would be another; a composition has its members' labels."""
-    if part.name == "none":
-        return part.name
     target = PRUNERS.get(part.name)
     if target is Compose:
         return "+".join(map(_label, members(part.options)))

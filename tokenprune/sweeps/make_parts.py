@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from tokenprune.core.errors import ConfigError
 from tokenprune.core.options import construct
 from tokenprune.core.registry import Registry
 from tokenprune.pruners.base import PRUNERS, Pruner
@@ -36,8 +35,8 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def make_pruner(part: Part, seed: int) -> tuple[Part, Pruner | None]:
-    """A pruner's part with the values of all its options, and the pruner; ``none`` is None.
+def make_pruner(part: Part, seed: int) -> tuple[Part, Pruner]:
+    """A pruner's part with the values of all its options, and the pruner.
 
     Args:
         part: its name and options.
@@ -46,10 +45,6 @@ def make_pruner(part: Part, seed: int) -> tuple[Part, Pruner | None]:
     Raises:
         TokenPruneError: if a name or option is wrong.
     """
-    if part.name == "none":
-        if part.options:
-            raise ConfigError(f"pruner 'none' has no options, got {', '.join(map(str, part.options))}")
-        return part, None
     return make_part(_seeded(part, seed), PRUNERS, "pruner")
 
 

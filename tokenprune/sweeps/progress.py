@@ -51,7 +51,7 @@ def prepare(asked: Sweep) -> tuple[list[Group], RunFolder]:
             experiment.model.check_samples(questions[task])
             asked_of.add((experiment.model.path, task))
         for cell in experiment.cells:
-            steps = cell.pruner.steps(experiment.model.spec) if cell.pruner else ()
+            steps = cell.pruner.steps(experiment.model.spec)
             check_samples([step.selector for step in steps], questions[task])
         groups.append(Group(experiment, questions[task], tuple(key_cells(experiment, questions[task]))))
     return groups, RunFolder(Path(config.output) / (asked.name or asked.id(config)))

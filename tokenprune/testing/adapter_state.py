@@ -14,6 +14,7 @@ from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.session import Session
+from tokenprune.pruners.none import NoPruning
 from tokenprune.testing.families import Family
 from tokenprune.testing.pictures import picture
 from tokenprune.testing.pruners import Project, Within
@@ -101,7 +102,7 @@ class AdapterState:
         encoded = session.encode(inputs)
         assert spec.vision is not None
         assert len(ran) == spec.vision.layers
-        session.prefill(session.prune_inputs(inputs, None).inputs)
+        session.prefill(session.prune_inputs(inputs, NoPruning()).inputs)
         assert len(ran) == 2 * spec.vision.layers + spec.llm.layers
         for handle in handles:
             handle.remove()

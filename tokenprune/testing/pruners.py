@@ -5,12 +5,14 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from tokenprune.core.plan import Operation, Operations
+from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import Library, PairedImage, PairedText, Signal, TextAttention, TextRows
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.core.stages import Stage, decoder
+from tokenprune.core.stages import Stage, cache, decoder
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.pruners.base import ScorePruner
 
@@ -53,6 +55,8 @@ class Within(ScorePruner):
     positions: Literal["original", "repacked"] = "original"
     own: bool = False
     rows: TextRows = "last"
+    after: Literal["attention"] | None = None
+    earlier_caches: bool = False
 
     @property
     def requires(self) -> frozenset[Signal]:
@@ -63,7 +67,8 @@ class Within(ScorePruner):
         return TextAttention("own" if self.own else "previous", self.rows)
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
-        return tuple(decoder(layer) for layer in self.layers)
+        cut = self.earlier_caches
+        return tuple(decoder(layer, after=self.after, earlier_caches=cut) for layer in self.layers)
 
     def counts(self, spec: ModelSpec, keep: int, total: int) -> tuple[int, ...]:
         number = len(self.layers)
@@ -71,6 +76,28 @@ class Within(ScorePruner):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         return tokens.signal(self.attention).mean(1)[:, -1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InCaches(Within):
+    """Keeps what the last token attends to in the caches of the layers given, in each as many, or by heads."""
+
+    layers: tuple[int, ...] = (1, 3)
+    by_heads: Literal["no", "alike", "ragged"] = "no"
+
+    def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
+        return tuple(map(cache, self.layers))
+
+    def counts(self, spec: ModelSpec, keep: int, total: int) -> tuple[int, ...]:
+        return (keep,) * len(self.layers)
+
+    def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
+        if self.by_heads == "no":
+            return super()._select(tokens, k)
+        attention = rearrange(tokens.signal(self.attention)[:, :, -1], "b (g h) n -> b g h n", g=2).sum(2)
+        flat = attention if self.by_heads == "alike" else rearrange(attention, "b g n -> b 1 (g n)")
+        best = flat.topk(k if self.by_heads == "alike" else 2 * k, dim=2).indices
+        return TokenSelection.from_heads((torch.zeros_like(flat).scatter(2, best, 1) > 0).view_as(attention))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,11 @@ def built(decoder, attention):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("pruner", [Within(), Within(layers=(1, 3), own=True)], ids=["one", "two"])
+@pytest.mark.parametrize(
+    "pruner",
+    [Within(), Within(layers=(1, 3), own=True), Within(layers=(0, 2), after="attention")],
+    ids=["one", "two", "after"],
+)
 @pytest.mark.parametrize("rows", [(1,), (1, 2)], ids=str)
 def test_dropping_is_masking_from_that_layer_on(decoder, attention, rows, pruner):
     model, processor = built(decoder, attention)

@@ -17,6 +17,7 @@ from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.prompt.pruned import prompt_tokens
 from tokenprune.engine.prompt.shorten import fresh
 from tokenprune.engine.session import Session
+from tokenprune.pruners.none import NoPruning
 from tokenprune.testing.families.llava import ask, shared_llava, tiny_llava, tiny_processor
 from tokenprune.testing.pruners import LAYERS, Planned, depthwise, random_plan
 
@@ -35,7 +36,7 @@ def encoded(attention, rows):
     model, processor = shared_llava(attention)
     adapter, inputs = adapter_for(model, processor), ask(processor, *rows)
     images = Session(adapter).encode(inputs)
-    return adapter, inputs, images, Session(adapter).prune_inputs(inputs, None, encoded=images).inputs
+    return adapter, inputs, images, Session(adapter).prune_inputs(inputs, NoPruning(), encoded=images).inputs
 
 
 def replayed(attention, rows, last=1, plan=EVERYTHING):
@@ -181,7 +182,7 @@ def test_logits_are_capped_if_the_model_caps_them(capped):
         model.register_forward_hook(cap)
     adapter, inputs, plan = adapter_for(model, tiny_processor()), ask(tiny_processor(), 1, 2), depthwise(4, 3, 1)
     images = Session(adapter).encode(inputs)
-    whole = Session(adapter).prune_inputs(inputs, None, encoded=images).inputs
+    whole = Session(adapter).prune_inputs(inputs, NoPruning(), encoded=images).inputs
     prompt = prompt_tokens(
         (),
         adapter.placeholders(whole["input_ids"]),

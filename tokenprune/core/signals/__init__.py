@@ -22,6 +22,7 @@ from tokenprune.core.signals.early import (
     TowerStates,
 )
 from tokenprune.core.signals.inside import (
+    HeadKeys,
     ImageEmbeds,
     Keys,
     NormedHidden,
@@ -41,6 +42,7 @@ __all__ = [
     "TOWER",
     "Encoder",
     "Evidence",
+    "HeadKeys",
     "ImageEmbeds",
     "Keys",
     "Library",

@@ -156,6 +156,8 @@ class Sizes:
             "rows": self.text if getattr(signal, "rows", "all") == "all" else 1,
             "heads": llm.heads,
             "keys": llm.kv_heads * llm.head_dim,
+            "kv_heads": llm.kv_heads,
+            "head_dim": llm.head_dim,
             "width": llm.width,
             "tower_heads": tower.heads,
             "tower_width": tower.width,

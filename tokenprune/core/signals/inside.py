@@ -54,6 +54,14 @@ class Keys(Scored):
 
 
 @dataclass(frozen=True)
+class HeadKeys(Scored):
+    """(B, G, N, d) rotated keys of the visual tokens, of each key-value head."""
+
+    plain_names: ClassVar[tuple[str, ...]] = ("head_keys",)
+    shape: ClassVar[str] = "kv_heads tokens head_dim"
+
+
+@dataclass(frozen=True)
 class TextKeys(Scored):
     """(B, Q, C) rotated keys of text rows, heads side by side.
 

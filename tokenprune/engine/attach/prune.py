@@ -18,6 +18,7 @@ from tokenprune.engine.attach.wrapped import unwrapped
 from tokenprune.engine.loading import session_for
 from tokenprune.engine.trace import Trace
 from tokenprune.pruners.base import Pruner, as_pruner
+from tokenprune.pruners.none import NoPruning
 
 __all__ = ["Attached", "Trace", "UnprunedWarning", "attach", "prune"]
 
@@ -230,6 +231,8 @@ def _handler(
             raise ConfigError(f"pruner is None, so that nothing is pruned; leave out {', '.join((*given, *options))}")
         return Unpruned()
     chosen = as_pruner(pruner, options)
+    if isinstance(chosen, NoPruning):
+        return Unpruned()
     if chosen.budget is None:
         target = Budget(**budget)
     elif given:

@@ -28,6 +28,10 @@ class Alive:
         shift: (B,) long, the same for what follows the prompt.
         right: rows are padded on the right.
         appended: whether there are appended tokens.
+        bias: (B, n), what is added to the attention logits of each token as a key, 0 for text; None if nothing is.
+        labels: (B, n) long, what an earlier stage handed on about each token, -1 if nothing; None if no stage did.
+        copies: rows of each prompt: its key-value heads, side by side, in a cache whose heads hold different tokens;
+            else 1.
         memo: what depends on these tokens and on nothing else.
     """
 
@@ -39,21 +43,35 @@ class Alive:
     shift: Tensor
     right: bool
     appended: bool = False
+    bias: Tensor | None = None
+    labels: Tensor | None = None
+    copies: int = 1
     memo: dict[Any, Any] = field(default_factory=dict)
 
     @classmethod
-    def prompt(cls, valid: Tensor, visual: Tensor, number: Tensor) -> Alive:
+    def prompt(
+        cls,
+        valid: Tensor,
+        visual: Tensor,
+        number: Tensor,
+        *,
+        bias: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Alive:
         """All tokens of a prompt.
 
         Args:
             valid: (B, L) bool, False for padding.
             visual: (B, L) bool.
             number: (B, L) long, see the attributes.
+            bias: (B, L), see the attributes.
+            labels: (B, L) long, see the attributes.
         """
         batch, length = valid.shape
         slots = torch.arange(length, device=valid.device).expand(batch, -1)
         right = bool(valid[:, 0].all()) and not bool(valid[:, -1].all())
-        return cls(slots, valid, visual & valid, number, None, slots.new_zeros(batch), right)
+        shift = slots.new_zeros(batch)
+        return cls(slots, valid, visual & valid, number, None, shift, right, bias=bias, labels=labels)
 
     def to(self, device: torch.device) -> Alive:
         """These tokens on another device."""
@@ -67,7 +85,7 @@ class Alive:
         """The first n tokens of each row."""
         if n == self.slots.shape[1]:
             return self
-        names = ("slots", "valid", "visual", "number", "closed")
+        names = ("slots", "valid", "visual", "number", "closed", "bias", "labels")
         cut = {name: x[:, :n] for name in names if (x := getattr(self, name)) is not None}
         return dataclasses.replace(self, **cut, memo={})
 
@@ -109,8 +127,22 @@ class Alive:
             shift=shift,
             right=self.right,
             appended=self.appended or extra > 0,
+            bias=None if self.bias is None else self.bias.gather(1, index).masked_fill(new | ~valid, 0),
+            labels=None if self.labels is None else self.labels.gather(1, index).masked_fill(new | ~valid, -1),
+            copies=self.copies,
         )
         return after, order
+
+    def by_head(self, heads: int) -> Alive:
+        """These tokens with a row for each key-value head of a prompt, (B * heads, n)."""
+        names = ("slots", "valid", "visual", "number", "closed", "shift", "bias", "labels")
+        rows = {name: x.repeat_interleave(heads, 0) for name in names if (x := getattr(self, name)) is not None}
+        return dataclasses.replace(self, **rows, copies=heads, memo={})
+
+    def hidden(self, stay: Tensor) -> Alive:
+        """The tokens with all but those that ``stay``, (B, n) bool, as padding, each where it was."""
+        valid = self.valid & stay
+        return dataclasses.replace(self, valid=valid, visual=self.visual & valid, memo={})
 
     def gather(self, x: Tensor) -> Tensor:
         """Take (B or 1, L, D) of the prompt's columns to (B, n, D) of the tokens, on their device."""
@@ -135,15 +167,20 @@ class Alive:
 
     @property
     def kept(self) -> list[list[int]]:
-        """Numbers of the visual tokens of each row that are alive, ascending, without appended ones."""
+        """Numbers of each prompt's visual tokens that are alive, ascending, without appended ones.
+
+        Where heads hold different tokens, those that any of them holds.
+        """
         real = self.visual & (self.number >= 0)
-        return [row[there].tolist() for row, there in zip(self.number, real, strict=True)]
+        rows = [set(row[there].tolist()) for row, there in zip(self.number, real, strict=True)]
+        return [sorted(set().union(*rows[at : at + self.copies])) for at in range(0, len(rows), self.copies)]
 
     @functools.cached_property
     def counts(self) -> list[int]:
-        """Visual tokens of each row, appended ones included."""
-        counts: list[int] = self.visual.sum(1).tolist()
-        return counts
+        """Visual tokens of each prompt, appended ones included; where heads hold different numbers, their mean."""
+        counts = self.visual.sum(1).view(-1, self.copies).float().mean(1).round()
+        numbers: list[int] = counts.long().tolist()
+        return numbers
 
     @functools.cached_property
     def padded(self) -> bool:

@@ -9,6 +9,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, St
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tokenprune.core.errors import ModelError
+from tokenprune.engine.decoder.inside_plan import InsidePlan
 from tokenprune.engine.decoder.masks import mask_kind
 
 PARTS = ("layers", "norm", "rotary_emb")
@@ -38,6 +39,26 @@ def check_decoder(decoder: Any) -> str:
             "eager or flash_attention_2"
         )
     return kind
+
+
+def before_mlp(layer: Any) -> Any:
+    """The norm of a decoder layer that gets the hidden states between attention and MLP; None if there is none."""
+    return getattr(layer, "pre_feedforward_layernorm", getattr(layer, "post_attention_layernorm", None))
+
+
+def check_behind_attention(decoder: Any, plan: InsidePlan) -> None:
+    """Refuse stages behind the attention of a layer, or in its cache, where they cannot be."""
+    behind = [step.stage for step in plan.steps if step.stage.behind_attention]
+    for stage in behind:
+        layer = decoder.layers[stage.layer]
+        if before_mlp(layer) is None or not hasattr(layer, "mlp"):
+            raise ModelError(
+                f"{type(layer).__name__} has no norm and mlp behind its attention, so nothing can leave there"
+            )
+    biased = plan.prompt.bias is not None
+    if (behind or biased) and plan.active is not None and not bool(plan.active.all()):
+        what = f"the stage {behind[0]}" if behind else "a bias on keys"
+        raise ModelError(f"operation pruning cannot be combined with {what}; use a base that selects before the LLM")
 
 
 def check_cache(cache: Any) -> None:

@@ -8,10 +8,10 @@ each is given a mask, and position embeddings if need be, for a length of its ow
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,20 +20,27 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tokenprune.adapters.cache_argument import CACHE, cache_of
+from tokenprune.core import stages
 from tokenprune.core.errors import ModelError
 from tokenprune.core.plan import Operation
 from tokenprune.core.steps import Step, scoring_layers
 from tokenprune.engine.decoder.alive import Alive
-from tokenprune.engine.decoder.decoder_checks import check_cache, check_checkpointing, check_decoder, check_uncompiled
+from tokenprune.engine.decoder.arguments import Arguments, named, valid_tokens
+from tokenprune.engine.decoder.decoder_checks import (
+    before_mlp,
+    check_behind_attention,
+    check_cache,
+    check_checkpointing,
+    check_decoder,
+    check_uncompiled,
+)
 from tokenprune.engine.decoder.decoding import Decoding, windows_of
 from tokenprune.engine.decoder.deepstack import DeepStack
 from tokenprune.engine.decoder.inside_plan import HeldPrompt, InsidePlan
-from tokenprune.engine.decoder.operation_hooks import operation_hooks
+from tokenprune.engine.decoder.operation_hooks import on_rows, operation_hooks
 from tokenprune.engine.decoder.operations import Rows, Running
 from tokenprune.engine.decoder.prefill import Prefill
 from tokenprune.engine.decoder.tap import Attended, tapped
-
-Arguments = dict[str, Any]
 
 _ACTIVE: ContextVar[InsideLLM | None] = ContextVar("tokenprune_inside", default=None)
 _ENTERED: ContextVar[tuple[ExitStack, ...]] = ContextVar("tokenprune_entered", default=())  # to be closed, by context
@@ -75,6 +82,7 @@ class InsideLLM:
         self.steps, self.prompt = plan.steps, plan.prompt
         self.active = None if active is None or bool(active.all()) else active.cpu()
         self.kind = check_decoder(self.decoder)
+        check_behind_attention(self.decoder, plan)
         self._windows = windows_of(self.decoder.config, len(self.decoder.layers))
         if self.kind == "padding" and self.active is not None and _splits(self.active):
             raise ModelError(
@@ -95,9 +103,8 @@ class InsideLLM:
                 stack.callback(handle.remove)
             for index in self._partial():
                 stack.enter_context(tapped(self.decoder.layers[index].self_attn, self._asking))
-            for step in self.steps:
-                if "previous" in scoring_layers(step.selector.requires):
-                    stack.enter_context(tapped(self.decoder.layers[_layer(step) - 1].self_attn, self._attended))
+            for index in _read(self.steps):
+                stack.enter_context(tapped(self.decoder.layers[index].self_attn, self._attended))
             _ENTERED.set((*_ENTERED.get(), stack.pop_all()))
         return self
 
@@ -112,6 +119,12 @@ class InsideLLM:
             yield decoder.layers[index].register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
         for index in self._partial():
             yield from operation_hooks(decoder.layers[index], self._running)
+        for index in sorted({_layer(step) for step in self.steps if step.stage.behind_attention}):
+            layer = decoder.layers[index]
+            if any(step.stage == stages.decoder(index, after="attention") for step in map(_plain, self.steps)):
+                yield before_mlp(layer).register_forward_pre_hook(functools.partial(self._attended_by, index, layer))
+                yield from on_rows(layer.mlp, self._behind)
+            yield layer.register_forward_hook(functools.partial(self._after_layer, index))
 
     def _partial(self) -> list[int]:
         """Layers in which not everything runs."""
@@ -129,11 +142,31 @@ class InsideLLM:
 
     def _first(self) -> int:
         """The first layer that sees less than the prompt, or does less with it."""
-        return int(min([*(_layer(step) for step in self.steps), *self._partial()]))
+        steps = (0 if step.stage.earlier_caches else _layer(step) for step in self.steps)
+        return int(min([*steps, *self._partial(), *([0] if self.prompt.bias is not None else [])]))
+
+    def _behind(self) -> Rows | None:
+        forward = self._filling()
+        return None if forward is None else forward.behind
+
+    def _attended_by(self, index: int, layer: nn.Module, norm: nn.Module, args: tuple[Any, ...]) -> None:
+        if (forward := self._filling()) is not None:
+            forward.attended_by(index, layer, args[0])
+
+    def _after_layer(self, index: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if (forward := self._filling()) is None:
+            return output
+        if isinstance(output, Tensor):
+            return forward.leave(index, layer, output)
+        return forward.leave(index, layer, output[0]), *output[1:]
+
+    def _filling(self) -> Prefill | None:
+        forward = _FORWARD.get()
+        return forward if _ACTIVE.get() is self and isinstance(forward, Prefill) else None
 
     def _running(self) -> Running | None:
-        forward = _FORWARD.get()
-        return forward.running if _ACTIVE.get() is self and isinstance(forward, Prefill) else None
+        forward = self._filling()
+        return None if forward is None else forward.running
 
     def _asking(self, what: Attended) -> Rows | None:
         running = self._running()
@@ -163,7 +196,7 @@ class InsideLLM:
     ) -> tuple[tuple[Any, ...], Arguments] | None:
         if _ACTIVE.get() is not self or kwargs is None:
             return None
-        arguments = _named(decoder, args, kwargs)
+        arguments = named(decoder, args, kwargs)
         cache = arguments.get(CACHE)
         held = self._caches.get(cache) if cache is not None and int(cache.get_seq_length()) else None
         forward = self._prefill(arguments, cache) if held is None else self._decode(arguments, cache, held)
@@ -180,7 +213,11 @@ class InsideLLM:
                 "cache but one that was filled in this block"
             )
         check_cache(cache)
-        prompt, valid = self.prompt.aligned(embeds), _valid(arguments.get("attention_mask"), embeds)
+        prompt, valid = self.prompt.aligned(embeds), valid_tokens(arguments.get("attention_mask"), embeds)
+        if embeds.shape[1] > columns and any(step.stage.cuts_caches for step in self.steps):
+            raise ModelError(
+                "a pruner that cuts caches needs one that holds the prompt alone: leave use_cache on, and no assistant"
+            )
         stack = DeepStack.of(arguments, self._first())
         return Prefill(self.decoder, self.kind, self.steps, prompt, valid, embeds, columns, self.active, stack)
 
@@ -211,7 +248,7 @@ class InsideLLM:
 
     def _rotated(self, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any = None) -> None:
         if _ACTIVE.get() is self and (forward := _FORWARD.get()):
-            forward.rotations.note(_named(module, args, kwargs), output)
+            forward.rotations.note(named(module, args, kwargs), output)
 
     def _attended(self, what: Attended) -> None:
         if _ACTIVE.get() is self and (forward := _FORWARD.get()):
@@ -223,7 +260,7 @@ class InsideLLM:
         forward = _FORWARD.get()
         if _ACTIVE.get() is not self or forward is None or kwargs is None:
             return None
-        arguments = _named(layer, args, kwargs)
+        arguments = named(layer, args, kwargs)
         if forward.idle(index, arguments):
             return None
         entered = forward.enter(index, layer, arguments)
@@ -235,38 +272,22 @@ def _splits(active: Tensor) -> bool:
     return not torch.equal(active[:, Operation.ATTENTION_SOURCE], active[:, Operation.ATTENTION_RECEIVER])
 
 
+def _plain(step: Step) -> Step:
+    return replace(step, stage=replace(step.stage, earlier_caches=False))
+
+
+def _read(steps: Sequence[Step]) -> list[int]:
+    """Layers whose attention is read as it runs: before a stage, or of the stage's own layer if that has run."""
+    found = []
+    for step in steps:
+        layers = scoring_layers(step.selector.requires)
+        if step.stage.behind_attention:
+            found += [_layer(step)] if layers else []
+        elif "previous" in layers:
+            found.append(_layer(step) - 1)
+    return found
+
+
 def _layer(step: Step) -> int:
     assert step.stage.layer is not None
     return step.stage.layer
-
-
-def _valid(mask: Any, embeds: Tensor) -> Tensor:
-    """Which tokens of a prompt (B, L) bool are real, from whatever mask the LLM is given."""
-    while isinstance(mask, dict):  # one for each type of layer
-        mask = next(iter(mask.values()))
-    batch, length = embeds.shape[:2]
-    if mask is None:
-        return torch.ones(batch, length, dtype=torch.bool, device=embeds.device)
-    if mask.dim() == 4:  # each real token sees itself
-        seen = mask if mask.dtype == torch.bool else mask == 0
-        mask = seen[:, 0, :, :length].diagonal(dim1=1, dim2=2)
-    valid: Tensor = mask.bool().expand(batch, -1)
-    return valid
-
-
-# Of the forward of each class. Compiled layers do not take functools.cache.
-_PARAMETERS: dict[Any, tuple[str, ...]] = {}
-WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")  # of torch's wrappers, whose own forward takes anything
-
-
-def _parameters(kind: Any) -> tuple[str, ...]:
-    if kind not in _PARAMETERS:
-        _PARAMETERS[kind] = tuple(inspect.signature(kind.forward).parameters)[1:]
-    return _PARAMETERS[kind]
-
-
-def _named(module: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Arguments:
-    """The arguments of a module's forward by name."""
-    inner = next((module._modules[name] for name in WRAPPED if name in module._modules), module)
-    kind: Any = type(inner)
-    return {**dict(zip(_parameters(kind), args, strict=False)), **kwargs} if args else kwargs

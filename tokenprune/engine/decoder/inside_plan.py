@@ -23,6 +23,9 @@ class PromptTokens:
         quota: of each row, how many visual tokens each stage selects.
         ids: makes (B,) long, see ``VisualTokens.row_ids``.
         group: (B, L) long, each visual token's group of ``Operations``; None if there are none.
+        past: of each row, see ``VisualTokens.history``, as it is at the first stage inside; empty if there was none.
+        bias: (B, L), see ``Alive``; None if no stage before the LLM gave one.
+        labels: (B, L) long, likewise.
     """
 
     visual: Tensor
@@ -30,6 +33,18 @@ class PromptTokens:
     quota: Sequence[Sequence[int]]
     ids: Callable[[], Tensor]
     group: Tensor | None = None
+    past: Sequence[tuple[int, ...]] = ()
+    bias: Tensor | None = None
+    labels: Tensor | None = None
+
+    @property
+    def history(self) -> Sequence[tuple[int, ...]]:
+        """Of each row, visual tokens that arrived at each stage before the LLM."""
+        return self.past or [()] * len(self.visual)
+
+    def alive(self, valid: Tensor) -> Alive:
+        """The tokens of these prompts, (B, L) bool of which are no padding, as they enter the LLM."""
+        return Alive.prompt(valid, self.visual, self.number, bias=self.bias, labels=self.labels)
 
     @property
     def columns(self) -> int:
@@ -43,13 +58,15 @@ class PromptTokens:
         def fit(x: Tensor, filler: int) -> Tensor:
             return torch.nn.functional.pad(x, (0, more), value=filler).repeat_interleave(copies, 0).to(embeds.device)
 
-        group = None if self.group is None else fit(self.group, 0)
+        aligned = {"group": (self.group, 0), "bias": (self.bias, 0), "labels": (self.labels, -1)}
+        fitted = {name: None if x is None else fit(x, filler) for name, (x, filler) in aligned.items()}
         quota = [each for each in self.quota for _ in range(copies)]
+        past = [each for each in self.past for _ in range(copies)]
 
         def ids() -> Tensor:
             return self.ids().repeat_interleave(copies).to(embeds.device)
 
-        return PromptTokens(fit(self.visual, False), fit(self.number, -1), quota, ids, group)
+        return PromptTokens(fit(self.visual, False), fit(self.number, -1), quota, ids, past=past, **fitted)
 
 
 @dataclass(frozen=True, eq=False)

@@ -78,5 +78,29 @@ def build(
     return torch.zeros(hidden.shape, dtype=dtype, device=valid.device).masked_fill(hidden, torch.finfo(dtype).min)
 
 
+def biased(mask: Tensor | None, bias: Tensor, queries: int, past: int, dtype: torch.dtype) -> Tensor:
+    """An additive mask that adds something to the attention logits of some keys.
+
+    Args:
+        mask: (B or 1, H or 1, queries, columns), bool or additive; None if attention is causal and hides nothing.
+        bias: (B, columns or fewer) of the first keys; those after them get nothing.
+        queries: new tokens.
+        past: columns before them.
+        dtype: of the mask.
+
+    Returns:
+        (B, H or 1, queries, columns).
+    """
+    if mask is None:
+        everything = torch.ones(1, past + queries, dtype=torch.bool, device=bias.device)
+        mask = build("bool", everything, queries, past, dtype)
+    assert mask is not None
+    if mask.dtype == torch.bool:
+        lowest = torch.finfo(dtype).min
+        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, lowest)
+    added = torch.nn.functional.pad(bias.to(mask), (0, mask.shape[-1] - bias.shape[1]))[:, None, None]
+    return torch.where(mask == torch.finfo(mask.dtype).min, mask, mask + added)
+
+
 def _never(mask: Tensor) -> float:
     return False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min

@@ -39,8 +39,8 @@ def operation_hooks(layer: Any, running: Callable[[], Running | None]) -> list[R
     handles = [attention.register_forward_pre_hook(enter, with_kwargs=True), attention.register_forward_hook(leave)]
     for name, whose in PROJECTIONS.items():
         if hasattr(attention, name):  # else all tokens are projected, which is not wrong
-            handles += _on_rows(getattr(attention, name), functools.partial(_rows, running, whose))
-    return handles + _on_rows(layer.mlp, functools.partial(_rows, running, "mlp"))
+            handles += on_rows(getattr(attention, name), functools.partial(_rows, running, whose))
+    return handles + on_rows(layer.mlp, functools.partial(_rows, running, "mlp"))
 
 
 def _rows(running: Callable[[], Running | None], whose: str) -> Rows | None:
@@ -49,8 +49,13 @@ def _rows(running: Callable[[], Running | None], whose: str) -> Rows | None:
     return rows
 
 
-def _on_rows(module: nn.Module, rows: Callable[[], Rows | None]) -> list[RemovableHandle]:
-    """Make a module compute some of the tokens; its output is zero for the others."""
+def on_rows(module: nn.Module, rows: Callable[[], Rows | None]) -> list[RemovableHandle]:
+    """Put hooks on a module that make it compute some of the tokens; its output is zero for the others.
+
+    Args:
+        module: takes hidden states (B, N, D) first.
+        rows: which tokens, whenever it runs; None for all.
+    """
 
     def gather(module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
         some = rows()

@@ -39,10 +39,10 @@ class Rows:
     total: int
 
     @classmethod
-    def of(cls, alive: Alive, stay: Tensor) -> Rows:
-        """Rows of the tokens that ``stay``, (B, N) bool."""
+    def of(cls, alive: Alive, stay: Tensor, *, repack: bool = False) -> Rows:
+        """Rows of the tokens that ``stay``, (B, N) bool; ``repack`` closes the gaps in the position ids."""
         none = stay.new_zeros(len(stay), 0)
-        chosen, index = alive.keep(stay, none, repack=False)
+        chosen, index = alive.keep(stay, none, repack=repack)
         return cls(chosen, index, stay.shape[1])
 
     def gather(self, x: Tensor) -> Tensor:

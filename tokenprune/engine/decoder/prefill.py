@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,31 +13,30 @@ from torch import Tensor, nn
 from tokenprune.adapters.cache_argument import CACHE
 from tokenprune.core.errors import ModelError
 from tokenprune.core.placement import device_of
-from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import Scored, ScoringLayer
-from tokenprune.core.steps import Selector, Step, scoring_layers
-from tokenprune.core.tokens import VisualTokens
+from tokenprune.core.stages import Stage, cache, decoder
+from tokenprune.core.steps import Step, scoring_layers
+from tokenprune.engine.decoder.aligned import aligned
 from tokenprune.engine.decoder.alive import Alive
+from tokenprune.engine.decoder.choose import Chosen, choose, handed_on, made, only_drops, staying
+from tokenprune.engine.decoder.cut import cut, cut_to
 from tokenprune.engine.decoder.deepstack import DeepStack
 from tokenprune.engine.decoder.inside_plan import PromptTokens
-from tokenprune.engine.decoder.masks import build, narrow
-from tokenprune.engine.decoder.operations import LayerRows, Running
-from tokenprune.engine.decoder.rotation import Pair, Rotations
-from tokenprune.engine.decoder.stage_view import StageRows, StageView
+from tokenprune.engine.decoder.operations import LayerRows, Rows, Running
+from tokenprune.engine.decoder.rotation import Rotations
+from tokenprune.engine.decoder.stage_view import StageView
 from tokenprune.engine.decoder.tap import Attended, attended
-from tokenprune.engine.providers.base import stage_signals
 from tokenprune.engine.stopwatch import stopwatch
-from tokenprune.functional.vectors import of_rows, take
+from tokenprune.functional.vectors import take
 
 Arguments = dict[str, Any]
-Selected = tuple[Tensor, Tensor, TokenSelection]  # rows (G,), their visual tokens (G, N) among those alive, the choice
 
 
 class Prefill:
     """One forward of the prompts.
 
     Args:
-        decoder: the LLM.
+        llm: the decoder.
         kind: of the masks that its attention takes.
         steps: what selects at which layers.
         prompt: aligned with ``embeds``.
@@ -48,14 +47,15 @@ class Prefill:
         stack: what is added behind layers that see less than the prompt; None if nothing is.
 
     Attributes:
-        layers: what is alive in each layer from the first stage on.
+        layers: what each layer holds, from the first stage on.
         stages: what went on from each step.
+        behind: what goes on from the layer that runs, once its attention is through; None if all do.
         seconds: that the selections took.
     """
 
     def __init__(
         self,
-        decoder: Any,
+        llm: Any,
         kind: str,
         steps: Sequence[Step],
         prompt: PromptTokens,
@@ -65,17 +65,21 @@ class Prefill:
         active: Tensor | None = None,
         stack: DeepStack | None = None,
     ) -> None:
-        self.decoder, self.kind, self.steps, self.prompt, self.columns = decoder, kind, steps, prompt, columns
+        self.llm, self.kind, self.steps, self.prompt, self.columns = llm, kind, steps, prompt, columns
         self.embeds = embeds.detach()
-        self.rotations = Rotations(decoder.rotary_emb)
-        self.whole = Alive.prompt(valid.to(embeds.device), prompt.visual, prompt.number)
+        self.rotations = Rotations(llm.rotary_emb)
+        self.whole = prompt.alive(valid.to(embeds.device))
         self.alive = self.whole
         self.layers: dict[int, Alive] = {}
         self.stages: list[Alive] = []
         self.seconds = {"selection": 0.0}
         self._attended: Attended | None = None
+        self._arrived: list[list[int]] = []  # visual tokens of each row at each step so far
+        self._entered: Arguments = {}  # of the layer that runs
         self._active, self.stack = active, stack
+        self._filled: Any = None  # the cache, which some models make when the forward has begun
         self.running: Running | None = None
+        self.behind: Rows | None = None
 
     def note(self, what: Attended) -> None:
         """Remember what the layer before a stage attended with."""
@@ -88,7 +92,7 @@ class Prefill:
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled layers are compiled without what selects
     def enter(self, index: int, layer: nn.Module, arguments: Arguments) -> Arguments:
         """The arguments of a layer, shortened."""
-        hidden, self.running = arguments["hidden_states"], None
+        hidden, self.running, self._filled = arguments["hidden_states"], None, arguments.get(CACHE)
         hidden = hidden.to(device_of(layer, hidden.device))
         arguments = {**arguments, "hidden_states": hidden}
         untouched, self.alive = self.alive is self.whole, self.alive.to(hidden.device)
@@ -96,12 +100,23 @@ class Prefill:
         if self.stack is not None:
             hidden = self.stack.add(index, hidden, self.alive)
             arguments["hidden_states"] = hidden
-        if any(step.stage.layer == index for step in self.steps):
+        if self._next(decoder(index)):
             hidden = self._prune(layer, self._fit(arguments, self.alive))
         self.layers[index] = self.alive
         if self._active is not None:
             hidden = self._operate(index, self._active, {**arguments, "hidden_states": hidden})
-        return {**self._fit(arguments, self.alive), "hidden_states": hidden}
+        entered = {**self._fit(arguments, self.alive), "hidden_states": hidden}
+        self._entered = dict(entered) if self._stops_behind(index) else {}
+        return entered
+
+    def _stops_behind(self, index: int) -> bool:
+        """Whether there is a step behind the attention of a layer."""
+        return any(step.stage.layer == index and step.stage.behind_attention for step in self.steps)
+
+    def _next(self, stage: Stage) -> bool:
+        """Whether the next step is at a stage."""
+        done = len(self.stages)
+        return done < len(self.steps) and replace(self.steps[done].stage, earlier_caches=False) == stage
 
     def _operate(self, index: int, active: Tensor, arguments: Arguments) -> Tensor:
         """Let go of tokens that nothing runs for any more, and note who takes part in what of this layer."""
@@ -130,7 +145,9 @@ class Prefill:
 
     def _fit(self, arguments: Arguments, alive: Alive) -> Arguments:
         """A layer's arguments for some of the tokens, apart from the hidden states."""
-        return {**arguments, **self._aligned(alive, arguments)}
+        if alive is self.whole and alive.bias is None:
+            return arguments
+        return {**arguments, **aligned(alive, arguments, self.kind, self.rotations)}
 
     def finish(self, output: Any) -> None:
         """Give the last hidden states the prompt's columns back, and let go of masks and position embeddings."""
@@ -142,132 +159,138 @@ class Prefill:
         for alive in (*self.stages, *self.layers.values()):
             alive.memo.clear()
 
-    def _aligned(self, alive: Alive, arguments: Arguments) -> Arguments:
-        """The arguments of a layer that are aligned with the tokens; none if all tokens are alive."""
-        hidden, given = arguments["hidden_states"], arguments["position_embeddings"]
-        if alive is self.whole:
-            return {}
-        positions = torch.arange(alive.slots.shape[1], device=hidden.device)[None]
-        return {
-            "attention_mask": self._mask(alive, arguments.get("attention_mask"), hidden.dtype),
-            "position_embeddings": self._rotation(alive, given),
-            # The embeddings are all that positions are for; kernels would take gaps in them for packed sequences.
-            **({"position_ids": positions} if arguments.get("position_ids") is not None else {}),
-        }
-
-    def _mask(self, alive: Alive, given: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        key = ("mask", id(given))
-        if key not in alive.memo:
-            if given is not None and given.dim() == 4:
-                mask = narrow(given, alive.slots, alive.valid, doubled=alive.appended)
-            elif given is None and not alive.padded:
-                mask = None
-            else:
-                mask = build(self.kind, alive.valid, alive.slots.shape[1], 0, dtype)
-            alive.memo[key] = mask, given  # with what the id is of, so that it stays that
-        kept: Tensor | None = alive.memo[key][0]
-        return kept
-
-    def _rotation(self, alive: Alive, given: Pair) -> Pair:
-        key = ("rotation", id(given[0]))
-        if key not in alive.memo:
-            if alive.closed is None:
-                rotation = (alive.gather(given[0]), alive.gather(given[1]))
-            else:
-                rotation = self.rotations.at(alive.positions(self.rotations.positions), given)
-            alive.memo[key] = rotation, given
-        kept: Pair = alive.memo[key][0]
-        return kept
-
     # A stage
 
     def _prune(self, layer: nn.Module, arguments: Arguments) -> Tensor:
-        """Let the stage's pruner select; the hidden states of what goes on, (B, n', D)."""
-        number = len(self.stages)
-        selector, hidden, alive = self.steps[number].selector, arguments["hidden_states"], self.alive
-        with torch.no_grad(), stopwatch(self.seconds, "selection", hidden.device):
-            chosen = self._select(number, layer, arguments)
-        stay, appended = alive.valid & ~alive.visual, 0
-        for rows, visual, selection in chosen:
-            if selection.sequence is not None:
-                raise ModelError("tokens can be put in another order before the LLM only")
-            stay[rows[:, None], visual] = selection.kept
-            appended = max(appended, _appended(selection))
-        extra = hidden.new_zeros(len(hidden), appended, hidden.shape[2])
-        there = torch.zeros(extra.shape[:2], dtype=torch.bool, device=hidden.device)
-        for rows, visual, selection in chosen:
-            if selection.into is not None:
-                kept, folded = selection.there, selection.apply(take(of_rows(hidden, rows), visual))
-                where = (rows[:, None].expand_as(kept)[kept], visual.gather(1, selection.keep.clamp(min=0))[kept])
-                hidden = hidden.index_put(where, folded[kept])
-            if selection.merged is not None:
-                k, merged = selection.keep.shape[1], selection.merged.to(hidden.dtype)
-                hidden = hidden.index_put((rows[:, None], visual.gather(1, selection.keep)), merged[:, :k])
-                extra[rows, : merged.shape[1] - k] = merged[:, k:]
-                there[rows, : merged.shape[1] - k] = True
+        """Let the pruner of a layer's input select; the hidden states of what goes on, (B, n', D)."""
+        hidden, alive = arguments["hidden_states"], self.alive
+        step, chosen = self._choose(layer, arguments, alive, hidden)
+        selector = step.selector
+        if any(each.selection.heads is not None for each in chosen):
+            raise ModelError("heads can keep different tokens in a cache only")
+        if self.kind == "padding" and any(each.selection.bias is not None for each in chosen):
+            raise ModelError("flash attention takes no bias on keys; load the model with sdpa")
+        hidden, there = made(hidden, chosen)
+        alive, stay = handed_on(alive, chosen), staying(alive, chosen)
         self.alive, order = alive.keep(stay, there, repack=selector.positions == "repacked")
-        self.stages.append(self.alive)
-        return take(torch.cat([hidden, extra], 1) if appended else hidden, order)
+        self._note_stage(step, self.alive)
+        return take(hidden, order)
 
-    def _select(self, number: int, layer: nn.Module, arguments: Arguments) -> list[Selected]:
-        """The pruner's choices, for rows of equal numbers at once."""
-        selector, hidden, alive = self.steps[number].selector, arguments["hidden_states"], self.alive
-        groups = defaultdict(list)
-        for row, (left, total) in enumerate(zip(alive.counts, self.whole.counts, strict=True)):
-            if left:
-                k = min(self.prompt.quota[row][number], left)
-                groups[left, k, total, row if selector.adaptive else None].append(row)
-        view = StageView(
-            alive=alive,
-            prompt=self.whole.to(hidden.device),
-            hidden=hidden.detach(),
-            embeds=self.embeds.to(hidden.device),
-            attended=self._scores(selector, layer, arguments),
-            rotation=arguments["position_embeddings"],
-            norm=self.decoder.norm,
-            columns=self.columns,
-        )
-        chosen = []
-        for (left, k, _, _), members in groups.items():
-            rows = torch.tensor(members, device=hidden.device)
-            visual = of_rows(alive.visual, rows).nonzero()[:, 1].view(len(members), left)
-            if k == 0:  # nothing to choose: all of them leave
-                nothing = rows.new_zeros(len(members), 0)
-                chosen.append((rows, visual, TokenSelection(nothing, left)))
-                continue
-            signals = {str(signal): value for signal, value in stage_signals(StageRows(view, rows, visual), selector)}
-            ids = functools.partial(self._ids, rows)
-            tokens = VisualTokens(take(of_rows(view.hidden, rows), visual), signals, row_ids=ids)
-            chosen.append((rows, visual, selector.select(tokens, k)))
-        return chosen
+    def attended_by(self, index: int, layer: nn.Module, hidden: Tensor) -> None:
+        """Let tokens leave a layer before its MLP.
 
-    def _ids(self, rows: Tensor) -> Tensor:
-        return self.prompt.ids().to(rows.device)[rows]
+        Args:
+            index: of the layer.
+            layer: the layer.
+            hidden: (B, n, D), after its attention.
+        """
+        step, chosen = self._choose(layer, self._entered, self.alive, hidden)
+        only_drops(chosen, f"the stage {step.stage}")
+        self.behind = Rows.of(self.alive, staying(self.alive, chosen), repack=step.selector.positions == "repacked")
+        self._note_stage(step, self.behind.alive)
 
-    def _scores(self, selector: Selector, layer: Any, arguments: Arguments) -> dict[ScoringLayer, Attended]:
+    def leave(self, index: int, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """The output (B, n', D) of a layer that has run, (B, n, D), without what left behind its attention.
+
+        Args:
+            index: of the layer.
+            layer: the layer.
+            hidden: its output.
+        """
+        if self._next(cache(index)):
+            self._cut(index, layer, hidden)
+        if self.behind is not None:
+            behind, self.behind = self.behind, None
+            self.alive, hidden = behind.alive, behind.gather(hidden)
+        self._attended, self._entered = None, {}  # not kept any longer than needed: they are large
+        return hidden
+
+    def _cut(self, index: int, layer: nn.Module, hidden: Tensor) -> None:
+        """Let the pruner of a layer's cache select, and cut it."""
+        held = self.layers[index]
+        if held.slots.shape[1] != hidden.shape[1]:
+            raise ModelError(f"the stage before has cut the cache that {cache(index)} is to cut")
+        step, chosen = self._choose(layer, self._entered, held, hidden)
+        only_drops(chosen, f"the stage {step.stage}")
+        stay = staying(held, chosen)
+        if stay.dim() == 3 and self.kind == "padding":
+            raise ModelError("flash attention takes one mask for all heads of a cache; load the model with sdpa")
+        if self._filled is None:  # all that a cache is cut for is what comes later
+            after = held.hidden(stay) if stay.dim() == 2 else held.by_head(stay.shape[1]).hidden(stay.flatten(0, 1))
+        else:
+            after = self.layers[index] = cut(self._filled.layers[index], held, stay, in_place=index == 0)
+        self.stages.append(after)
+
+    def _note_stage(self, step: Step, alive: Alive) -> None:
+        """Note what goes on from a stage, and cut the caches that were filled before if it is to leave them, too."""
+        self.stages.append(alive)
+        if not step.stage.earlier_caches or self._filled is None:
+            return
+        length = self.embeds.shape[1]
+        for index in range(step.stage.first_without):
+            held, storage = self.layers[index], self._filled.layers[index]
+            self.layers[index] = cut_to(storage, held, alive, length, in_place=index == 0)
+
+    def _choose(
+        self, layer: nn.Module, arguments: Arguments, alive: Alive, hidden: Tensor
+    ) -> tuple[Step, list[Chosen]]:
+        """The next step and what its pruner chooses among some tokens.
+
+        Args:
+            layer: where.
+            arguments: of the layer.
+            alive: the tokens.
+            hidden: (B, n, D), what the pruner sees of them.
+        """
+        number, selector = len(self.stages), self.steps[len(self.stages)].selector
+        quota = [each[number] for each in self.prompt.quota]
+        history = [(*past, *own) for past, *own in zip(self.prompt.history, *self._arrived, strict=True)]
+        self._arrived.append(alive.counts)
+        with torch.no_grad(), stopwatch(self.seconds, "selection", hidden.device):
+            view = StageView(
+                alive=alive,
+                prompt=self.whole.to(hidden.device),
+                hidden=hidden.detach(),
+                embeds=self.embeds.to(hidden.device),
+                attended=self._scores(self.steps[number], layer, arguments),
+                rotation=arguments["position_embeddings"],
+                norm=self.llm.norm,
+                columns=self.columns,
+            )
+            chosen = choose(view, selector, quota, history, self.prompt.ids)
+        if any(each.selection.sequence is not None for each in chosen):
+            raise ModelError("tokens can be put in another order before the LLM only")
+        return self.steps[number], chosen
+
+    def _scores(self, step: Step, layer: Any, arguments: Arguments) -> dict[ScoringLayer, Attended]:
         """Queries and keys of the scoring layers; empty if no signal is made of them."""
-        hidden, found = arguments["hidden_states"], dict[ScoringLayer, Attended]()
-        layers = scoring_layers(selector.requires)
-        if "own" in layers:
-            normed, rotation = layer.input_layernorm(hidden), arguments["position_embeddings"]
-            prompt = self.alive.valid & (self.alive.slots < self.columns)
-            last = None if _reads_all(selector) else torch.where(prompt, self.alive.slots, -1).argmax(1)
-            found["own"] = attended(layer.self_attn, normed, rotation, arguments.get("attention_mask"), last)
-        if "previous" in layers:
-            what, self._attended = self._attended, None  # not kept any longer than needed: it is large
-            if what is None:
+        found, layers = dict[ScoringLayer, Attended](), scoring_layers(step.selector.requires)
+        if "own" in layers and not step.stage.behind_attention:
+            found["own"] = would_attend(step, layer, arguments, self.alive, self.columns)
+        if "previous" in layers or (step.stage.behind_attention and layers):
+            if self._attended is None:
                 name = type(layer.self_attn).__name__
                 raise ModelError(f"{name} does not attend by transformers' attention interface, so it cannot be read")
-            found["previous"] = what.to(hidden.device)
+            found["previous"] = self._attended.to(arguments["hidden_states"].device)
+            if step.stage.behind_attention:  # the stage's own layer is the one that ran last
+                found["own"] = found["previous"]
+            else:
+                self._attended = None  # not kept any longer than needed: it is large
         return found
 
 
-def _reads_all(selector: Selector) -> bool:
-    """Whether a signal of the stage's own layer is of more than the last token."""
-    signals = (each for signal in selector.requires for each in signal.alternatives)
-    return any(isinstance(each, Scored) and each.layer == "own" and each.all_rows for each in signals)
+def would_attend(step: Step, layer: Any, arguments: Arguments, alive: Alive, columns: int) -> Attended:
+    """What a layer would attend with that has not run yet.
 
-
-def _appended(selection: TokenSelection) -> int:
-    """M, tokens that a selection appends."""
-    return 0 if selection.merged is None else selection.merged.shape[1] - selection.keep.shape[1]
+    Args:
+        step: at its input.
+        layer: the layer.
+        arguments: of it.
+        alive: tokens at the stage.
+        columns: of the prompt.
+    """
+    signals = (each for signal in step.selector.requires for each in signal.alternatives)
+    reads_all = any(isinstance(each, Scored) and each.layer == "own" and each.all_rows for each in signals)
+    last = None if reads_all else torch.where(alive.valid & (alive.slots < columns), alive.slots, -1).argmax(1)
+    normed, rotation = layer.input_layernorm(arguments["hidden_states"]), arguments["position_embeddings"]
+    return attended(layer.self_attn, normed, rotation, arguments.get("attention_mask"), last)

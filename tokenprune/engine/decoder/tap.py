@@ -76,6 +76,9 @@ class Attended:
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
         allowed = self._allowed(rows, length, batch) & valid[:, None]
+        if self.mask is not None and self.mask.is_floating_point():  # which may favour some keys
+            added = of_rows(self.mask.expand(len(self.query), -1, -1, -1)[:, 0, :, :length], batch)
+            scores = scores + widen(added.gather(1, rows[..., None].expand(-1, -1, length)))[:, None]
         return scores.masked_fill(~allowed[:, None], -torch.inf).softmax(-1)
 
     def _allowed(self, rows: Tensor, length: int, batch: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from tokenprune.adapters.base import ModelAdapter
 from tokenprune.core.errors import ModelError
 from tokenprune.core.selection import TokenSelection
 from tokenprune.engine.prompt.encoded import Encoded
-from tokenprune.engine.prompt.layout import Choice, kept_tokens
+from tokenprune.engine.prompt.layout import Choice, Layout, kept_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +46,8 @@ class Left:
         for selection in (choice.selection for choice in chosen):
             if selection.merged is not None and selection.merged.shape[1] != selection.keep.shape[1]:
                 raise ModelError("tokens can be appended inside the LLM only")
+            if selection.heads is not None:
+                raise ModelError("heads can keep different tokens in a cache only")
         return cls(encoded, kept_tokens(encoded.layout, chosen, dropped) & encoded.there, tuple(chosen))
 
     def moved(self, x: Tensor) -> Tensor:
@@ -90,6 +92,25 @@ class Left:
         whole = x.new_zeros(len(self.kept), *x.shape[1:])
         whole[place] = x
         return self.moved(whole)[place]
+
+
+def handed_on(layout: Layout, chosen: Sequence[Choice], name: str, empty: float) -> Tensor | None:
+    """What choices say about the tokens that stay, (T,); None if they say nothing.
+
+    Args:
+        layout: of the batch.
+        chosen: what stays of units.
+        name: ``bias`` or ``labels`` of ``TokenSelection``.
+        empty: of tokens about which nothing is said.
+    """
+    x: Tensor | None = None
+    for choice in chosen:
+        value: Tensor | None = getattr(choice.selection, name)
+        if value is not None:
+            x = torch.full(layout.free.shape, empty, dtype=value.dtype, device=value.device) if x is None else x
+            tokens = torch.stack([layout.units[unit] for unit in choice.units]).to(x.device)
+            x = _put(x, tokens, choice.selection, value)
+    return x
 
 
 def _put(x: Tensor, tokens: Tensor, selection: TokenSelection, values: Tensor) -> Tensor:

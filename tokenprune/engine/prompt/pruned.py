@@ -21,7 +21,7 @@ from tokenprune.engine.decoder.hooks import InsideLLM
 from tokenprune.engine.decoder.inside_plan import InsidePlan, PromptTokens
 from tokenprune.engine.prompt.encoded import Encoded, encode
 from tokenprune.engine.prompt.layout import Choice, Layout, choices
-from tokenprune.engine.prompt.left import Left
+from tokenprune.engine.prompt.left import Left, handed_on
 from tokenprune.engine.prompt.projector import chosen_before_llm, chosen_before_projector
 from tokenprune.engine.prompt.shorten import PrunedInputs, prune_prompt
 from tokenprune.engine.providers.base import Facts, check_signals
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 def prune_inputs(
     adapter: ModelAdapter,
     inputs: Mapping[str, Any],
-    pruner: Selector | None,
+    pruner: Selector,
     budget: Budget | None,
     questions: Sequence[str] | None,
     encoded: Encoded | None,
     samples: Sequence[Sample] | None = None,
 ) -> PrunedInputs:
     """Encode images and choose what enters the LLM, for ``Session.prune_inputs``."""
-    steps, budget = _checked(adapter, pruner, budget) if pruner else ((), None)
+    steps, budget = _checked(adapter, pruner, budget)
     in_tower, first, within = _parts(steps)
     given = check_signals(first.selector.requires if first else (), _facts(adapter))
     seconds = {"vision": 0.0, "selection": 0.0}
@@ -56,7 +56,7 @@ def prune_inputs(
         seconds = {"vision": seconds["vision"] - encoded.seconds, "selection": encoded.seconds}
     whole, encoded = encoded.layout, _at_hand(encoded, first)
     layout, left = encoded.layout, Left.all(encoded)
-    counts = whole.counts(pruner, adapter.spec, budget) if pruner and budget else []
+    counts = whole.counts(pruner, adapter.spec, budget) if budget else []
     if first:
         quotas = layout.divided([each[len(in_tower)] for each in counts])
         view = Encoding(adapter, inputs, encoded, questions, samples, quotas)
@@ -65,8 +65,8 @@ def prune_inputs(
     early = (*encoded.early, *([(first.stage, left.kept)] if first else []))
     closed = _closed(steps, [kept for _, kept in early])
     shorter = shortened_prompt(adapter, inputs, left.kept, closed=closed) | left.encoder_outputs(adapter)
-    operations, inside = pruner.operations(adapter.spec) if pruner else None, None
-    if within or operations:
+    operations, inside = pruner.operations(adapter.spec), None
+    if within or operations or any(choice.selection.bias is not None for choice in left.chosen):
         later = [each[len(steps) - len(within) :] for each in counts]
         visual = adapter.placeholders(shorter["input_ids"])
         prompt = prompt_tokens(later, visual, layout, left.kept, left.chosen, operations)
@@ -85,10 +85,10 @@ def _parts(steps: Sequence[Step]) -> tuple[tuple[Step, ...], Step | None, tuple[
 
 
 def _tower_plan(
-    adapter: ModelAdapter, pruner: Selector | None, budget: Budget | None, steps: Sequence[Step]
+    adapter: ModelAdapter, pruner: Selector, budget: Budget | None, steps: Sequence[Step]
 ) -> TowerPlan | None:
     """What leaves inside the vision tower, where images have equal numbers of patches; None if nothing does."""
-    if pruner is None or budget is None or not steps:
+    if budget is None or not steps:
         return None
     counts = pruner.schedule(adapter.spec, budget, adapter.spec.visual_tokens)
     return TowerPlan(tuple(steps), counts[: len(steps)])
@@ -144,10 +144,12 @@ def _facts(adapter: ModelAdapter) -> Facts:
     return Facts(type(adapter), adapter.model.config, adapter.text_tower)
 
 
-def _checked(adapter: ModelAdapter, pruner: Selector, budget: Budget | None) -> tuple[tuple[Step, ...], Budget]:
-    """The steps of a pruner and its budget."""
+def _checked(adapter: ModelAdapter, pruner: Selector, budget: Budget | None) -> tuple[tuple[Step, ...], Budget | None]:
+    """The steps of a pruner and its budget; None if nothing prunes."""
     steps, budget = pruner.steps(adapter.spec), budget or pruner.budget
     check_steps(steps, _facts(adapter))
+    if not steps:
+        return (), None
     if budget is None:
         raise BudgetError("budget: a pruner needs one; give keep_tokens, keep_ratio, average_tokens or flops")
     adapter.check_budget(pruner, adapter.spec, budget)
@@ -219,18 +221,20 @@ def prompt_tokens(
         chosen: what stayed before the LLM.
         operations: tell the groups of the visual tokens; None if there are none.
     """
-    number = torch.full(visual.shape, -1, device=visual.device)
-    number[visual] = layout.numbers[kept].to(visual.device)
-    free = visual.clone()
-    free[visual] = layout.free[kept].to(visual.device)
+
+    def placed(tokens: Tensor, filler: float) -> Tensor:
+        prompt = torch.full(visual.shape, filler, dtype=tokens.dtype, device=visual.device)
+        return prompt.masked_scatter(visual, tokens[kept.to(tokens.device)].to(visual.device))
+
     quota = [[0] * len(next(iter(counts), ())) for _ in range(layout.batch)]
     for row, each in zip(layout.item_rows, counts, strict=False):
         quota[row] = [total + count for total, count in zip(quota[row], each, strict=True)]
-    group = None
-    if operations is not None:
-        group = torch.zeros_like(number)
-        group[visual] = _groups(operations, layout, chosen)[kept].to(visual.device)
-    return PromptTokens(free, number, quota, layout.row_ids, group)
+    said = {name: handed_on(layout, chosen, name, empty) for name, empty in (("bias", 0), ("labels", -1))}
+    said["group"] = None if operations is None else _groups(operations, layout, chosen)
+    aligned = {name: None if x is None else placed(x, -1 if name == "labels" else 0) for name, x in said.items()}
+    past = [(total,) for total in layout.free_tokens()] if chosen else []
+    free, number = placed(layout.free, False), placed(layout.numbers, -1)
+    return PromptTokens(free, number, quota, layout.row_ids, past=past, **aligned)
 
 
 def _groups(operations: Operations, layout: Layout, chosen: Sequence[Choice]) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tokenprune.core.precision import exact
 from tokenprune.core.signals import (
+    HeadKeys,
     ImageEmbeds,
     Keys,
     NormedHidden,
@@ -42,6 +43,13 @@ def text_attention(signal: TextAttention, at: StageRows) -> Tensor:
 def keys(signal: Keys, at: StageRows) -> Tensor:
     """Keys (G, N, C) of the visual tokens, heads side by side."""
     return take(_flat_keys(at.view.attended[signal.layer], at.batch), at.visual)
+
+
+@provides(HeadKeys)
+def head_keys(signal: HeadKeys, at: StageRows) -> Tensor:
+    """Keys (G, H', N, d) of the visual tokens, of each of the H' key-value heads."""
+    keys = of_rows(at.view.attended[signal.layer].key, at.batch)
+    return keys.gather(2, at.visual[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3]))
 
 
 @provides(TextKeys)

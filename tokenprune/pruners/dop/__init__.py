@@ -137,7 +137,7 @@ class DOP(Wrapper):
         if operations is None:
             return base
         if len(self.shares) == 1:
-            return OperationPlan(base.active & operations.active, base.group_sizes)
+            return OperationPlan(base.active & operations.active, base.group_sizes, base.cached)
         sizes = operations.sizes(alive[0])
         gone = torch.zeros(spec.llm.layers, 3, 1, dtype=torch.bool, device="cpu")
         return OperationPlan(torch.cat([operations.active, gone], 2), (*sizes, total - alive[0]))
