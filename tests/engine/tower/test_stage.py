@@ -185,3 +185,40 @@ def test_gradients_go_through_the_patches_that_stay():
     side = model.config.vision_config.patch_size
     patches = pixels.grad.unfold(2, side, side).unfold(3, side, side).abs().sum((1, 4, 5)).flatten()
     assert (patches > 0).nonzero()[:, 0].tolist() == trace.stages[0].keep[0]
+
+
+@pytest.mark.parametrize("after", [(PRE_LLM,), (PROJECTOR,), (decoder(1),), (PRE_LLM, decoder(1))], ids=str)
+def test_later_stages_are_told_what_a_stage_in_the_tower_said(after):
+    """Labels go with the patches that stay, until a stage says something else; counts are of what arrived."""
+    seen, keeps = [], []
+
+    def select(tokens, k):
+        seen.append((tokens.labels, tokens.history))
+        keep = (torch.arange(k) * (tokens.num_tokens // k)).expand(tokens.batch_size, -1)
+        keeps.append(keep)
+        labels = 100 + keep if len(seen) == 1 else None
+        return tp.TokenSelection(keep, tokens.num_tokens, labels=labels)
+
+    model, processor = MLLMS["llava"].build("sdpa")
+    outside = InTower(select=select)
+    pruner = InTower(0, 2, after=after, inside=outside, select=select)
+    with torch.no_grad(), tp.prune(model, processor, pruner, keep_tokens=3):
+        model(**MLLMS["llava"].ask(processor, 2))
+    assert len(seen) == 2 + len(after)
+    (none, start), *later = seen
+    assert none is None
+    assert start == ()
+    labels, total, arrived = 100 + keeps[0], 25, []
+    for keep, (told, history), stage in zip([None, *keeps[1:]], later, [None, *after], strict=False):
+        labels = labels if keep is None else labels.gather(1, keep)
+        arrived.append(total)
+        total = labels.shape[1]
+        inside = stage is not None and stage.inside
+        if inside:  # a row of the batch, with both images
+            labels = labels.flatten()[None]
+        if stage == PROJECTOR:  # nothing is said of CLS, which is among the others there
+            assert (told[:, 0] == -1).all()
+            told = told[:, 1:]
+        assert torch.equal(told, labels)
+        assert history == tuple(2 * each if inside else each for each in arrived)
+        total = labels.shape[1] // (1 + inside)

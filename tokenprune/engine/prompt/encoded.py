@@ -38,6 +38,7 @@ class Encoded:
         made: signals that were computed of it so far, by what they depend on, for the next pruner.
         patches: of each modality, what is left behind stages inside the vision tower; none if there are no such stages.
         early: stages inside the tower, each with which visual tokens (T,) bool went on from it; others have features 0.
+        labels: (T,) long, what these stages handed on about visual tokens, -1 if nothing; None if they did not.
         seconds: that selections inside the tower took.
     """
 
@@ -50,7 +51,13 @@ class Encoded:
     made: dict[Any, Tensor] = field(default_factory=dict)
     patches: Mapping[str, PatchesLeft] = field(default_factory=dict)
     early: tuple[tuple[Stage, Tensor], ...] = ()
+    labels: Tensor | None = None
     seconds: float = 0.0
+
+    @property
+    def history(self) -> tuple[int, ...]:
+        """How many visual tokens of a picture arrived at each stage inside the tower."""
+        return next((left.history[:-1] for left in self.patches.values()), ())
 
     @property
     def there(self) -> Tensor:
@@ -113,8 +120,13 @@ def _after_stages(
             parts[name] = adapter.per_token(name, patches, inputs)[:, 0] > 0
         early.append((step.stage, encoded.in_order(parts).to(encoded.layout.free.device)))
     left = {name: forward.left for name, forward in forwards.items()}
+    said = {name: forward.labels for name, forward in forwards.items() if forward.labels is not None}
+    labels = None
+    if said:  # shifted by one, as patches that left have 0
+        shifted = {name: left[name].spread(1 + each[..., None]) for name, each in said.items()}
+        labels = encoded.in_order({name: adapter.per_token(name, x, inputs)[:, 0] - 1 for name, x in shifted.items()})
     seconds = sum(forward.seconds["selection"] for forward in forwards.values())
-    return replace(encoded, patches=left, early=tuple(early), seconds=seconds)
+    return replace(encoded, patches=left, early=tuple(early), labels=labels, seconds=seconds)
 
 
 def _arrange(adapter: ModelAdapter, inputs: Mapping[str, Any], outputs: dict[str, Any]) -> Encoded:

@@ -94,7 +94,9 @@ class Left:
         return self.moved(whole)[place]
 
 
-def handed_on(layout: Layout, chosen: Sequence[Choice], name: str, empty: float) -> Tensor | None:
+def handed_on(
+    layout: Layout, chosen: Sequence[Choice], name: str, empty: float, before: Tensor | None = None
+) -> Tensor | None:
     """What choices say about the tokens that stay, (T,); None if they say nothing.
 
     Args:
@@ -102,8 +104,9 @@ def handed_on(layout: Layout, chosen: Sequence[Choice], name: str, empty: float)
         chosen: what stays of units.
         name: ``bias`` or ``labels`` of ``TokenSelection``.
         empty: of tokens about which nothing is said.
+        before: (T,) what was said by earlier stages; None if nothing was.
     """
-    x: Tensor | None = None
+    x = before
     for choice in chosen:
         value: Tensor | None = getattr(choice.selection, name)
         if value is not None:

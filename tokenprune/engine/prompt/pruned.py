@@ -65,16 +65,45 @@ def prune_inputs(
     early = (*encoded.early, *([(first.stage, left.kept)] if first else []))
     closed = _closed(steps, [kept for _, kept in early])
     shorter = shortened_prompt(adapter, inputs, left.kept, closed=closed) | left.encoder_outputs(adapter)
-    operations, inside = pruner.operations(adapter.spec), None
-    if within or operations or any(choice.selection.bias is not None for choice in left.chosen):
-        later = [each[len(steps) - len(within) :] for each in counts]
-        visual = adapter.placeholders(shorter["input_ids"])
-        prompt = prompt_tokens(later, visual, layout, left.kept, left.chosen, operations)
-        inside = InsidePlan(tuple(within), prompt, operations.active if operations else None)
-        InsideLLM(adapter.model, inside)  # refuses what it cannot prune before anything runs
+    later = [each[len(steps) - len(within) :] for each in counts]
+    past = _past(whole, [kept for _, kept in early])
+    inside = _inside(adapter, pruner, within, later, left, shorter["input_ids"], past)
     if in_tower:  # what is told is of all visual tokens, not of those that came out of the tower
         return PrunedInputs(shorter, choices(whole, left.kept), left.kept, whole, seconds, inside, early)
     return PrunedInputs(shorter, left.chosen, left.kept, layout, seconds, inside, early)
+
+
+def _inside(
+    adapter: ModelAdapter,
+    pruner: Selector,
+    steps: Sequence[Step],
+    counts: Sequence[Sequence[int]],
+    left: Left,
+    ids: Tensor,
+    past: Sequence[tuple[int, ...]],
+) -> InsidePlan | None:
+    """What happens inside the LLM; None if nothing does.
+
+    Args:
+        adapter: of the model.
+        pruner: whose operations run.
+        steps: inside the LLM.
+        counts: what these select of each item.
+        left: what goes on to the LLM.
+        ids: of the shortened prompts.
+        past: of each row, visual tokens that arrived at each stage before the LLM.
+
+    Raises:
+        ModelError: if the model cannot do it.
+    """
+    operations, encoded = pruner.operations(adapter.spec), left.encoded
+    if not (steps or operations or any(choice.selection.bias is not None for choice in left.chosen)):
+        return None
+    visual, aligned = adapter.placeholders(ids), (encoded.layout, left.kept, left.chosen)
+    prompt = prompt_tokens(counts, visual, *aligned, operations, past=past, labels=encoded.labels)
+    plan = InsidePlan(tuple(steps), prompt, operations.active if operations else None)
+    InsideLLM(adapter.model, plan)  # refuses what it cannot prune before anything runs
+    return plan
 
 
 def _parts(steps: Sequence[Step]) -> tuple[tuple[Step, ...], Step | None, tuple[Step, ...]]:
@@ -99,6 +128,12 @@ def _at_hand(encoded: Encoded, step: Step | None) -> Encoded:
     layout = encoded.layout.only(encoded.there) if encoded.early else encoded.layout
     together = step is not None and step.selector.segments == "together"
     return replace(encoded, layout=layout.joined() if together else layout)
+
+
+def _past(layout: Layout, early: Sequence[Tensor]) -> list[tuple[int, ...]]:
+    """How many visual tokens of each batch row arrived at stages from which (T,) ``early`` went on, in their order."""
+    arrived = [torch.ones_like(kept) for kept in early[:1]] + list(early[:-1])
+    return list(zip(*(layout.only(there).free_tokens() for there in arrived), strict=True))
 
 
 def _closed(steps: Sequence[Step], early: Sequence[Tensor]) -> Tensor | None:
@@ -210,6 +245,9 @@ def prompt_tokens(
     kept: Tensor,
     chosen: Sequence[Choice] = (),
     operations: Operations | None = None,
+    *,
+    past: Sequence[tuple[int, ...]] | None = None,
+    labels: Tensor | None = None,
 ) -> PromptTokens:
     """The prompts that enter the LLM.
 
@@ -220,6 +258,9 @@ def prompt_tokens(
         kept: (T,) bool, which entered the LLM.
         chosen: what stayed before the LLM.
         operations: tell the groups of the visual tokens; None if there are none.
+        past: of each row, visual tokens that arrived at each stage before the LLM; None if only what is in ``chosen``
+            left there.
+        labels: (T,) long, what stages in the vision tower handed on; None if they did not.
     """
 
     def placed(tokens: Tensor, filler: float) -> Tensor:
@@ -229,10 +270,11 @@ def prompt_tokens(
     quota = [[0] * len(next(iter(counts), ())) for _ in range(layout.batch)]
     for row, each in zip(layout.item_rows, counts, strict=False):
         quota[row] = [total + count for total, count in zip(quota[row], each, strict=True)]
-    said = {name: handed_on(layout, chosen, name, empty) for name, empty in (("bias", 0), ("labels", -1))}
+    said = {"bias": handed_on(layout, chosen, "bias", 0), "labels": handed_on(layout, chosen, "labels", -1, labels)}
     said["group"] = None if operations is None else _groups(operations, layout, chosen)
     aligned = {name: None if x is None else placed(x, -1 if name == "labels" else 0) for name, x in said.items()}
-    past = [(total,) for total in layout.free_tokens()] if chosen else []
+    if past is None:
+        past = [(total,) for total in layout.free_tokens()] if chosen else []
     free, number = placed(layout.free, False), placed(layout.numbers, -1)
     return PromptTokens(free, number, quota, layout.row_ids, past=past, **aligned)
 

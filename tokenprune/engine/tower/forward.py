@@ -46,6 +46,7 @@ class TowerForward:
         chosen: is called once the last stage is over.
         hidden_states: of layers that signals need, what each was given, (I, L, V).
         arguments: of these layers, what else each was given.
+        labels: (I, n) long, what a stage handed on about the patches that are left; None if none did.
         seconds: that the selections took.
     """
 
@@ -60,6 +61,7 @@ class TowerForward:
     chosen: Callable[[TowerForward], None] = nothing
     hidden_states: dict[int, Tensor] = field(default_factory=dict)
     arguments: dict[int, Arguments] = field(default_factory=dict)
+    labels: Tensor | None = None
     seconds: dict[str, float] = field(default_factory=lambda: {"selection": 0.0})
 
     @functools.cached_property
@@ -103,6 +105,7 @@ class TowerForward:
         _check(selection, self.steps[place])
         alive = selection.keep if kept is None else kept.to(hidden.device).gather(1, selection.keep)
         self.left.stages[index] = alive
+        self.labels = _labels(selection, self.labels)
         if place == len(self.steps) - 1:
             self.chosen(self)
         if selection.merged is None and alive.shape[1] == number:
@@ -126,7 +129,16 @@ class TowerForward:
             return torch.stack([content_id(picture) for picture in self.pictures]) + 2 * place
 
         grid = self.grid if self.kept is None else None
-        return step.selector.select(VisualTokens(patches, signals, grid, row_ids=ids), self.counts[place])
+        history, labels = self.left.history[: place + 1], self.labels
+        tokens = VisualTokens(patches, signals, grid, row_ids=ids, labels=labels, history=history[:-1])
+        return step.selector.select(tokens, self.counts[place])
+
+
+def _labels(selection: TokenSelection, before: Tensor | None) -> Tensor | None:
+    """What is handed on about the patches that stay, (I, n) long: what was said last."""
+    if selection.labels is not None or before is None:
+        return selection.labels
+    return before.gather(1, selection.keep.to(before.device))
 
 
 def _check(selection: TokenSelection, step: Step) -> None:
@@ -135,5 +147,9 @@ def _check(selection: TokenSelection, step: Step) -> None:
         raise ModelError("tokens can be appended inside the LLM only")
     if selection.sequence is not None:
         raise ModelError(f"{step.stage}: patches can be put in another order before the LLM only")
+    if selection.bias is not None:
+        raise ModelError(f"{step.stage}: a bias on keys is for the layers of the LLM; leave it out inside the tower")
+    if selection.heads is not None:
+        raise ModelError("heads can keep different tokens in a cache only")
     if not bool(selection.there.all()):
         raise ModelError(f"{step.stage}: all pictures of a batch must keep equal numbers of patches inside the tower")

@@ -27,6 +27,11 @@ class PatchesLeft:
     number: int
     stages: dict[int, Tensor] = field(default_factory=dict)
 
+    @property
+    def history(self) -> tuple[int, ...]:
+        """How many patches of a picture arrived at each stage, and last how many are left."""
+        return (self.number, *(kept.shape[1] for kept in self.stages.values()))
+
     def of(self, count: int, pictures: int, device: torch.device) -> Tensor:
         """Which patches (I, count) long so many are."""
         for kept in self.stages.values():
