@@ -198,6 +198,14 @@ def choosing(**more):
 @pytest.mark.parametrize(
     ("pruner", "message"),
     [
+        (
+            choosing(bias=lambda tokens, keep: torch.ones(keep.shape)),
+            r"tower\(1\): a bias on keys is for the layers of",
+        ),
+        (
+            choosing(heads=lambda tokens, keep: (torch.arange(tokens.num_tokens) < KEEP).expand(len(keep), 4, -1)),
+            "heads can keep different tokens in a cache only",
+        ),
         (choosing(sequence=lambda tokens, keep: keep.flip(1)), r"tower\(1\): patches can be put in another order"),
         (
             choosing(keep=lambda tokens, keep: torch.cat([keep[:, :-1], torch.tensor([[6], [-1], [6]])], 1)),
