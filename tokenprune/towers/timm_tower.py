@@ -12,7 +12,7 @@ from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor
 
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import Signal, TowerAttention, TowerKeys
+from tokenprune.core.signals import Signal, TowerAttention, TowerKeys, TowerStates
 from tokenprune.towers.base import TowerOutput
 from tokenprune.towers.rows import RowTower
 from tokenprune.towers.timm_attention import attention_signals
@@ -77,4 +77,10 @@ def _of_kept(rope: Tensor, kept: Tensor) -> Tensor:
     return whole.gather(2, index.expand(-1, whole.shape[1], -1, whole.shape[3]))
 
 
-TIMM = TimmTower(frozenset({TowerKeys(), TowerAttention("cls")}))
+WITHOUT_CLS = TimmTower(frozenset({TowerKeys(), TowerStates()}))
+TIMM = TimmTower(WITHOUT_CLS.offers | {TowerAttention("cls")})
+
+
+def timm_tower(model: Any) -> TimmTower:
+    """The kind of a classifier, by whether it has a CLS token."""
+    return WITHOUT_CLS if model.cls_token is None else TIMM

@@ -19,7 +19,7 @@ from tokenprune.core.steps import Selector, Step
 from tokenprune.engine.tower.forward import TowerForward
 from tokenprune.engine.tower.hooks import TowerHooks, active
 from tokenprune.engine.tower.left import PatchesLeft
-from tokenprune.towers.timm_tower import TIMM
+from tokenprune.towers.timm_tower import timm_tower
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +67,11 @@ class VitBlock:
     budget: Budget
     trace: VitTrace = field(default_factory=VitTrace)
 
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The pruner at each of its layers."""
+        return tuple(Step(tower(at), self.pruner) for at in self.layers)
+
     def counts(self, total: int) -> tuple[int, ...]:
         """How many of so many patches each stage leaves: the same share of what arrives at it.
 
@@ -101,7 +106,7 @@ class VitBlock:
             raise ModelError(
                 f"the patches that are left are no grid; ask {entry} for output_fmt='NLC', without reshape"
             )
-        with TowerHooks(TIMM, self.model, self._begin, owner=self).on():
+        with TowerHooks(timm_tower(self.model), self.model, self._begin, owner=self).on():
             return original(*args, **kwargs)
 
     def _begin(self, pictures: Tensor) -> TowerForward:
@@ -109,10 +114,17 @@ class VitBlock:
         if self.model.grad_checkpointing and torch.is_grad_enabled():
             raise ModelError("gradient checkpointing runs blocks twice; call model.set_grad_checkpointing(False)")
         height, width = self.model.patch_embed.dynamic_feat_size(pictures.shape[-2:])
-        steps, number = [Step(tower(at), self.pruner) for at in self.layers], height * width
-        left = PatchesLeft(number)
-        counts, grid = self.counts(number), (height, width)
-        return TowerForward(TIMM, self.model, steps, counts, pictures, grid, left, chosen=self._note)
+        number = height * width
+        return TowerForward(
+            timm_tower(self.model),
+            self.model,
+            self.steps,
+            self.counts(number),
+            pictures,
+            (height, width),
+            PatchesLeft(number),
+            chosen=self._note,
+        )
 
     def _note(self, forward: TowerForward) -> None:
         self.trace.calls.append(forward.left.stages)
