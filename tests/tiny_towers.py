@@ -119,5 +119,7 @@ class InTower(Pruner):
         if self.choose is not None:
             return self.choose(tokens, k)
         direction = torch.randn(tokens.features.shape[-1], generator=torch.Generator().manual_seed(3))
-        order = (tokens.features.float() @ direction.to(tokens.features.device)).argsort(dim=1, descending=True, stable=True)
+        order = (tokens.features.float() @ direction.to(tokens.features.device)).argsort(
+            dim=1, descending=True, stable=True
+        )
         return tp.TokenSelection.from_order(order[:, :k], tokens.num_tokens)

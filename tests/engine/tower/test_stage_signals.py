@@ -6,11 +6,13 @@ from tiny_towers import MLLMS, PREFIX, InTower
 
 import tokenprune as tp
 from tokenprune.core.errors import ConfigError, ModelError
-from tokenprune.core.signals import OneOf, PromptEmbeds, TowerAttention, TowerKeys, TowerStates
+from tokenprune.core.signals import OneOf, PairedImage, PairedText, PromptEmbeds, TowerAttention, TowerKeys, TowerStates
 from tokenprune.core.stages import PRE_LLM, PROJECTOR, decoder
 from tokenprune.engine.loading import session_for
 from tokenprune.testing.families import families
 from tokenprune.testing.families.llava import tiny_llava, tiny_processor
+from tokenprune.testing.towers import saved_towers
+from tokenprune.towers.text.base import load_text_tower
 
 KEEP = 7
 PATCHES = TowerAttention("patches")
@@ -115,6 +117,37 @@ def test_stages_after_the_tower_see_what_the_tower_computed_of_what_is_left():
     close(given.signal(TowerKeys(0)), earlier["keys"][:, 1:][rows, left])
     close(given.signal(TowerStates(1)), seen[1]["states"][:, 1:][rows, left])
     assert given.grid is given.place is None
+
+
+@pytest.mark.parametrize(("name", "text_tower"), [("llava", "clip"), ("paligemma", "siglip")])
+def test_patches_that_are_left_are_embedded_in_the_space_of_the_text_tower(name, text_tower):
+    tokens, plain = [], InTower()
+
+    def select(given, k):
+        tokens.append(given)
+        return InTower._select(plain, given, k)
+
+    model, processor = MLLMS[name].build("sdpa")
+    session = session_for(model, processor, text_tower=saved_towers()[text_tower])
+    inputs = MLLMS[name].ask(processor, 1, 2)
+    paired = InTower(after=(PRE_LLM,), requires=[PairedImage(), PairedText(), TowerStates()], select=select)
+    pruner = tp.create_pruner("compose", pruners=(InTower(1), paired))
+    session.prune_inputs(inputs, pruner, tp.Budget(keep_tokens=KEEP))
+    (given,) = tokens
+    tower = load_text_tower(model, saved_towers()[text_tower], None)
+    wanted = tower.project(given.signal(TowerStates()), normed=name == "paligemma")
+    torch.testing.assert_close(given.signal(PairedImage()), wanted, atol=1e-5, rtol=1e-4)
+    assert given.signal(PairedText()).shape[0] == 3
+
+
+def test_the_trace_numbers_the_patches_of_the_whole_image():
+    model, processor = MLLMS["llava"].build("sdpa")
+    inputs = MLLMS["llava"].ask(processor, 1, 1)
+    for after in ((), (PRE_LLM,)):
+        with torch.no_grad(), tp.prune(model, processor, InTower(1, after=after), keep_tokens=KEEP) as trace:
+            model(**inputs)
+        assert trace.keep.tolist() == trace.stages[-1].keep
+        assert trace.counts == [(25, KEEP)] * 2
 
 
 def refused(name, pruner, message, kind=ModelError, **family):
