@@ -9,14 +9,17 @@ import pytest
 import torch
 
 import tokenprune as tp
+from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.cache_argument import CACHE
 from tokenprune.adapters.registry import ADAPTERS
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
+from tokenprune.core.steps import Step
 from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.providers.base import Facts, missing
 from tokenprune.engine.session import Session
+from tokenprune.engine.tower.signals import absent
 from tokenprune.engine.trace import stage_traces
 from tokenprune.pruners.base import Pruner
 from tokenprune.testing.checks import GENERATION, STEPS
@@ -64,12 +67,14 @@ class OnModels:
     def everywhere(self) -> Iterator[tuple[str, Family, str | None]]:
         """Name of each family, the family, and why it refuses the pruner: a regular expression, or None."""
         steps = self.create().steps(TINY)
-        before = [step.selector for step in steps if not step.stage.inside]
+        before = [step for step in steps if not step.stage.inside]
         inside = [step.selector for step in steps if step.stage.inside]
         for adapter in ADAPTERS.names():
             for name, family in families(adapter).items():
-                why = None
-                if any(missing(selector.requires, Facts(ADAPTERS.get(adapter))) for selector in before):
+                why, kind = None, ADAPTERS.get(adapter)
+                if not {step.stage.place for step in steps} <= {*kind.places}:
+                    why = "has no stage"
+                elif any(_lacks(step, kind) for step in before):
                     why = "cannot give the signals"
                 elif any(selector.positions not in family.inside for selector in inside):
                     why = "gaps cannot be closed inside the LLM"
@@ -134,13 +139,20 @@ class OnModels:
                     model.generate(**family.ask(processor, 1), max_new_tokens=1)
 
 
+def _lacks(step: Step, adapter: type[ModelAdapter]) -> bool:
+    """Whether a family cannot give the signals of a step before the LLM."""
+    if step.stage.place == "tower":
+        return bool(absent(step, adapter.tower))
+    return bool(missing(step.selector.requires, Facts(adapter)))
+
+
 def in_each_layer(family: Family, model: Any, inputs: Inputs, stages: Any) -> list[int]:
     """Tokens of the longest row in each layer: text, and the visual tokens that the stages up to it leave."""
     alive = torch.tensor([sum(row) for row in family.items(model, inputs)])
     text, longest = inputs["attention_mask"].sum(1) - alive, []
     for layer in range(model.config.get_text_config().num_hidden_layers):
         for stage in stages:
-            if (stage.stage.layer or 0) == layer:
+            if stage.stage.first_without == layer:
                 alive = torch.tensor(stage.counts)
         longest.append(int((text + alive).max()))
     return longest
