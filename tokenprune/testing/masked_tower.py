@@ -25,9 +25,10 @@ def hidden_patches(model: Any, stages: Any, visual: Sequence[int]) -> Iterator[N
         visual: visual tokens of each batch row, each of which is a patch.
     """
     drops = {stage.stage.layer: stage.keep for stage in stages if stage.stage.place == "tower"}
-    tower = adapter_class(model.config.model_type).tower
     with ExitStack() as stack:
-        if drops and isinstance(tower, RowTower):
+        if drops:
+            tower = adapter_class(model.config.model_type).tower
+            assert isinstance(tower, RowTower)  # else there would be no such stages
             for index, layer in enumerate(tower.layers(model)):
                 passed = [keep for at, keep in drops.items() if at <= index]
                 hide = partial(_hide, tower.prefix(model.config), passed[-1:], visual)

@@ -115,7 +115,7 @@ def attending(layer: int) -> int:
 
 
 @dataclass(frozen=True)
-class UnknownTower(Tower):
+class UnknownVision(Tower):
     """A vision tower of which nothing is known: it gives no signals."""
 
     offers: frozenset[Signal] = frozenset()
@@ -129,4 +129,4 @@ class UnknownTower(Tower):
     keys = attention = states
 
 
-UNKNOWN = UnknownTower()
+UNKNOWN = UnknownVision()

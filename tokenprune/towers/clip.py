@@ -51,7 +51,7 @@ def first_token(config: Any) -> int:
 
 
 @dataclass(frozen=True)
-class ClipTower(RowTower):
+class ClipVision(RowTower):
     """A CLIP or SigLIP tower of which the projector reads a layer that the config names, before any last norm."""
 
     def layers(self, model: Any) -> Sequence[Any]:
@@ -75,5 +75,5 @@ class ClipTower(RowTower):
         return tuple(layer % (self.depth(config) + 1) - 1 for layer in several)
 
 
-CLIP = ClipTower(TOWER | {PairedImage(), TowerAttention("cls")})
-UNNORMED_SIGLIP = ClipTower(TOWER | {PairedImage()})
+CLIP = ClipVision(TOWER | {PairedImage(), TowerAttention("cls")})
+UNNORMED_SIGLIP = ClipVision(TOWER | {PairedImage()})

@@ -21,7 +21,7 @@ def side(config: Any) -> int:
 
 
 @dataclass(frozen=True)
-class InternTower(RowTower):
+class InternVision(RowTower):
     """InternViT: its attention norms queries and keys, its projector shuffles squares of patches into tokens."""
 
     def layers(self, model: Any) -> Sequence[Any]:
@@ -69,4 +69,4 @@ class InternTower(RowTower):
         return reduce(x, "t (h a w b) c -> (t h w) c", "mean", h=tokens, w=tokens, a=step, b=step)
 
 
-INTERN = InternTower(TOWER | {TowerAttention("cls")})
+INTERN = InternVision(TOWER | {TowerAttention("cls")})

@@ -33,7 +33,7 @@ class Pictures:
     @classmethod
     def of(cls, pixels: Tensor, grid: tuple[int, int] | None) -> Pictures | None:
         """Pictures of pixels (..., 3, height, width) whose visual tokens are in order; None without a grid."""
-        return None if grid is None else cls(pixels.reshape(-1, *pixels.shape[-3:]), grid)
+        return None if grid is None else cls(rearrange(pixels, "... c h w -> (...) c h w"), grid)
 
 
 def unpack(patches: Tensor, grid: Sequence[int], *, patch: int, temporal: int, merge: int) -> Tensor:

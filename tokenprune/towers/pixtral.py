@@ -25,7 +25,7 @@ def grids(config: Any, inputs: Mapping[str, Any]) -> list[Grid]:
 
 
 @dataclass(frozen=True)
-class PixtralTower(Tower):
+class PixtralVision(Tower):
     """Pixtral; signals are (1, P, ...) of the patches of all images, keys before rotation."""
 
     def reads(self, config: Any) -> tuple[int, ...]:
@@ -66,4 +66,4 @@ class PixtralTower(Tower):
         return layer.attention, layer.attention_norm(seen.states[number])
 
 
-PIXTRAL = PixtralTower()
+PIXTRAL = PixtralVision()

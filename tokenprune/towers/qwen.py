@@ -19,7 +19,7 @@ from tokenprune.towers.base import Tower, TowerOutput
 
 
 @dataclass(frozen=True)
-class QwenTower(Tower):
+class QwenVision(Tower):
     """A Qwen tower; signals are (P, ...) of the patches of all pictures, in the tower's order, keys before rotation."""
 
     def depth(self, config: Any) -> int:
@@ -37,7 +37,7 @@ class QwenTower(Tower):
         return seen.states[self.layer(signal, seen.config) + 1]
 
     def keys(self, signal: Signal, seen: TowerOutput) -> Tensor:
-        return self._projected(self.layer(signal, seen.config), seen)[1].flatten(1)
+        return rearrange(self._projected(self.layer(signal, seen.config), seen)[1], "p h d -> p (h d)")
 
     def attention(self, signal: Signal, seen: TowerOutput) -> Tensor:
         """Attention (P, H) that patches receive in a layer that has no windows, after rotation; the last if unnamed.
@@ -107,4 +107,4 @@ def _order(seen: TowerOutput, device: torch.device) -> Any:
     return index.argsort().to(device)
 
 
-QWEN = QwenTower()
+QWEN = QwenVision()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from einops import rearrange
 from torch import Tensor
 
 from tokenprune.core.errors import ModelError
@@ -15,7 +16,7 @@ from tokenprune.towers.rows import NormedTower
 
 
 @dataclass(frozen=True)
-class SiglipTower(NormedTower):
+class SiglipVision(NormedTower):
     """A SigLIP tower.
 
     Attributes:
@@ -33,7 +34,7 @@ class SiglipTower(NormedTower):
 
 
 @dataclass(frozen=True)
-class IdeficsTower(SiglipTower):
+class IdeficsVision(SiglipVision):
     """A SigLIP tower that can be told to ignore padding in a picture."""
 
     def attention(self, signal: Signal, seen: TowerOutput) -> Tensor:
@@ -45,9 +46,10 @@ class IdeficsTower(SiglipTower):
 def _check_whole(inputs: Mapping[str, Any]) -> None:
     """Raise ModelError if a part of a tile is hidden from the tower."""
     mask = inputs.get("pixel_attention_mask")
-    if mask is not None and bool((mask.flatten(2).any(2) != mask.flatten(2).all(2)).any()):
+    whole = None if mask is None else rearrange(mask, "rows tiles h w -> rows tiles (h w)")
+    if whole is not None and bool((whole.any(2) != whole.all(2)).any()):
         raise ModelError("pixel_attention_mask hides a part of a tile, so received_attention is not known there")
 
 
-SIGLIP = SiglipTower(TOWER | {PairedImage()})
-IDEFICS = IdeficsTower(TOWER | {PairedImage()}, name="vision_model")
+SIGLIP = SiglipVision(TOWER | {PairedImage()})
+IDEFICS = IdeficsVision(TOWER | {PairedImage()}, name="vision_model")

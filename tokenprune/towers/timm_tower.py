@@ -21,7 +21,7 @@ POST_NORM = (ResPostBlock, EvaBlockPostNorm)  # whose attention is given the blo
 
 
 @dataclass(frozen=True)
-class TimmTower(RowTower):
+class TimmVision(RowTower):
     """A ``VisionTransformer`` or ``Eva`` of timm, see ``timm_sizes.vit_spec``; its config is the model itself."""
 
     def depth(self, config: Any) -> int:
@@ -77,10 +77,10 @@ def _of_kept(rope: Tensor, kept: Tensor) -> Tensor:
     return whole.gather(2, index.expand(-1, whole.shape[1], -1, whole.shape[3]))
 
 
-WITHOUT_CLS = TimmTower(frozenset({TowerKeys(), TowerStates()}))
-TIMM = TimmTower(WITHOUT_CLS.offers | {TowerAttention("cls")})
+WITHOUT_CLS = TimmVision(frozenset({TowerKeys(), TowerStates()}))
+TIMM = TimmVision(WITHOUT_CLS.offers | {TowerAttention("cls")})
 
 
-def timm_tower(model: Any) -> TimmTower:
+def timm_tower(model: Any) -> TimmVision:
     """The kind of a classifier, by whether it has a CLS token."""
     return WITHOUT_CLS if model.cls_token is None else TIMM
