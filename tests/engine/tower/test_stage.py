@@ -1,14 +1,18 @@
 """Stages inside the vision tower of an MLLM: dropping is masking from that layer on, and keeping all is the model."""
 
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
 from tiny_towers import MLLMS, PREFIX, InTower, keeps_of, layers_read, masked_family, read
 
 import tokenprune as tp
+from tokenprune.core.signals import TowerKeys
 from tokenprune.core.stages import PRE_LLM, PROJECTOR, decoder
 from tokenprune.engine.loading import session_for
+from tokenprune.engine.tower.forward import TowerForward
 from tokenprune.engine.trace import StageTrace
 from tokenprune.testing.adapter_state import state
 from tokenprune.testing.checks import check_identity, generated
@@ -91,6 +95,26 @@ def test_nothing_is_left_on_the_model():
     with pytest.raises(KeyboardInterrupt), tp.prune(model, processor, InTower(1, select=fails), keep_tokens=KEEP):
         model.generate(**inputs, max_new_tokens=2)
     assert state(model) == before
+
+
+def test_nothing_holds_a_forward():
+    """Its hidden states go with it, and are not left to a garbage collection."""
+    made, held = [], TowerForward.__init__
+
+    def noted(self, *args, **kwargs):
+        held(self, *args, **kwargs)
+        made.append(weakref.ref(self))
+
+    model, processor = MLLMS["llava"].build("sdpa")
+    session, inputs = session_for(model, processor), MLLMS["llava"].ask(processor, 1)
+    gc.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TowerForward, "__init__", noted)
+            session.prune_inputs(inputs, InTower(1, 2, requires=[TowerKeys()]), tp.Budget(keep_tokens=KEEP))
+        assert [each() for each in made] == [None]
+    finally:
+        gc.enable()
 
 
 def test_threads_see_their_own_stages():

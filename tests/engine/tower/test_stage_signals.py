@@ -140,6 +140,14 @@ def test_patches_that_are_left_are_embedded_in_the_space_of_the_text_tower(name,
     assert given.signal(PairedText()).shape[0] == 3
 
 
+def test_pictures_of_which_patches_have_left_are_not_resized():
+    model, processor = MLLMS["llava"].build("sdpa")
+    session, inputs = session_for(model, processor), MLLMS["llava"].ask(processor, 1)
+    pruner = tp.create_pruner("compose", pruners=(InTower(1), tp.create_pruner("resize")))
+    with pytest.raises(ModelError, match="cannot be resized once patches have left inside the vision tower"):
+        session.prune_inputs(inputs, pruner, tp.Budget(keep_tokens=KEEP))
+
+
 def test_the_trace_numbers_the_patches_of_the_whole_image():
     model, processor = MLLMS["llava"].build("sdpa")
     inputs = MLLMS["llava"].ask(processor, 1, 1)

@@ -64,9 +64,9 @@ class TowerForward:
     labels: Tensor | None = None
     seconds: dict[str, float] = field(default_factory=lambda: {"selection": 0.0})
 
-    @functools.cached_property
+    @property
     def seen(self) -> TowerOutput:
-        """What layers were given, as signals are made of it."""
+        """What layers were given, as signals are made of it."""  # not kept: a circle would hold hidden states
         return TowerOutput(self.model, "image", self, self.arguments)
 
     @functools.cached_property
