@@ -3,38 +3,35 @@
 from pathlib import Path
 
 from tokenprune.adapters.registry import ADAPTERS
-from tokenprune.core.signals import PairedImage
-from tokenprune.engine.providers.base import Facts, missing
+from tokenprune.engine.providers.base import Facts, choose, missing
 from tokenprune.pruners.base import PRUNERS, create_pruner
 from tokenprune.testing.families import families
-from tokenprune.towers.text.base import TUNED
 
 DOCS = Path(__file__).parents[2] / "docs/families.md"
 
 
 WRAPPERS = {"compose", "dop", "none"}  # run wherever what they wrap does, and everywhere
 PRUNED = {name: create_pruner(name) for name in PRUNERS.names() if name not in WRAPPERS}
-PRUNED["cdpruner, prompt_embedding"] = create_pruner("cdpruner", conditioning="prompt_embedding")
 
 
-def cell(adapter, name, pruner):
-    """``yes``, or the signals that are missing, or the reason of a refusal, which ``PrunerContract`` meets.
+def cell(adapter, pruner):
+    """What the defaults of a pruner are on a family, or what stands in its way, which ``PrunerContract`` meets.
 
-    Test_text_tower has those that must be given one.
+    Of signals with alternatives the one that is given where nothing else is in the way, such as a text tower that is
+    not known. Those of stages inside the LLM are given by all.
     """
-    steps = pruner.steps(spec_of(adapter))
-    before = [step.selector.requires for step in steps if step.stage.layer is None]
-    wanted, facts = {signal for requires in before for signal in requires}, Facts(ADAPTERS.get(adapter))
-    paired = any(isinstance(signal, PairedImage) for signal in wanted)
-    unasked = paired and TUNED & {*ADAPTERS.get(adapter).model_types}
-    absent = sorted({signal.plain for signal in missing(wanted, facts)})
+    kind, steps = ADAPTERS.get(adapter), pruner.steps(spec_of(adapter))
+    before = [step.selector.requires for step in steps if not step.stage.inside]
+    wanted, facts = sorted({signal for requires in before for signal in requires}, key=str), Facts(kind)
+    if absent := sorted({signal.plain for signal in missing(wanted, facts)}):
+        return f"no: {', '.join(absent)}"
+    assert {step.stage.place for step in steps} <= {*kind.places}
     inside = {step.positions for step in steps if step.stage.inside}
-    places = {step.stage.place for step in steps} - {*ADAPTERS.get(adapter).places}
-    if absent or places:
-        return f"no: {', '.join([*(f'stage {place}' for place in sorted(places)), *absent])}"
-    if not all(inside <= {*family.inside} for family in families(adapter).values()):
-        return "refused: gaps cannot be closed inside the LLM"
-    return "yes, given `text_tower`" if unasked else "yes"
+    assert all(inside <= {*family.inside} for family in families(adapter).values())
+    given = [choose(signal, facts, inside=False) for signal in wanted if len(signal.alternatives) > 1]
+    parts = [step.stage.place for step in steps[:1] if step.stage.place == "projector"]
+    parts += dict.fromkeys(step.positions for step in steps)
+    return ", ".join(dict.fromkeys([*parts, *(signal.plain for signal in given)]))
 
 
 def spec_of(adapter):
@@ -47,7 +44,7 @@ def table():
     adapters = ADAPTERS.names()
     lines = [["pruner", *(f"`{adapter}`" for adapter in adapters)], ["---"] * (len(adapters) + 1)]
     for name, pruner in PRUNED.items():
-        lines.append([name, *(cell(adapter, name, pruner) for adapter in adapters)])
+        lines.append([f"`{name}`", *(cell(adapter, pruner) for adapter in adapters)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -117,7 +117,9 @@ def test_several_feature_layers():
     with tp.prune(model, processor, Project(), keep_tokens=8) as trace:
         model.generate(**inputs, max_new_tokens=1)
     assert trace.counts == [(25, 8)]
-    with pytest.raises(ModelError, match=r"several layers, \[-2, -3\], so vision_hidden could be any"):
+    with pytest.raises(
+        ModelError, match=r"several layers of the vision tower, \[2, 1\], so vision_hidden could be any"
+    ):
         Session(adapter).visual_tokens(inputs, frozenset({TowerStates()}))
 
 

@@ -27,6 +27,7 @@ from tokenprune.testing.families import families
 from tokenprune.testing.families.qwen_vl import FRAMES, MERGE, PATCH, pixels, tiny_processor, tiny_qwen
 from tokenprune.testing.masked_layers import masked_layers_logits
 from tokenprune.testing.pruners import Project, Within
+from tokenprune.towers.base import TowerOutput
 
 FAMILIES = families("qwen_vl") | families("qwen3_vl")
 TOWER = frozenset({TowerKeys(), TowerStates()})
@@ -259,7 +260,8 @@ def test_signals_are_those_of_the_last_layer(family, plain, videos):
         hook.remove()
     adapter, number = adapter_for(model, processor), 0
     for modality, output in encoded.outputs.items():
-        signals = adapter.vision_signals(modality, output, inputs, TOWER)
+        came = TowerOutput(model, modality, output, inputs)
+        signals = {each: adapter.per_token(modality, adapter.tower.signal(each, came), inputs) for each in TOWER}
         qkv, hidden = seen[number : number + 2]
         number += 2
         order = tower_order(model, inputs[f"{modality}_grid_thw"].tolist())
@@ -302,9 +304,9 @@ def test_received_attention_is_the_mean_of_the_tower_s_own_softmax(name, full, m
         grids = inputs[f"{modality}_grid_thw"].tolist()
         patches = torch.cat([next(pictures) for count, _, _ in grids for _ in range(count)])
         wanted = patches.view(-1, MERGE**2, patches.shape[1]).mean(1)[tower_order(model, grids)]
-        found = adapter.vision_signals(modality, output, inputs, requires)
-        assert found.keys() == requires
-        torch.testing.assert_close(found[TowerAttention("patches")], wanted, atol=1e-6, rtol=1e-4)
+        patches = adapter.tower.signal(*requires, TowerOutput(model, modality, output, inputs))
+        found = adapter.per_token(modality, patches, inputs)
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-4)
     assert next(pictures, None) is None
     assert Session(adapter).visual_tokens(inputs, requires).signals["received_attention"].shape[1] == 4
 

@@ -8,15 +8,19 @@ from dataclasses import replace
 
 import pytest
 from counted_parts import counted
+from tiny_towers import MLLMS, InTower
 from transformers import SiglipVisionConfig
 
 import tokenprune as tp
 from tokenprune.core.budget import Budget
 from tokenprune.core.plan import OperationPlan
+from tokenprune.core.stages import decoder
 from tokenprune.costs.flops import llm_decode_flops, llm_prefill_flops, lm_head_flops, projector_flops, vision_flops
 from tokenprune.costs.memory import kv_cache_bytes_by_layer, planned_kv_bytes_by_layer
 from tokenprune.costs.selector import selection_flops
 from tokenprune.engine.loading import adapter_for
+from tokenprune.sweeps.aggregate import left_of_image
+from tokenprune.sweeps.build import Cell
 from tokenprune.testing.families import families
 from tokenprune.testing.families.gemma3 import Gemma3, tiny_gemma3
 from tokenprune.testing.families.llava import Llava, tiny_llava, tiny_processor, tiny_vision_config
@@ -93,6 +97,28 @@ def test_pruned(name, attention, method):
     assert trace.counts == [(total, KEEP)]
     selection = selection_flops(spec, steps, counts, (total, *alive)[: len(steps)], text)
     check(parts, spec, pruner.plan(spec, alive, total), text, selection=selection)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("after", [(), (decoder(2),)], ids=["alone", "and inside the LLM"])
+@pytest.mark.parametrize("name", MLLMS)
+def test_stages_inside_the_tower(name, after, attention):
+    """The later layers of the tower, its head and the projector run on what is left, and so does the LLM."""
+    uniform = tp.create_pruner("uniform")
+    model, processor = MLLMS[name].build(attention)
+    inputs, spec = asked(MLLMS[name], model, processor)
+    pruner, budget = InTower(1, 2, after=after, inside=uniform, select=uniform.select), Budget(keep_tokens=KEEP)
+    with counted(model) as parts, tp.prune(model, processor, pruner, keep_tokens=KEEP):
+        model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
+    total = spec.visual_tokens
+    counts, text = pruner.schedule(spec, budget, total), inputs["input_ids"].shape[1] - total
+    left = tuple(zip(pruner.stages(spec), counts, strict=True))
+    assert parts.tower == vision_flops(spec, left) < vision_flops(spec)
+    assert parts.projector == projector_flops(spec, left) == projector_flops(spec) * counts[1] // total
+    assert parts.steps[0] == llm_prefill_flops(spec, pruner.plan(spec, counts, total), text)
+    assert parts.rest() == 0
+    cell = Cell("in the tower", {}, pruner, budget)
+    assert left_of_image(cell, spec, [2 * count for count in counts], 2 * total) == left
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "video" not in name or "images" in name])

@@ -100,7 +100,7 @@ def test_every_signal_has_a_stand_in(signal, stage):
             assert tokens.signal(signal) is not None
             return tokens.features[..., 0]
 
-    assert selection_flops(load_card("llava-1.5-7b").spec, [Step(stage, Asking())], [8], [80], 10) >= 0
+    assert selection_flops(load_card("llava-1.5-7b").spec, [Step(stage, Asking(), "original")], [8], [80], 10) >= 0
 
 
 def test_the_encoder_whose_features_are_compared_is_paid_for_each_tile():
@@ -116,7 +116,7 @@ def test_the_encoder_whose_features_are_compared_is_paid_for_each_tile():
 def test_a_selection_before_the_llm_reads_nothing_of_it():
     spec, (step,) = load_card("llava-1.5-7b").spec, create_pruner("fastv").steps(load_card("llava-1.5-7b").spec)
     assert selection_flops(spec, [step], [8], [80], 10) == 2 * 4096 * 90
-    before = Step(create_pruner("uniform").steps(spec)[0].stage, step.selector)
+    before = Step(create_pruner("uniform").steps(spec)[0].stage, step.selector, step.positions)
     assert selection_flops(spec, [before], [8], [80], 10) == 0
 
 

@@ -7,10 +7,13 @@ import tempfile
 import pytest
 import torch
 from accelerate import dispatch_model
+from tiny_towers import InTower
 from two_gpus import dispatched, on_cpu, on_gpus, spread
 
 import tokenprune as tp
 from tokenprune.core.errors import ModelError
+from tokenprune.core.signals import TowerAttention, TowerKeys
+from tokenprune.core.stages import decoder
 from tokenprune.engine.stopwatch import now
 from tokenprune.testing.checkpoints import save_llava
 from tokenprune.testing.families import families
@@ -57,6 +60,18 @@ def test_all_on_disk(family, name):
     inputs = families()[family].ask(processor, 1, 2)
     assert off(family).device.type == "meta"
     assert answer(off(family), processor, inputs, name) == answer(model, processor, inputs, name)
+
+
+@pytest.mark.parametrize("parts", [(), ("vision_tower",)], ids=["all", "the tower"])
+def test_stages_in_a_tower_on_disk(llava, parts):
+    model, processor = llava
+    inputs, found = ask(processor, 1, 2), []
+    pruner = InTower(1, 2, after=(decoder(2),), requires=[TowerKeys(0), TowerAttention("cls")])
+    for each in (model, off("llava", *parts)):
+        with torch.no_grad(), tp.prune(each, processor, pruner, keep_tokens=6) as trace:
+            out = each.generate(**inputs, max_new_tokens=3, do_sample=False)
+        found.append((on_cpu(out).tolist(), [stage.keep for stage in trace.stages]))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("name", ["cdpruner", "received", "pyramiddrop", "dop"])

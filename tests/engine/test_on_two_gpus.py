@@ -7,12 +7,15 @@ import itertools
 import pytest
 import torch
 from simcuda import Simulated
+from tiny_towers import InTower
 from two_gpus import dispatched, halved, on_cpu, on_gpus, spread
 
 import tokenprune as tp
 from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.core.budget import Budget
 from tokenprune.core.sample import Sample
+from tokenprune.core.signals import TowerAttention, TowerKeys, TowerStates
+from tokenprune.core.stages import decoder
 from tokenprune.engine.decoder.prefill import Prefill
 from tokenprune.engine.decoder.replay import Replay
 from tokenprune.engine.loading import adapter_for
@@ -47,7 +50,9 @@ BEFORE = {
     "divprune": ("divprune", {}, {}),
     "pooling": ("pooling", {}, {}),
 }
+SEEN = (TowerKeys(0), TowerAttention("cls"), TowerStates())
 ELSEWHERE = {
+    "in the tower": (InTower(1, 2, after=(decoder(2),), requires=SEEN), {}, {}),
     "received attention": ("cdpruner", {"conditioning": "received_attention"}, {}),
     "resize": ("resize", {}, {}),
 }
@@ -238,6 +243,17 @@ def test_a_vision_tower_over_two(family):
     model = copy.deepcopy(build(family)[0])
     model = dispatched(model, halved(model, spread(model, 2), TOWERS.get(family, "visual")))
     check(model, family, "received attention")
+
+
+@pytest.mark.parametrize("split", [1, 2])
+def test_stages_in_a_vision_tower_over_two_gpus(split):
+    """Signals of a stage are of layers on the other GPU, and what is left of the patches goes there and back."""
+    model = copy.deepcopy(build("padded llava")[0])
+    places = halved(model, spread(model, 2), "vision_tower")
+    if split == 1:
+        layers = {name: place for name, place in places.items() if ".encoder.layers." in name}
+        places |= {name: f"cuda:{int(not name.endswith('.0'))}" for name in layers}
+    check(dispatched(model, places), "padded llava", "in the tower")
 
 
 @pytest.mark.parametrize("method", ["cdpruner", "fastv", "sparsevlm", "dop remove"])

@@ -4,8 +4,8 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import tokenprune as tp
-from tokenprune import signals
-from tokenprune.towers.patches import pool, siglip_signals
+from tokenprune.towers.patches import pool
+from tokenprune.towers.siglip import SIGLIP
 from tokenprune.towers.sizes import decoder_spec, vision_spec
 
 
@@ -14,9 +14,8 @@ class AyaVisionAdapter(tp.ModelAdapter):
     """Aya Vision: 169 visual tokens for a tile of 364 pixels."""
 
     model_types = ("aya_vision",)
-    offers = signals.TOWER | {signals.PairedImage()}
     example = "CohereLabs/aya-vision-8b"
-    normed = True
+    tower = SIGLIP
 
     @classmethod
     def spec_from_config(cls, config):
@@ -38,9 +37,6 @@ class AyaVisionAdapter(tp.ModelAdapter):
 
     def shortened(self, output, parts, kept):
         return BaseModelOutputWithPooling(pooler_output=torch.cat(parts)[:, None])
-
-    def vision_signals(self, modality, output, inputs, requires):
-        return siglip_signals(self.model.base_model.vision_tower.encoder.layers, output, requires)
 
     def per_token(self, modality, x, inputs):
         side, factor = self.grid()[0], self.model.config.downsample_factor

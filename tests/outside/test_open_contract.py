@@ -67,7 +67,7 @@ def test_the_examples_of_the_docs():
     )
     model, processor = shared_llava("sdpa")
     inputs = ask(processor, 1, 1)
-    for name, fewest in (("AboveMean", 1), ("Fold", 6), ("VariedSegments", 6)):
+    for name, fewest in (("AboveMean", 1), ("Fold", 6), ("FoldInTower", 6), ("VariedSegments", 6)):
         with tp.prune(model, processor, names[name](), keep_tokens=6) as trace:
             model.generate(**inputs, max_new_tokens=1)
         assert all(fewest <= kept <= 6 for _, kept in trace.counts)

@@ -11,9 +11,10 @@ from tokenprune.core.sample import Sample
 from tokenprune.core.signals import SmallerPicture
 from tokenprune.embedded.model import load_embedded
 from tokenprune.engine.loading import adapter_for
-from tokenprune.engine.providers.base import Facts, check_steps
+from tokenprune.engine.providers.base import Facts
 from tokenprune.engine.providers.encoding import Encoding
 from tokenprune.engine.providers.smaller_picture import smaller_picture
+from tokenprune.engine.providers.steps import check_steps
 from tokenprune.engine.session import Session
 from tokenprune.tasks.scenes import Scenes
 from tokenprune.testing.families.llava import ask, shared_llava

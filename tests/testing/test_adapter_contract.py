@@ -72,6 +72,12 @@ BROKEN = [
         {"attention": "sdpa", "layers": (2,), "rows": (1, 0, 2)},
     ),
     (
+        "positions",
+        with_a_gap,
+        "test_dropping_inside_the_tower_is_masking_from_that_layer_on",
+        {"attention": "sdpa", "positions": "original", "layers": (1,), "rows": (1, 2)},
+    ),
+    (
         "forward_positions",
         with_a_gap,
         "test_dropping_is_masking_in_a_forward",
@@ -81,7 +87,7 @@ BROKEN = [
     ("shortened", reversed_parts, "test_dropping_is_masking", {**EVERYWHERE, "rows": (1,)}),
     ("shortened", reversed_parts, "test_dropping_from_a_chat_is_masking", {"attention": "sdpa"}),
     ("spec_from_config", one_layer_more, "test_the_spec_counts_what_runs", {}),
-    ("offers", lambda offers: frozenset(), "test_it_says_what_it_serves", {}),
+    ("on_offer", lambda on_offer: lambda *_: frozenset(), "test_it_says_what_it_serves", {}),
     (
         "shortened",
         of_the_batch,

@@ -128,7 +128,7 @@ def test_received_attention_of_frames():
 
 def test_every_family_that_has_keys_has_received_attention():
     for name in ADAPTERS.names():
-        offers = ADAPTERS.get(name).offers
+        offers = ADAPTERS.get(name).on_offer()
         assert (TowerKeys() in offers) == (TowerAttention("patches") in offers), name
 
 

@@ -14,7 +14,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import PIXELS, real_tokens
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import Signal
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers.items import Item, Unit
 from tokenprune.towers.sizes import decoder_spec
@@ -30,7 +29,6 @@ class AutoAdapter(ModelAdapter):
     """
 
     model_types = ()
-    offers = frozenset()
     example = ""
     any_size = True
 
@@ -60,12 +58,6 @@ class AutoAdapter(ModelAdapter):
         """The language model alone; how many visual tokens an image has, encoding one tells."""
         text = config.get_text_config()
         return ModelSpec(llm=decoder_spec(text), vocabulary=text.vocab_size, visual_tokens=1)
-
-    def vision_signals(
-        self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
-    ) -> dict[Signal, Tensor]:
-        """No signals: where they are in an unknown vision tower is not known."""
-        return {}
 
     def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
         """Images as units; where an image is cut into tiles, what stands side by side in a prompt is one image.

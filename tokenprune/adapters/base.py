@@ -24,6 +24,7 @@ from tokenprune.core.signals import Signal
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.steps import Selector, Step
 from tokenprune.towers import nominal
+from tokenprune.towers.base import UNKNOWN, Tower, TowerOutput
 from tokenprune.towers.items import Grid, Item, Unit
 from tokenprune.towers.pictures import Pictures
 
@@ -33,8 +34,8 @@ class ModelAdapter(ABC):
 
     Attributes:
         model_types: values of ``config.model_type`` that it serves.
-        offers: signals that its vision tower can give, of the layer whose output the projector reads.
-        any_layer: whether it can give them of any other layer of the tower, too.
+        tower: the kind of its vision tower, which knows its layers and how signals are made of them.
+        offers: signals of images that it can give besides those of its tower.
         example: hub id of a checkpoint.
         prompt: of a question, for processors without a chat template.
         roles: what comes before a question and after it in prompts of models that have no chat template and one turn.
@@ -42,20 +43,19 @@ class ModelAdapter(ABC):
         scopes: what a row that a pruner chooses among can be; the first is the default. Budgets are of an image or a
             video, unless the scope is ``per_frame``.
         any_size: whether an image or video can have more visual tokens than the nominal image of the spec.
-        places: where a pruner can have a stage: ``projector`` (see ``project``), ``pre_llm``, ``decoder``, ``cache``.
-        normed: whether ``TowerStates`` have been through the vision tower's last norm.
+        places: where a pruner can have a stage: ``tower`` (whose towers are ``RowTower``, with a patch for each visual
+            token), ``projector`` (see ``project``), ``pre_llm``, ``decoder``, ``cache``.
     """
 
     model_types: ClassVar[tuple[str, ...]]
-    offers: ClassVar[frozenset[Signal]]
-    any_layer: ClassVar[bool] = False
+    tower: ClassVar[Tower] = UNKNOWN
+    offers: ClassVar[frozenset[Signal]] = frozenset()
     example: ClassVar[str]
     prompt: ClassVar[str] = "USER: <image>\n{question} ASSISTANT:"
     roles: ClassVar[tuple[str, str] | None] = None
     answer_type: ClassVar[int] = 0
     scopes: ClassVar[tuple[str, ...]] = ("image",)
     any_size: ClassVar[bool] = False
-    normed: ClassVar[bool] = False
     places: ClassVar[tuple[str, ...]] = ("pre_llm", "decoder", "cache")
 
     def __init__(self, model: Any, processor: Any, *, text_tower: str | None = None, scope: str | None = None) -> None:
@@ -96,19 +96,20 @@ class ModelAdapter(ABC):
     def spec_from_config(cls, config: Any) -> ModelSpec:
         """Sizes of a model, from its config alone; ModelError if it has parts that this adapter does not know."""
 
-    @abstractmethod
-    def vision_signals(
-        self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
-    ) -> dict[Signal, Tensor]:
-        """Signals of the vision tower, as required: ``TowerAttention`` (T, H), ``TowerKeys``, ``TowerStates`` (T, C).
-
-        T are the visual tokens of the modality in the order of their placeholders; arguments as those of ``items``.
-        Where tokens are made of several patches, of each patch, as ``per_token`` takes it.
-        """
+    @classmethod
+    def on_offer(cls) -> frozenset[Signal]:
+        """Signals of images that the family can give: those of its tower, and others."""
+        return cls.tower.offers | cls.offers
 
     def per_token(self, modality: str, x: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """Signals (T, ...) of visual tokens, from what ``vision_signals`` gives; here these are the same."""
-        return x
+        """Something (T, ...) of visual tokens, in the order of their placeholders, from what each patch has.
+
+        Args:
+            modality: ``image`` or ``video``.
+            x: of each patch, as ``Tower.signal`` gives it.
+            inputs: of the model.
+        """
+        return self.tower.merged(x, TowerOutput(self.model, modality, None, inputs))
 
     def grid(self) -> Grid | None:
         """The (height, width) of an image's visual tokens, if in raster order and alike for all images; else None."""

@@ -21,11 +21,11 @@ from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import CHUNKS_WORK, check_pixels
 from tokenprune.adapters.registry import register_adapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import TOWER, PairedImage, Signal
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers import nominal
 from tokenprune.towers.items import Grid
-from tokenprune.towers.patches import pool, siglip_signals
+from tokenprune.towers.patches import pool
+from tokenprune.towers.siglip import SIGLIP
 from tokenprune.towers.sizes import decoder_spec, has_head, vision_spec
 
 
@@ -35,9 +35,7 @@ class Gemma3Adapter(ModelAdapter):
 
     model_types = ("gemma3",)
     example = "google/gemma-3-4b-it"
-    normed = True
-    offers = TOWER | {PairedImage()}
-    any_layer = True
+    tower = SIGLIP
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -82,12 +80,6 @@ class Gemma3Adapter(ModelAdapter):
     def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
         """The kept visual tokens as a tensor (T, 1, D), each counted as an image, so that beams can be made."""
         return BaseModelOutputWithPooling(pooler_output=torch.cat(parts)[:, None])
-
-    def vision_signals(
-        self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
-    ) -> dict[Signal, Tensor]:
-        """Signals of the tower's last layer, of each patch."""
-        return siglip_signals(self.model.base_model.vision_tower.encoder.layers, output, requires)
 
     def per_token(self, modality: str, x: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """Means of the signals over the patches of each visual token."""

@@ -21,12 +21,12 @@ from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import check_pixels, no_new_images
 from tokenprune.adapters.registry import register_adapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import TOWER, PairedImage, Signal, TowerAttention
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers import nominal
 from tokenprune.towers.items import Grid, Item, Unit
-from tokenprune.towers.patches import pool, siglip_signals
+from tokenprune.towers.patches import pool
 from tokenprune.towers.pictures import Pictures
+from tokenprune.towers.siglip import IDEFICS
 from tokenprune.towers.sizes import decoder_spec, vision_spec
 
 TILES = 4 * 4 + 1  # of a square image, as the published processors cut it, and the whole
@@ -42,9 +42,7 @@ class Idefics3Adapter(ModelAdapter):
     model_types = ("idefics3", "smolvlm")
     example = "HuggingFaceTB/SmolVLM-500M-Instruct"
     scopes = ("tile", "image")
-    normed = True
-    offers = TOWER | {PairedImage()}
-    any_layer = True
+    tower = IDEFICS
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -120,22 +118,7 @@ class Idefics3Adapter(ModelAdapter):
     def _tile_tokens(self) -> int:
         return self.spec.visual_tokens // TILES
 
-    def vision_signals(
-        self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
-    ) -> dict[Signal, Tensor]:
-        """Signals of the tower's last layer, of each patch; ModelError where padding in a tile hides patches."""
-        if TowerAttention("patches") in requires:
-            _check_whole(inputs)
-        return siglip_signals(self.model.base_model.vision_model.encoder.layers, output, requires)
-
     def per_token(self, modality: str, x: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """Means of the signals over the patches of each visual token."""
         side, factor = self.grid()[0], self.model.config.scale_factor
         return pool(x, (side * factor, side * factor), factor).flatten(0, 1)
-
-
-def _check_whole(inputs: Mapping[str, Any]) -> None:
-    """Raise ModelError if a part of a tile is hidden from the tower."""
-    mask = inputs.get("pixel_attention_mask")
-    if mask is not None and bool((mask.flatten(2).any(2) != mask.flatten(2).all(2)).any()):
-        raise ModelError("pixel_attention_mask hides a part of a tile, so received_attention is not known there")

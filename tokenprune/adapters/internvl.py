@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from einops import reduce
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -22,10 +21,8 @@ from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import check_pixels, no_new_images
 from tokenprune.adapters.registry import register_adapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import TOWER, Signal, TowerAttention, TowerKeys, TowerStates
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.towers.attention import attention_to
-from tokenprune.towers.clip import attention_layer
+from tokenprune.towers.intern import INTERN, side
 from tokenprune.towers.items import Item, Unit
 from tokenprune.towers.pictures import Pictures
 from tokenprune.towers.sizes import decoder_spec, vision_spec
@@ -41,12 +38,12 @@ class InternVLAdapter(ModelAdapter):
     example = "OpenGVLab/InternVL3-8B-hf"
     prompt = "<|im_start|>user\n<IMG_CONTEXT>\n{question}<|im_end|>\n<|im_start|>assistant\n"
     scopes = ("tile", "image")
-    offers = TOWER | {TowerAttention("cls")}
+    tower = INTERN
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
         """Sizes for an image of as many tiles as there can be."""
-        vision, patches, width = config.vision_config, cls._patches(config), config.text_config.hidden_size
+        vision, patches, width = config.vision_config, side(config), config.text_config.hidden_size
         shuffled = round(1 / config.downsample_ratio) ** 2
         return ModelSpec(
             llm=decoder_spec(config.text_config),
@@ -59,12 +56,6 @@ class InternVLAdapter(ModelAdapter):
             patch_inputs=vision.num_channels * vision.patch_size[0] * vision.patch_size[1],
             projector=(vision.hidden_size * shuffled, width, width),
         )
-
-    @staticmethod
-    def _patches(config: Any) -> int:
-        """Height and width of a tile, in patches."""
-        side: int = config.vision_config.image_size[0] // config.vision_config.patch_size[0]
-        return side
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
         super().check_inputs(inputs)
@@ -98,33 +89,6 @@ class InternVLAdapter(ModelAdapter):
     def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
         """The kept visual tokens as a tensor (T, 1, D), each counted as an image, so that beams can be made."""
         return BaseModelOutputWithPooling(pooler_output=torch.cat(parts)[:, None])
-
-    def vision_signals(
-        self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
-    ) -> dict[Signal, Tensor]:
-        """Signals of the encoder layer whose output the projector reads, of each visual token."""
-        signals: dict[Signal, Tensor] = {}
-        layer = self.model.config.vision_feature_layer
-        if TowerStates() in requires:
-            read = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
-            signals[TowerStates()] = self._shuffled(read)
-        if any(signal.reads_layers for signal in requires):
-            index = attention_layer(layer, output.hidden_states)
-            block = self.model.base_model.vision_tower.encoder.layer[index]
-            x, attention = block.layernorm_before(output.hidden_states[index]), block.attention
-            keys = attention.k_norm(attention.k_proj(x))
-            signals[TowerKeys()] = self._shuffled(keys)
-            asking: dict[Signal, Tensor] = {TowerAttention("cls"): x[:, :1], TowerAttention("patches"): x[:, 1:]}
-            for name in requires & asking.keys():
-                query = attention.q_norm(attention.q_proj(asking[name]))
-                signals[name] = self._shuffled(attention_to(keys, query, attention))
-        return signals
-
-    def _shuffled(self, x: Tensor) -> Tensor:
-        """Means over each visual token's patches, without CLS: (tiles, 1 + patches, C) to (T, C)."""
-        config = self.model.config
-        side, step = self._patches(config), round(1 / config.downsample_ratio)
-        return reduce(x[:, 1:], "t (h a w b) c -> (t h w) c", "mean", h=side // step, w=side // step, a=step, b=step)
 
 
 def _whole(tokens: int, side: int) -> Unit:

@@ -7,6 +7,7 @@ Code: ``LlavaForConditionalGeneration`` of transformers.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -14,9 +15,10 @@ from torch import Tensor
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import check_pixels
 from tokenprune.adapters.registry import register_adapter
-from tokenprune.core.signals import TOWER, PairedImage, Signal, SmallerPicture, TowerAttention
+from tokenprune.core.signals import SmallerPicture
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.towers.clip import first_token, llava_spec, tower_signals
+from tokenprune.core.stages import PROJECTOR
+from tokenprune.towers.clip import CLIP, first_token, llava_spec
 
 
 @register_adapter("llava", paper="https://arxiv.org/abs/2310.03744")
@@ -25,14 +27,13 @@ class LlavaAdapter(ModelAdapter):
 
     model_types = ("llava",)
     example = "llava-hf/llava-1.5-7b-hf"
-    offers = TOWER | {PairedImage(), TowerAttention("cls"), SmallerPicture()}
-    any_layer = True
-
-    places = ("projector", *ModelAdapter.places)
+    tower = CLIP
+    offers = frozenset({SmallerPicture()})
+    places = ("tower", "projector", *ModelAdapter.places)
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
-        return llava_spec(config)
+        return replace(llava_spec(config), early_stage=PROJECTOR)
 
     def grid(self) -> tuple[int, int] | None:
         """The (height, width) of the patches; None if the projector also reads the CLS token or skips a patch."""
@@ -54,9 +55,3 @@ class LlavaAdapter(ModelAdapter):
         config = self.model.config
         states: Tensor = output.hidden_states[config.vision_feature_layer]
         return states[:, : first_token(config)]
-
-    def vision_signals(
-        self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
-    ) -> dict[Signal, Tensor]:
-        """Signals of the encoder layer whose output the projector reads, of the patches that it reads."""
-        return {name: x.flatten(0, 1) for name, x in tower_signals(self.model, output, requires).items()}

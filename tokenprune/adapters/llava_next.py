@@ -21,11 +21,10 @@ from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import no_new_images
 from tokenprune.adapters.registry import register_adapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import TOWER, PairedImage, Signal, TowerAttention
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers import anyres
 from tokenprune.towers.anyres import NEWLINE, check_tiles, image_items, pack, tile_counts, token_tiles
-from tokenprune.towers.clip import llava_spec, tower_signals
+from tokenprune.towers.clip import CLIP, llava_spec
 from tokenprune.towers.items import Item, Unit
 
 PAPERS = 5  # tiles: the whole image and 2 x 2
@@ -44,8 +43,7 @@ class LlavaNextAdapter(ModelAdapter):
     model_types = ("llava_next",)
     example = "llava-hf/llava-v1.6-vicuna-7b-hf"
     scopes: ClassVar[tuple[str, ...]] = ("tile", "image", "all", "papers")
-    offers = TOWER | {PairedImage(), TowerAttention("cls")}
-    any_layer = True
+    tower = CLIP
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -94,12 +92,6 @@ class LlavaNextAdapter(ModelAdapter):
         if self.scope == "all":
             return [replace(item, units=[Unit(torch.arange(len(item.features)))]) for item in items]
         return [_without_newlines(item) for item in items] if self.scope == "papers" else items
-
-    def vision_signals(
-        self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
-    ) -> dict[Signal, Tensor]:
-        """Signals of the encoder layer whose output the projector reads, of each patch."""
-        return tower_signals(self.model, output, requires)
 
     def per_token(self, modality: str, x: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """Signals of patches in the order of the visual tokens; 0 for newlines."""

@@ -19,11 +19,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import check_pixels, no_new_images
 from tokenprune.adapters.registry import register_adapter
-from tokenprune.core.signals import TOWER, PairedImage, Signal
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers import anyres
 from tokenprune.towers.anyres import check_tiles, image_items, pack
-from tokenprune.towers.clip import llava_spec, tower_signals
+from tokenprune.towers.clip import UNNORMED_SIGLIP, llava_spec
 from tokenprune.towers.frames import video_items
 from tokenprune.towers.items import Item
 
@@ -42,8 +41,7 @@ class LlavaOnevisionAdapter(ModelAdapter):
     prompt = "<|im_start|>user <image>\n{question}<|im_end|><|im_start|>assistant\n"
     scopes = ("tile", "image", "per_frame")
     any_size = True  # of videos
-    offers = TOWER | {PairedImage()}
-    any_layer = True
+    tower = UNNORMED_SIGLIP
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -79,12 +77,6 @@ class LlavaOnevisionAdapter(ModelAdapter):
         """The kept visual tokens; for videos a tensor in which each counts as a video, so that beams can be made."""
         videos = isinstance(output.pooler_output, Tensor)
         return BaseModelOutputWithPooling(pooler_output=torch.cat(parts)[:, None] if videos else parts)
-
-    def vision_signals(
-        self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
-    ) -> dict[Signal, Tensor]:
-        """Signals of the encoder layer whose output the projector reads, of each patch."""
-        return tower_signals(self.model, output, requires)
 
     def per_token(self, modality: str, x: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """Signals resized as the model resizes features; 0 for newlines."""

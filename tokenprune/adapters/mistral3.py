@@ -14,20 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.models.pixtral.modeling_pixtral import apply_rotary_pos_emb
 
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import no_new_images
 from tokenprune.adapters.registry import register_adapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import TOWER, Signal, TowerAttention, TowerKeys, TowerStates
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers import nominal
-from tokenprune.towers.attention import received_in_pictures
-from tokenprune.towers.clip import attention_layer
-from tokenprune.towers.items import Grid, Item, Unit
-from tokenprune.towers.patches import pool
+from tokenprune.towers.items import Item, Unit
 from tokenprune.towers.pictures import Pictures
+from tokenprune.towers.pixtral import PIXTRAL, grids
 from tokenprune.towers.sizes import decoder_spec, vision_spec
 
 
@@ -37,7 +33,7 @@ class Mistral3Adapter(ModelAdapter):
 
     model_types = ("mistral3",)
     example = "mistralai/Mistral-Small-3.1-24B-Instruct-2503"
-    offers = TOWER
+    tower = PIXTRAL
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -83,48 +79,11 @@ class Mistral3Adapter(ModelAdapter):
 
     def items(self, modality: str, output: Any, inputs: Mapping[str, Any]) -> list[Item]:
         found, side = [], self.model.config.spatial_merge_size
-        parts = zip(output.pooler_output, inputs["pixel_values"], self._grids(inputs), strict=True)
+        sizes = grids(self.model.config, inputs)
+        parts = zip(output.pooler_output, inputs["pixel_values"], sizes, strict=True)
         for x, pixels, (height, width) in parts:
             patch, grid = self.model.config.vision_config.patch_size, (height // side, width // side)
             seen = pixels[:, : grid[0] * side * patch, : grid[1] * side * patch]  # what is left over is in no token
             unit, whole = Unit(torch.arange(len(x)), grid), pixels[:, : height * patch, : width * patch]
             found.append(Item(x, [unit], whole, Pictures.of(seen, grid)))
         return found
-
-    def vision_signals(
-        self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
-    ) -> dict[Signal, Tensor]:
-        """Signals of the layer that is read: means over the patches of a token, keys before rotation."""
-        found: dict[Signal, Tensor] = {}
-        layer, grids = self.model.config.vision_feature_layer, self._grids(inputs)
-        if TowerStates() in requires:
-            found[TowerStates()] = output.hidden_states[layer]
-        if requires & {TowerKeys(), TowerAttention("patches")}:
-            index = attention_layer(layer, output.hidden_states)
-            block = self.model.base_model.vision_tower.transformer.layers[index]
-            x = block.attention_norm(output.hidden_states[index])
-            found[TowerKeys()] = block.attention.k_proj(x)
-            if TowerAttention("patches") in requires:
-                found[TowerAttention("patches")] = self._received(block.attention, x, found[TowerKeys()], grids)
-        side = self.model.config.spatial_merge_size
-
-        def pooled(x: Tensor) -> Tensor:
-            images = zip(torch.split(x, [height * width for height, width in grids], 1), grids, strict=True)
-            return torch.cat([pool(image, grid, side)[0] for image, grid in images])
-
-        return {name: pooled(x) for name, x in found.items()}
-
-    def _received(self, attention: Any, x: Tensor, keys: Tensor, grids: list[Grid]) -> Tensor:
-        """Attention (1, P, H) that each patch receives from those of its image, after rotation by row and column."""
-        places = [torch.cartesian_prod(torch.arange(height), torch.arange(width)) for height, width in grids]
-        rotation = self.model.base_model.vision_tower.patch_positional_embedding(x, torch.cat(places).to(x.device))
-        query, key = (y[0].unflatten(-1, (attention.num_heads, -1)) for y in (attention.q_proj(x), keys))
-        rotation = [y.to(query.device) for y in rotation]  # of the whole tower, whose layers may be on several GPUs
-        query, key = apply_rotary_pos_emb(query, key, *rotation, unsqueeze_dim=1)
-        lengths = [height * width for height, width in grids]
-        return received_in_pictures(key, query, lengths, attention.head_dim**-0.5)[None]
-
-    def _grids(self, inputs: Mapping[str, Any]) -> list[Grid]:
-        """The (height, width) of each image, in patches."""
-        patch = self.model.config.vision_config.patch_size
-        return [(int(height) // patch, int(width) // patch) for height, width in inputs["image_sizes"]]

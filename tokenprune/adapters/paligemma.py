@@ -20,10 +20,9 @@ from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import check_pixels
 from tokenprune.adapters.registry import register_adapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import TOWER, PairedImage, Signal
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers.items import Grid
-from tokenprune.towers.patches import siglip_signals
+from tokenprune.towers.siglip import SIGLIP
 from tokenprune.towers.sizes import decoder_spec, has_head, vision_spec
 
 
@@ -36,9 +35,8 @@ class PaliGemmaAdapter(ModelAdapter):
     prompt = "<image>answer en {question}"
     roles = ("answer en", "\n")
     answer_type = 1
-    normed = True
-    offers = TOWER | {PairedImage()}
-    any_layer = True
+    tower = SIGLIP
+    places = ("tower", *ModelAdapter.places)
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -97,10 +95,3 @@ class PaliGemmaAdapter(ModelAdapter):
     def shortened(self, output: Any, parts: list[Tensor], kept: list[Tensor]) -> Any:
         """The kept visual tokens as a tensor (T, 1, D), each counted as an image, so that beams can be made."""
         return BaseModelOutputWithPooling(pooler_output=torch.cat(parts)[:, None])
-
-    def vision_signals(
-        self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
-    ) -> dict[Signal, Tensor]:
-        """Signals of the tower's last layer, of each visual token, which is one patch."""
-        found = siglip_signals(self.model.base_model.vision_tower.encoder.layers, output, requires)
-        return {name: x.flatten(0, 1) for name, x in found.items()}

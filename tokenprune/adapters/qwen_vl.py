@@ -14,23 +14,19 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from einops import rearrange, reduce
 from torch import Tensor
-from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
-from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import PIXELS, no_new_images, real_tokens
 from tokenprune.adapters.mrope import all_axes, check_axes, close_gaps, mrope_positions
 from tokenprune.adapters.registry import register_adapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import TOWER, Signal, TowerAttention, TowerKeys, TowerStates
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
 from tokenprune.core.steps import Step
 from tokenprune.towers import nominal
-from tokenprune.towers.attention import received_in_pictures
 from tokenprune.towers.items import Item, Unit
 from tokenprune.towers.pictures import Pictures, over_time, unpack
+from tokenprune.towers.qwen import QWEN
 from tokenprune.towers.sizes import decoder_spec
 
 SIDE = 36  # visual tokens: height and width of the image that a ModelSpec is of; CDPruner's experiments fix it so
@@ -49,7 +45,7 @@ class QwenVLAdapter(ModelAdapter):
     prompt = "USER: <|vision_start|><|image_pad|><|vision_end|>{question} ASSISTANT:"
     scopes = ("frame", "video", "per_frame")
     any_size = True
-    offers = TOWER
+    tower = QWEN
 
     @classmethod
     def spec_from_config(cls, config: Any) -> ModelSpec:
@@ -131,48 +127,6 @@ class QwenVLAdapter(ModelAdapter):
         if modality == "image":
             return Pictures(pixels[:1], places)
         return Pictures(pixels, places, functools.partial(over_time, temporal=temporal))
-
-    def vision_signals(
-        self, modality: str, output: Any, inputs: Mapping[str, Any], requires: frozenset[Signal]
-    ) -> dict[Signal, Tensor]:
-        """Signals of the last layer: the mean over the patches of each visual token."""
-        signals: dict[Signal, Tensor] = {}
-        merge, grids = self.model.config.vision_config.spatial_merge_size, inputs[f"{modality}_grid_thw"]
-        if TowerStates() in requires:
-            signals[TowerStates()] = output.last_hidden_state
-        if TowerKeys() in requires:
-            block = self.model.base_model.visual.blocks[-1]
-            signals[TowerKeys()] = block.attn.qkv(block.norm1(output.hidden_states[-2])).chunk(3, dim=-1)[1]
-        if TowerAttention("patches") in requires:
-            signals[TowerAttention("patches")] = self._received(output.hidden_states, grids)
-        tokens = {name: reduce(x, "(t p) c -> t c", "mean", p=merge**2) for name, x in signals.items()}
-        return {name: x[self._tower_order(grids, x.device)] for name, x in tokens.items()}
-
-    def _received(self, hidden_states: Sequence[Tensor], grids: Tensor) -> Tensor:
-        """Attention (P, H) that patches, in the tower's order, receive in the last layer that has no windows."""
-        visual, merge = self.model.base_model.visual, self.model.config.vision_config.spatial_merge_size
-        layers = getattr(visual, "fullatt_block_indexes", range(len(visual.blocks)))
-        if not layers:
-            raise ModelError("all layers of the vision tower attend within windows, so received_attention is not known")
-        block, hidden = visual.blocks[max(layers)], hidden_states[max(layers)]
-        query, key, _ = block.attn.qkv(block.norm1(hidden)).unflatten(-1, (3, block.attn.num_heads, -1)).unbind(1)
-        rotation = visual.rotary_pos_emb(hidden, get_vision_position_ids(grids, merge).to(hidden.device))
-        rotation = [x.to(query.device) for x in rotation]  # of the whole tower, whose blocks may be on several GPUs
-        towers = self._tower_order(grids, query.device)
-        towers = towers if isinstance(towers, slice) else towers.argsort()  # of the tokens, in the tower's order
-        turned = (rearrange(rearrange(x, "(t p) c -> t p c", p=merge**2)[towers], "t p c -> (t p) c") for x in rotation)
-        query, key = apply_rotary_pos_emb_vision(query, key, *turned)
-        frames = [height * width for count, height, width in grids.tolist() for _ in range(count)]
-        return received_in_pictures(key, query, frames, block.attn.scaling)
-
-    def _tower_order(self, grids: Tensor, device: torch.device) -> Any:
-        """Where the tower has the patches of each visual token; windows are put side by side."""
-        vision = self.model.config.vision_config
-        if self.model.config.model_type != "qwen2_5_vl":
-            return slice(None)
-        sizes = {"window_size": vision.window_size, "patch_size": vision.patch_size}
-        index, _ = get_vision_window_index(grids, spatial_merge_size=vision.spatial_merge_size, **sizes)
-        return index.argsort().to(device)
 
 
 def qwen_spec(config: Any, width: int, mlp_width: int, mlp_matrices: int) -> ModelSpec:

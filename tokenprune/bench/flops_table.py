@@ -35,12 +35,14 @@ class Case:
         plan: which visual tokens take part in what.
         kept: visual tokens that are left after the last stage.
         selection: FLOPs of choosing them; 0 without a pruner.
+        left: visual tokens that are left behind each stage.
     """
 
     name: str
     plan: OperationPlan
     kept: int
     selection: int = 0
+    left: flops.Left = ()
 
 
 def unpruned_case(spec: ModelSpec) -> Case:
@@ -68,7 +70,8 @@ def pruned_case(spec: ModelSpec, pruner: Pruner, budget: Budget, text_tokens: in
     alive = pruner.alive(spec, counts, total)
     arriving = pruner.arriving(spec, counts, total)[:-1]
     selection = selection_flops(spec, steps, counts, arriving, text_tokens, _encoder(steps))
-    return Case(str(budget), pruner.plan(spec, alive, total), (total, *alive)[-1], selection)
+    left = tuple(zip((step.stage for step in steps), alive, strict=True))
+    return Case(str(budget), pruner.plan(spec, alive, total), (total, *alive)[-1], selection, left)
 
 
 def _encoder(steps: Sequence[Step]) -> EncoderSize | None:
@@ -120,11 +123,13 @@ def lines(spec: ModelSpec, cases: Sequence[Case], text_tokens: int) -> list[Line
 def _prefill_lines(spec: ModelSpec, cases: Sequence[Case], exact: Sequence[float]) -> list[Line]:
     """Lines of the rest of a prefill, and of all of it."""
     selection = tuple(case.selection for case in cases)
-    vision, projector, head = flops.vision_flops(spec), flops.projector_flops(spec), flops.lm_head_flops(spec)
-    whole = tuple(a + b + vision + projector + head for a, b in zip(exact, selection, strict=True))
+    vision = tuple(flops.vision_flops(spec, case.left) for case in cases)
+    projector = tuple(flops.projector_flops(spec, case.left) for case in cases)
+    head = flops.lm_head_flops(spec)
+    whole = tuple(head + sum(parts) for parts in zip(exact, selection, vision, projector, strict=True))
     return [
-        Line("vision tower", "exact", (vision,) * len(cases)),
-        Line("projector", "exact", (projector,) * len(cases)),
+        Line("vision tower", "exact", vision),
+        Line("projector", "exact", projector),
         Line("LM head", "exact, one position", (head,) * len(cases)),
         Line("selection", "its matrix products, on random tokens", selection),
         Line("whole prefill", "exact, with these four", whole, last=True),

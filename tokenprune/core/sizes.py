@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tokenprune.core.stages import PRE_LLM, Stage
+
 
 @dataclass(frozen=True)
 class TransformerSpec:
@@ -65,6 +67,8 @@ class ModelSpec:
         patch_inputs: numbers in one patch (channels * patch height * patch width, * frames if it spans several).
         projector: widths of the projector's layers from the tower's to the LLM's.
         position_axes: of the position ids that images have: 1, or 3 under M-RoPE.
+        early_stage: where methods that merge before the projector do so: there, or before the LLM if a family has no
+            such stage.
         projectors: of these sizes, each of which all visual tokens pass; more than one if several layers are read.
     """
 
@@ -82,3 +86,4 @@ class ModelSpec:
     projector: tuple[int, ...] = ()
     projectors: int = 1
     position_axes: int = 1
+    early_stage: Stage = PRE_LLM

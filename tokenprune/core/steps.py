@@ -34,7 +34,7 @@ class Step:
 
     stage: Stage
     selector: Selector
-    positions: Placing = "repacked"
+    positions: Placing
 
 
 def scoring_layers(requires: Iterable[Signal]) -> set[ScoringLayer]:

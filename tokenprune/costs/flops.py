@@ -7,10 +7,14 @@ eager, whatever a causal mask or a sliding window hides. What papers charge inst
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from tokenprune.core.plan import OperationPlan
 from tokenprune.core.sizes import ModelSpec
+from tokenprune.core.stages import Stage
+
+Left = Sequence[tuple[Stage, int]]
 
 
 def llm_prefill_flops(spec: ModelSpec, plan: OperationPlan, text_tokens: int) -> int:
@@ -49,24 +53,43 @@ def lm_head_flops(spec: ModelSpec) -> int:
     return 2 * spec.llm.width * spec.vocabulary
 
 
-def vision_flops(spec: ModelSpec) -> int:
-    """FLOPs of the vision tower for one image: patch embedding and the layers that are used; 0 if it is unknown."""
+def vision_flops(spec: ModelSpec, left: Left = ()) -> int:
+    """FLOPs of the vision tower for one image: patch embedding and the layers that are used; 0 if it is unknown.
+
+    Args:
+        spec: of the model.
+        left: visual tokens of the image that are left behind each stage; those inside the tower are of one tile,
+            whose patches are the visual tokens.
+    """
     tower = spec.vision
     if tower is None:
         return 0
-    n, tiles = spec.vision_tokens, spec.vision_tiles
-    tile = n // tiles
-    embedding = 2 * (n - tiles * spec.vision_prefix) * spec.patch_inputs * tower.width
-    head = tiles * spec.vision_head * tower.layer_flops(sources=tile, receivers=1, mlp=1)
-
-    def layer(size: int) -> int:
-        """FLOPs of a layer that all tokens pass, each attending to its part of ``size`` tokens alone."""
-        return n // size * tower.layer_flops(size, size, size)
-
-    inside = spec.vision_window_layers
-    return embedding + (tower.layers - inside) * layer(tile) + inside * layer(spec.vision_window or tile) + head
+    tiles, inside = spec.vision_tiles, spec.vision_window_layers
+    tile = spec.vision_tokens // tiles
+    sizes = _tower_tokens(spec, [tile] * (tower.layers - inside), left)
+    embedding = 2 * (spec.vision_tokens - tiles * spec.vision_prefix) * spec.patch_inputs * tower.width
+    head = tiles * spec.vision_head * tower.layer_flops(sources=(sizes or [tile])[-1], receivers=1, mlp=1)
+    window = spec.vision_window or tile
+    windowed = spec.vision_tokens // window * tower.layer_flops(window, window, window)
+    whole = sum(tiles * tower.layer_flops(size, size, size) for size in sizes)
+    return embedding + whole + inside * windowed + head
 
 
-def projector_flops(spec: ModelSpec) -> int:
-    """FLOPs of the projector for one image."""
-    return 2 * spec.projectors * spec.visual_tokens * sum(a * b for a, b in pairwise(spec.projector))
+def _tower_tokens(spec: ModelSpec, sizes: list[int], left: Left) -> list[int]:
+    """Tokens of a tile in each layer of the tower, prefix tokens included, from those before any stage."""
+    for stage, tokens in left:
+        if stage.place == "tower" and stage.layer is not None:
+            behind = len(sizes) - stage.layer
+            sizes = [*sizes[: stage.layer], *[spec.vision_prefix + tokens] * behind]
+    return sizes
+
+
+def projector_flops(spec: ModelSpec, left: Left = ()) -> int:
+    """FLOPs of the projector for one image, of whose visual tokens those that come out of the tower pass it.
+
+    Args:
+        spec: of the model.
+        left: visual tokens of the image that are left behind each stage.
+    """
+    tokens = min([spec.visual_tokens, *(tokens for stage, tokens in left if stage.place == "tower")])
+    return 2 * spec.projectors * tokens * sum(a * b for a, b in pairwise(spec.projector))

@@ -72,6 +72,8 @@ def _stand_in(step: Step, sizes: Sizes) -> VisualTokens:
     tokens = sizes.tokens
     height = max(side for side in range(1, math.isqrt(tokens) + 1) if tokens % side == 0)
     wanted = [signal.alternatives[0] for signal in step.selector.requires]
-    features = torch.randn(1, tokens, sizes.spec.llm.width, generator=torch.Generator().manual_seed(0))
+    tower = sizes.spec.vision if step.stage.place in ("tower", "projector") else None  # there tokens are its states
+    width = (tower or sizes.spec.llm).width
+    features = torch.randn(1, tokens, width, generator=torch.Generator().manual_seed(0))
     signals = {str(signal): signal.stand_in(sizes) for signal in wanted}
     return VisualTokens(features, signals, grid=(height, tokens // height))

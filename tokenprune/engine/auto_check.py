@@ -79,7 +79,7 @@ def _check(adapter: AutoAdapter, inputs: Mapping[str, Any], encoded: Encoded) ->
         raise ModelError(f"{unknown(adapter.model)} gives other logits for images that are encoded beforehand")
     halves = [TokenSelection(torch.arange(0, number, 2)[None], number) for number in map(len, encoded.layout.units)]
     left = Left.of(encoded, [Choice((unit,), half) for unit, half in enumerate(halves)], [])
-    short = shortened_prompt(adapter, inputs, left.kept, close=False) | left.encoder_outputs(adapter)
+    short = shortened_prompt(adapter, inputs, left.kept, closed=None) | left.encoder_outputs(adapter)
     found = adapter.model(**short, use_cache=False).logits[0, -1]
     wanted = _masked(adapter, everything, encoded, left.kept).to(found.device)
     if not torch.allclose(found, wanted, rtol=0, atol=TOLERANCE * float(wanted.abs().max())):

@@ -20,7 +20,8 @@ from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.steps import Step
 from tokenprune.engine.auto_check import auto_adapter
 from tokenprune.engine.prompt.question import check_words
-from tokenprune.engine.providers.base import Facts, check_steps
+from tokenprune.engine.providers.base import Facts
+from tokenprune.engine.providers.steps import check_steps
 from tokenprune.engine.session import Session
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")

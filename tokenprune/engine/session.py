@@ -21,8 +21,9 @@ from tokenprune.engine.prompt.question import questions_of, write_prompts
 from tokenprune.engine.prompt.run import Ran
 from tokenprune.engine.prompt.shorten import PrunedInputs
 from tokenprune.engine.prompt.signals import rows_of
-from tokenprune.engine.providers.base import Facts, check_signals, check_steps
+from tokenprune.engine.providers.base import Facts, check_signals
 from tokenprune.engine.providers.encoding import Encoding
+from tokenprune.engine.providers.steps import check_steps
 from tokenprune.towers.text.base import TextTower
 
 

@@ -56,13 +56,12 @@ def stage_traces(pruned: PrunedInputs, inside: Sequence[Alive], batch: int) -> l
         inside: what went on from each stage inside the LLM.
         batch: B, rows of its prompts; a batch that ``generate`` repeated for beams counts once.
     """
-    traces = []
-    if pruned.chosen:
-        layout = pruned.layout
+    traces, layout = [], pruned.layout
+    for stage, kept in pruned.early:
         keep: list[list[int]] = [[] for _ in range(batch)]
         for row, tokens in zip(layout.rows.tolist(), layout.units, strict=True):
-            keep[row] += layout.numbers[tokens[pruned.kept[tokens]]].tolist()
-        traces.append(StageTrace(pruned.stage, [sorted(row) for row in keep], [len(row) for row in keep]))
+            keep[row] += layout.numbers[tokens[kept[tokens]]].tolist()
+        traces.append(StageTrace(stage, [sorted(row) for row in keep], [len(row) for row in keep]))
     if pruned.inside is not None:
         for step, alive in zip(pruned.inside.steps, inside, strict=False):
             copies = len(alive.counts) // batch

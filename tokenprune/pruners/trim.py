@@ -23,7 +23,7 @@ from tokenprune.core.budget import Budget
 from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import PairedImage, PairedText, Signal
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.core.stages import PROJECTOR, Stage
+from tokenprune.core.stages import Stage
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.outliers import high_outliers
 from tokenprune.functional.ranking import descending
@@ -66,8 +66,8 @@ class TRIM(DensePruner):
         return frozenset({PairedImage(), PairedText()})
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
-        """Before the projector."""
-        return (PROJECTOR,)
+        """Before the projector, or before the LLM in families that have no such stage (inferred)."""
+        return (spec.early_stage,)
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """(B, N) negative dot product of patch and question, as CLIP's patches are the less alike the more they relate.

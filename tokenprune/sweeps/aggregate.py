@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import fsum
 from statistics import fmean
 from typing import Any
 
 from tokenprune.core.sizes import ModelSpec
+from tokenprune.core.stages import Stage
 from tokenprune.costs import flops
 from tokenprune.sweeps.build import Cell
 from tokenprune.sweeps.retention import standard_error
@@ -46,6 +47,7 @@ class Totals:
         number, plans = len(self.samples), self._plans.items()
         accuracy = fsum(value for correct in self._correct.values() for value in correct) / number
         prefill = flops.llm_prefill_flops
+        lefts = [(left_of_image(cell, spec, alive, total), n) for (alive, total, _), n in plans]
         weighed = [(cell.pruner.plan(spec, alive, total), text, n) for (alive, total, text), n in plans]
         return {
             "questions": number,
@@ -60,6 +62,19 @@ class Totals:
             "grid": list(next(iter(self._grids))) or None if len(self._grids) == 1 else None,
             "llm_prefill_flops": sum(prefill(spec, plan, text) * n for plan, text, n in weighed) / number,
             "lm_head_flops": flops.lm_head_flops(spec),
-            "vision_flops": flops.vision_flops(spec),
-            "projector_flops": flops.projector_flops(spec),
+            "vision_flops": sum(flops.vision_flops(spec, left) * n for left, n in lefts) / number,
+            "projector_flops": sum(flops.projector_flops(spec, left) * n for left, n in lefts) / number,
         }
+
+
+def left_of_image(cell: Cell, spec: ModelSpec, alive: Sequence[int], total: int) -> tuple[tuple[Stage, int], ...]:
+    """Visual tokens of one image that are left behind each stage, of a prompt whose images have equal numbers.
+
+    Args:
+        cell: whose pruner.
+        spec: of the model.
+        alive: live tokens of the prompt after each stage.
+        total: visual tokens of the prompt.
+    """
+    stages = zip(cell.pruner.stages(spec), alive, strict=False)
+    return tuple((stage, left * spec.visual_tokens // total) for stage, left in stages)

@@ -21,7 +21,7 @@ from tokenprune.testing.covering import over, parametrize
 from tokenprune.testing.families import Family
 from tokenprune.testing.masked_layers import masked_layers_logits
 from tokenprune.testing.pictures import QUESTIONS, picture
-from tokenprune.testing.pruners import Project, Within, depthwise, random_plan
+from tokenprune.testing.pruners import Early, Project, Within, depthwise, random_plan
 
 KEEP = 7  # of each image
 PLANS = {"dop": depthwise(4, 3, 2), "early": depthwise(3, 2, 0), "any": random_plan(1)}
@@ -87,6 +87,19 @@ class AdapterContract(AdapterState):
         inputs: Any = family.ask(processor, *rows)
         positions: Any = family.inside[-1] if len(layers) > 1 else "original"
         pruner = Within(layers=layers, positions=positions)
+        trace = check_masking(family, model, processor, inputs, pruner, keep_tokens=KEEP)
+        assert trace.counts == family.counts(model, inputs, KEEP)
+
+    @over(layers=[(1,), (0, 1)], rows=[(1,), (1, 0, 2)])
+    def test_dropping_inside_the_tower_is_masking_from_that_layer_on(
+        self, attention: str, positions: Any, layers: tuple[int, ...], rows: tuple[int, ...]
+    ) -> None:
+        """Patches that leave at the input of a layer of the vision tower, if they can, are as if masked from it on."""
+        family, (model, processor) = self.family, self.family.build(attention)
+        if "tower" not in adapter_for(model, processor).places:
+            return
+        inputs: Any = family.ask(processor, *rows)
+        pruner = Early(layers=layers, positions=positions)
         trace = check_masking(family, model, processor, inputs, pruner, keep_tokens=KEEP)
         assert trace.counts == family.counts(model, inputs, KEEP)
 

@@ -36,7 +36,7 @@ class AdapterState:
         adapter = type(adapter_for(*self.family.build("sdpa")))
         assert adapter.model_types
         assert "/" in adapter.example
-        assert adapter.offers
+        assert adapter.on_offer()
 
     @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma's processor
     def test_samples_are_prepared(self) -> None:

@@ -1,6 +1,7 @@
 """What pruning inside the LLM must equal, without any of its code: dropped tokens are masked out from their layer on.
 
-Where a cache is cut, they are masked out for the answer alone.
+Where a cache is cut, they are masked out for the answer alone; those that left inside the vision tower, in its layers,
+too.
 
 Each row goes alone, without padding and without a cache, through a loop over the model's own decoder layers. All tokens
 stay in the sequence; from a stage on, no other token sees those that the stage dropped.
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.testing.families.base import Family, Inputs
+from tokenprune.testing.masked_tower import hidden_patches
 
 LLAVA = Family()
 
@@ -75,8 +77,9 @@ def masked_layers_logits(
     Returns:
         (B, T, vocabulary).
     """
-    embeds, number_of = family.embeds(model, inputs), family.row_positions(model, inputs)
-    fixed = family.fixed(model, inputs)
+    with hidden_patches(model, stages, family.placeholder(model, inputs["input_ids"]).sum(1).tolist()):
+        embeds = family.embeds(model, inputs)
+    number_of, fixed = family.row_positions(model, inputs), family.fixed(model, inputs)
     mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
     added, result = family.added(model, inputs), []
     for row, answer in enumerate(answers):

@@ -10,14 +10,18 @@ import pytest
 import torch
 
 import tokenprune as tp
+from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.cache_argument import CACHE
 from tokenprune.adapters.registry import ADAPTERS
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
+from tokenprune.core.stages import PRE_LLM, PROJECTOR
+from tokenprune.core.steps import Step
 from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.providers.base import Facts, missing
 from tokenprune.engine.session import Session
+from tokenprune.engine.tower.signals import absent
 from tokenprune.engine.trace import stage_traces
 from tokenprune.pruners.base import Pruner
 from tokenprune.testing.checks import GENERATION, STEPS
@@ -64,15 +68,15 @@ class OnModels:
 
     def everywhere(self) -> Iterator[tuple[str, Family, str | None]]:
         """Name of each family, the family, and why it refuses the pruner: a regular expression, or None."""
-        pruner, known = self.create(), [(adapter, families(adapter)) for adapter in ADAPTERS.names()]
-        for adapter, members in known:
-            for name, family in members.items():
+        pruner, kinds = self.create(), {name: ADAPTERS.get(name) for name in ADAPTERS.names()}
+        for adapter, kind in kinds.items():
+            for name, family in families(adapter).items():
                 why, axes = None, 1 if "repacked" in family.inside else 3
-                steps = pruner.steps(replace(TINY, position_axes=axes))
-                before = [step.selector for step in steps if not step.stage.inside]
-                if not {step.stage.place for step in steps} <= {*ADAPTERS.get(adapter).places}:
+                early = PROJECTOR if "projector" in kind.places else PRE_LLM
+                steps = pruner.steps(replace(TINY, position_axes=axes, early_stage=early))
+                if not {step.stage.place for step in steps} <= {*kind.places}:
                     why = "has no stage"
-                elif any(missing(selector.requires, Facts(ADAPTERS.get(adapter))) for selector in before):
+                elif any(_lacks(step, kind) for step in steps if not step.stage.inside):
                     why = "cannot give the signals"
                 elif any(step.positions not in family.inside for step in steps if step.stage.inside):
                     why = "gaps cannot be closed inside the LLM"
@@ -137,13 +141,20 @@ class OnModels:
                     model.generate(**family.ask(processor, 1), max_new_tokens=1)
 
 
+def _lacks(step: Step, adapter: type[ModelAdapter]) -> bool:
+    """Whether a family cannot give the signals of a step before the LLM."""
+    if step.stage.place == "tower":
+        return bool(absent(step, adapter.tower))
+    return bool(missing(step.selector.requires, Facts(adapter)))
+
+
 def in_each_layer(family: Family, model: Any, inputs: Inputs, stages: Any) -> list[int]:
     """Tokens of the longest row in each layer: text, and the visual tokens that the stages up to it leave."""
     alive = torch.tensor([sum(row) for row in family.items(model, inputs)])
     text, longest = inputs["attention_mask"].sum(1) - alive, []
     for layer in range(model.config.get_text_config().num_hidden_layers):
         for stage in stages:
-            if (stage.stage.layer or 0) == layer:
+            if stage.stage.first_without == layer:
                 alive = torch.tensor(stage.counts)
         longest.append(int((text + alive).max()))
     return longest

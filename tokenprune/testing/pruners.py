@@ -12,7 +12,7 @@ from tokenprune.core.plan import Operation, Operations
 from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import Library, PairedImage, PairedText, Signal, TextAttention, TextRows
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.core.stages import Stage, cache, decoder
+from tokenprune.core.stages import Stage, cache, decoder, tower
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.pruners.base import ScorePruner
 
@@ -76,6 +76,20 @@ class Within(ScorePruner):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         return tokens.signal(self.attention).mean(1)[:, -1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Early(Project):
+    """Keeps what ``Project`` keeps, at the inputs of layers of the vision tower, by equal shares."""
+
+    layers: tuple[int, ...] = (1,)
+
+    def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
+        return tuple(map(tower, self.layers))
+
+    def counts(self, spec: ModelSpec, keep: int, total: int) -> tuple[int, ...]:
+        number = len(self.layers)
+        return tuple(round(total * (keep / total) ** (step / number)) for step in range(1, number + 1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from einops import repeat
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
@@ -86,7 +87,7 @@ def token_tiles(model: Any, inputs: Mapping[str, Any], **options: Any) -> list[T
     counts, side = tile_counts(model.config, inputs), _patches(model.config)
     device = inputs["image_sizes"].device
     own = torch.cat([torch.eye(max(counts), dtype=torch.float32, device=device)[:count] for count in counts])
-    shares = pack(model, own[:, None].expand(-1, side**2, -1), inputs, **options)
+    shares = pack(model, repeat(own, "t tile -> t patch tile", patch=side**2), inputs, **options)
     return [each.argmax(1).masked_fill(each.sum(1) == 0, NEWLINE) for each in shares]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from einops import rearrange, reduce
 from torch import Tensor
 
 from tokenprune.core.precision import exact
@@ -38,14 +39,13 @@ def mean_attention(key: Tensor, query: Tensor, scale: float) -> Tensor:
     with exact(key.device):
         for rows in torch.split(query, max(1, ROWS // len(query)), dim=1):
             scores = torch.einsum("iqhd,ikhd->iqhk", rows, key) * scale
-            total += scores.softmax(-1).sum(1).mT
+            total += reduce(scores.softmax(-1), "i q h k -> i k h", "sum")
     return total / query.shape[1]
 
 
 def attention_to(keys: Tensor, queries: Tensor, attention: Any) -> Tensor:
     """Attention that keys (I, N, C) get from queries (I, Q, C), heads side by side, of the module ``attention``."""
-    heads = (attention.num_heads, attention.head_dim)
-    key, query = (x.view(*x.shape[:2], *heads) for x in (keys, queries))
+    key, query = (rearrange(x, "i l (h d) -> i l h d", h=attention.num_heads) for x in (keys, queries))
     return mean_attention(key, query, attention.scale)
 
 

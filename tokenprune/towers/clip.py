@@ -1,16 +1,15 @@
-"""Sizes and signals of a CLIP or SigLIP vision tower as LLaVA and its successors have it."""
+"""CLIP and SigLIP vision towers as LLaVA and its successors have them: the projector reads any layer, or several."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import Layer, Signal, TowerAttention, TowerStates, plain_names
+from tokenprune.core.signals import TOWER, PairedImage, TowerAttention
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.towers.attention import attention_to, layer_index
+from tokenprune.towers.rows import RowTower
 from tokenprune.towers.sizes import decoder_spec, has_head, vision_spec
 
 CLS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # of the vision towers that are known
@@ -51,59 +50,30 @@ def first_token(config: Any) -> int:
     return int(config.vision_feature_select_strategy == "default")
 
 
-def tower_signals(model: Any, output: Any, requires: frozenset[Signal]) -> dict[Signal, Tensor]:
-    """Signals of the patches that the projector reads, of the encoder layer whose output it reads or one that is named.
+@dataclass(frozen=True)
+class ClipVision(RowTower):
+    """A CLIP or SigLIP tower of which the projector reads a layer that the config names, before any last norm."""
 
-    Args:
-        model: with ``vision_tower``.
-        output: of the tower, with the hidden states that are needed.
-        requires: ``TowerStates`` and ``TowerKeys`` (I, N, C), ``TowerAttention`` (I, N, H) are given as far as
-            required; I are the pictures that the tower saw. What patches receive is from patches alone, not from CLS.
+    def layers(self, model: Any) -> Sequence[Any]:
+        layers: Sequence[Any] = model.base_model.vision_tower.encoder.layers
+        return layers
 
-    Raises:
-        ModelError: if the model does not have them.
-    """
-    config, layers = model.config, model.base_model.vision_tower.encoder.layers
-    read, first, states = config.vision_feature_layer, first_token(config), output.hidden_states
-    if any(layer_of(signal) is None for signal in requires) and not isinstance(read, int):
-        names = plain_names(requires)
-        raise ModelError(f"the projector reads several layers, {list(read)}, so {names} could be any of theirs")
-    signals: dict[Signal, Tensor] = {}
-    for signal in requires:
-        given = layer_of(signal)
-        if isinstance(signal, TowerStates):
-            signals[signal] = states[read if given is None else layer_index(given, len(layers)) + 1][:, first:]
-            continue
-        index = attention_layer(read, states) if given is None else layer_index(given, len(layers))
-        x, attention = layers[index].layer_norm1(states[index]), layers[index].self_attn
-        keys = attention.k_proj(x)
-        if isinstance(signal, TowerAttention):
-            asking = _asking(signal, x, config.vision_config.model_type)
-            keys = attention_to(keys, attention.q_proj(asking), attention)
-        signals[signal] = keys[:, first:]
-    return signals
+    def prefix(self, config: Any) -> int:
+        """One token, CLS, of a CLIP tower; none of a SigLIP tower."""
+        return CLS_TOKENS[config.vision_config.model_type]
+
+    def first(self, config: Any) -> int:
+        """Which of a picture's tokens is the first that the projector reads, as the config says it."""
+        return first_token(config)
+
+    def door(self, model: Any) -> Any:
+        return model.base_model.vision_tower
+
+    def reads(self, config: Any) -> tuple[int, ...]:
+        layers = config.vision_feature_layer
+        several = (layers,) if isinstance(layers, int) else layers
+        return tuple(layer % (self.depth(config) + 1) - 1 for layer in several)
 
 
-def _asking(signal: TowerAttention, x: Tensor, tower: str) -> Tensor:
-    """(I, Q, C) inputs of the queries of an attention: of CLS, or of all patches."""
-    number = CLS_TOKENS[tower]
-    if signal.query == "cls" and not number:
-        raise ModelError(
-            f"the vision tower {tower!r} has no CLS token whose attention could be read; received_attention stands in "
-            "for cls_attention there"
-        )
-    return x[:, :1] if signal.query == "cls" else x[:, number:]
-
-
-def layer_of(signal: Signal) -> Layer | None:
-    """The layer of a vision tower that a signal names; None for the one whose output the projector reads."""
-    layer: Layer | None = getattr(signal, "layer", None)
-    return layer
-
-
-def attention_layer(layer: int, hidden_states: Sequence[Tensor]) -> int:
-    """The index of the encoder layer that gives ``hidden_states[layer]``; ModelError if they are embeddings."""
-    index = layer % len(hidden_states) - 1
-    if index < 0:
-        raise ModelError("the projector reads the patch embeddings, so there is no attention layer before it")
-    return index
+CLIP = ClipVision(TOWER | {PairedImage(), TowerAttention("cls")})
+UNNORMED_SIGLIP = ClipVision(TOWER | {PairedImage()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
@@ -32,7 +33,7 @@ class Pictures:
     @classmethod
     def of(cls, pixels: Tensor, grid: tuple[int, int] | None) -> Pictures | None:
         """Pictures of pixels (..., 3, height, width) whose visual tokens are in order; None without a grid."""
-        return None if grid is None else cls(pixels.reshape(-1, *pixels.shape[-3:]), grid)
+        return None if grid is None else cls(rearrange(pixels, "... c h w -> (...) c h w"), grid)
 
 
 def unpack(patches: Tensor, grid: Sequence[int], *, patch: int, temporal: int, merge: int) -> Tensor:
@@ -68,3 +69,14 @@ def unpack(patches: Tensor, grid: Sequence[int], *, patch: int, temporal: int, m
 def over_time(x: Tensor, temporal: int) -> Tensor:
     """Means over the pictures that make a frame: (frames * temporal, places, C) to (frames * places, C)."""
     return reduce(x, "(f t) p c -> (f p) c", "mean", t=temporal)
+
+
+def content_id(pixels: Tensor) -> Tensor:
+    """A 63-bit hash () long of an image's pixels, equal in whatever batch the image is.
+
+    A weighted sum of the float32 bit patterns modulo 2**64: exact, hence the same on each device, without a copy to the
+    host.
+    """
+    bits = pixels.detach().float().flatten().contiguous().view(torch.int32).long()
+    weights = (2 * torch.arange(len(bits), device=bits.device) + 1) * 0x9E3779B97F4A7C1
+    return (bits * weights).sum() & 0x7FFF_FFFF_FFFF_FFFF

@@ -8,12 +8,13 @@ from tokenprune.core.errors import ModelError
 from tokenprune.core.selection import TokenSelection
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
 from tokenprune.engine.prompt.encoded import Encoded
-from tokenprune.engine.prompt.layout import Choice, Layout, content_id, kept_tokens, place_items
+from tokenprune.engine.prompt.layout import Choice, Layout, kept_tokens, place_items
 from tokenprune.engine.prompt.left import Left
 from tokenprune.engine.prompt.pruned import prompt_tokens
 from tokenprune.pruners.random import Random
 from tokenprune.testing.families.llava import ask, tiny_processor
 from tokenprune.towers.items import Item, Unit
+from tokenprune.towers.pictures import content_id
 
 SPEC = ModelSpec(TransformerSpec(4, 8, 16, 2, 2, 4, 3), vocabulary=10, visual_tokens=6)
 

@@ -7,7 +7,7 @@ import torch
 
 import tokenprune as tp
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import OneOf, Signal, TextAttention, TowerAttention, TowerKeys
+from tokenprune.core.signals import OneOf, PairedImage, Signal, TextAttention, TowerAttention
 from tokenprune.engine.loading import session_for
 from tokenprune.pruners.base import ScorePruner
 from tokenprune.testing.families import families
@@ -61,23 +61,14 @@ def test_the_order_of_the_alternatives_decides():
 @pytest.mark.parametrize(
     ("name", "signal", "message"),
     [
-        (
-            "mistral3",
-            TowerKeys(layer=1),
-            r"Mistral3Adapter cannot give .* tower_keys\[layer=1\]; it offers keys",
-        ),
-        (
-            "internvl",
-            TowerAttention("cls", layer=1),
-            r"InternVLAdapter cannot give .* tower_attention\[query=cls,layer=1\]",
-        ),
-        ("qwen2_5_vl", TowerKeys(layer=1), r"QwenVLAdapter cannot give the signals tower_keys\[layer=1\]"),
+        ("mistral3", TowerAttention("cls", layer=1), r"Mistral3Adapter cannot give .* cls_attention; it offers keys"),
+        ("internvl", PairedImage(), r"InternVLAdapter cannot give the signals clip_image_embeds"),
         ("qwen2_5_vl", CLS, "cannot give the signals cls_attention; .*received_attention stands in for cls_attention"),
-        ("qwen2_5_vl", OneOf(TowerKeys(layer=1), TextAttention()), "cannot give the signals keys or text_attention"),
+        ("qwen2_5_vl", OneOf(CLS, TextAttention()), "cannot give the signals cls_attention or text_attention"),
     ],
 )
 def test_what_no_family_offers_is_refused(name, signal, message):
-    """A layer that the adapter does not read is another signal than the one that it gives."""
+    """A signal of the vision tower that towers of its kind do not give, whichever layer it is of."""
     model, processor = families()[name].build("sdpa")
     with pytest.raises(ModelError, match=message), tp.prune(model, processor, Asks(signal=signal), keep_tokens=8):
         pass

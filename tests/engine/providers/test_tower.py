@@ -9,6 +9,7 @@ import tokenprune as tp
 from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import Signal, TowerAttention, TowerKeys, TowerStates
 from tokenprune.engine.loading import session_for
+from tokenprune.engine.providers.encoding import Encoding
 from tokenprune.pruners.base import ScorePruner
 from tokenprune.testing.families import families
 
@@ -36,6 +37,63 @@ def test_a_named_layer(name, layer):
     torch.testing.assert_close(tokens.signal(signals[1]), seen["states"][:, first:], atol=1e-5, rtol=1e-4)
     received = seen["weights"][:, :, first:].mean(2)[:, :, first:]
     torch.testing.assert_close(tokens.signal(signals[2]), received, atol=1e-5, rtol=1e-4)
+
+
+# Where layers and their keys are, and in which part of the output the keys are, in towers that merge patches.
+MERGED = {
+    "internvl": ("vision_tower.encoder.layer", "attention.k_norm", slice(None)),
+    "mistral3": ("vision_tower.transformer.layers", "attention.k_proj", slice(None)),
+    "qwen2_vl": ("visual.blocks", "attn.qkv", slice(32, 64)),
+    "qwen2_5_vl": ("visual.blocks", "attn.qkv", slice(32, 64)),
+    "qwen3_vl": ("visual.blocks", "attn.qkv", slice(32, 64)),
+}
+
+
+@pytest.mark.parametrize("name", MERGED)
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_named_layer_of_a_tower_that_merges_patches(name, layer):
+    """The layer's own keys and states, as the adapter makes visual tokens of what patches have."""
+    place, keys, part = MERGED[name]
+    family, seen = families()[name], {}
+    model, processor = family.build("sdpa")
+    inputs = family.ask(processor, 1, 2)
+    block = model.base_model.get_submodule(place)[layer]
+    handles = [
+        block.get_submodule(keys).register_forward_hook(lambda module, args, out: seen.update(keys=out)),
+        block.register_forward_hook(lambda module, args, out: seen.update(states=out)),
+    ]
+    session, signals = session_for(model, processor), (TowerKeys(layer), TowerStates(layer))
+    encoded = session.encode(inputs, frozenset(signals))
+    for handle in handles:
+        handle.remove()
+    view, first = Encoding(session.adapter, inputs, encoded), int(name == "internvl")  # CLS
+    for signal, x in zip(signals, (seen["keys"][..., part], seen["states"]), strict=True):
+        wanted = session.adapter.per_token("image", x[:, first:] if first else x, inputs)
+        torch.testing.assert_close(view.signal(signal), wanted, atol=1e-5, rtol=1e-4)
+    if layer == 0:  # the others may be the one that is read
+        assert not torch.allclose(view.signal(signals[1]), view.signal(TowerStates()), atol=1e-2)
+
+
+@pytest.mark.parametrize(("name", "layer"), [("mistral3", 1), ("qwen2_vl", 0), ("qwen2_5_vl", 1), ("qwen3_vl", 0)])
+def test_received_attention_of_a_layer_adds_up_to_one_for_each_picture(name, layer):
+    """Patches are asked by all of their picture: a visual token has their mean, which is one patch's share."""
+    family = families()[name]
+    model, processor = family.build("sdpa")
+    signal = TowerAttention("patches", layer)
+    tokens = session_for(model, processor).visual_tokens(family.ask(processor, 1), frozenset({signal}))
+    torch.testing.assert_close(tokens.signal(signal).sum(2) * 4, torch.ones(1, 4), atol=1e-4, rtol=1e-4)
+
+
+def test_a_layer_with_windows_has_no_received_attention():
+    family = families()["qwen2_5_vl"]
+    model, processor = family.build("sdpa")
+    whole = model.base_model.visual.fullatt_block_indexes
+    layer = min(set(range(len(model.base_model.visual.blocks))) - set(whole))
+    wanted = frozenset({TowerAttention("patches", layer)})
+    with pytest.raises(
+        ModelError, match=f"layer {layer} of the vision tower attends within windows; allowed: {whole[0]}"
+    ):
+        session_for(model, processor).visual_tokens(family.ask(processor, 1), wanted)
 
 
 def test_the_layer_that_the_projector_reads():

@@ -6,7 +6,9 @@ from tiny_timm import VITS, WITH_CLS, ByCLS, ByKeys, by_hand, images, masked, ti
 
 import tokenprune as tp
 from tokenprune.core.errors import BudgetError, ModelError, TokenPruneError
-from tokenprune.engine.prompt.layout import content_id
+from tokenprune.core.signals import TowerAttention, TowerKeys, TowerStates
+from tokenprune.towers.pictures import content_id
+from tokenprune.towers.timm_attention import attention_signals
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -98,6 +100,45 @@ def test_signals_and_grid_are_of_what_a_stage_gets():
     for layer, tokens in zip((1, 3), seen, strict=True):
         assert torch.equal(tokens.features, hidden[layer][:, 5:])
         assert tokens.content_ids().unique().shape == (3,)
+
+
+@pytest.mark.parametrize("name", WITH_CLS)
+def test_a_named_block_gives_what_it_computed_of_the_patches_that_are_left(name):
+    """Keys as the block's attention has them, CLS attention as a part of its softmax, and states behind the block."""
+    named, seen = (TowerKeys(0), TowerAttention("cls", -4), TowerStates(0)), []
+
+    class Spy(ByKeys):
+        requires = frozenset({TowerKeys(), TowerAttention("cls"), *named})
+
+        def score(self, tokens):
+            seen.append(tokens)
+            return super().score(tokens)
+
+    model, pixels, states = tiny_vit(name), images(), []
+    handle = model.blocks[0].register_forward_hook(lambda module, args, output: states.append(output))
+    prefix, given = model.num_prefix_tokens, []
+    asked = model.blocks[0].attn.register_forward_pre_hook(
+        lambda module, args, kwargs: given.append((args[0], kwargs.get("rope"))), with_kwargs=True
+    )
+    with tp.prune_vit(model, Spy(), layer=(1, 2), keep_tokens=9) as trace:
+        model(pixels)
+    handle.remove()
+    asked.remove()
+    found = attention_signals(model.blocks[0].attn, *given[0], prefix, frozenset({TowerKeys(), TowerAttention("cls")}))
+    first, second = seen
+    rows, left = torch.arange(3)[:, None], trace.stages[1]
+    plain = {TowerKeys(0): TowerKeys(), TowerAttention("cls", -4): None, TowerStates(0): None}
+    for signal, own in plain.items():
+        whole, part = first.signal(signal), second.signal(signal)
+        axis = part.shape.index(18)
+        close(part.movedim(axis, 1), whole.movedim(axis, 1)[rows, left])
+        if own is not None:
+            assert torch.equal(whole, first.signal(own))
+            assert not torch.equal(part, second.signal(own))
+    assert torch.equal(first.signal(TowerStates(0)), states[0][:, prefix:])
+    for signal, wanted in found.items():  # of what the attention module itself was given
+        assert torch.equal(first.signal(signal), wanted)
+    assert torch.equal(first.signal(TowerAttention("cls", -4)), first.signal(TowerAttention("cls")))
 
 
 def test_merged_features_replace_those_of_the_kept():

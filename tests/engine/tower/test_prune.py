@@ -9,6 +9,13 @@ from tiny_timm import ByCLS, ByKeys, images, tiny_vit
 
 import tokenprune as tp
 from tokenprune.core.errors import BudgetError, ConfigError, ModelError
+from tokenprune.core.signals import TowerKeys
+
+
+class Later(ByKeys):
+    """Asks for the keys of a block that has not run."""
+
+    requires = frozenset({TowerKeys(2)})
 
 
 def hooks(model):
@@ -126,7 +133,7 @@ def test_budgets():
             "cdpruner",
             2,
             ModelError,
-            "a classifier without text, cannot give the signals clip_image_embeds, clip_te",
+            "a classifier without text, cannot give the signals clip_image_embeds or prompt_embeds, clip_te",
         ),
         (
             "vit",
@@ -146,6 +153,7 @@ def test_budgets():
         ("axial rope", ByCLS(), 2, ModelError, "without text and CLS token"),
         ("vit", tp.create_pruner("random", layer=2), 2, ConfigError, "Random says itself where or how much to prune"),
         ("vit", tp.create_pruner("dop", base="random", attention_depth=2), 2, ConfigError, "DOP says itself"),
+        ("vit", Later(), 2, ModelError, r"tower_keys\[layer=2\] at tower\(2\): .*; allowed: 0 to 1"),
         ("vit", "divprune", 4, ConfigError, "layer is 4; it must be a block from 0 to 3, or several, ascending"),
         ("vit", ByKeys(), 0, ConfigError, "a block from 1 to 3, as its signals are of the block before, or several"),
         ("vit", "divprune", (2, 1), ConfigError, r"layer is \(2, 1\)"),

@@ -9,7 +9,8 @@ from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import PairedImage
 from tokenprune.core.stages import PRE_LLM
 from tokenprune.core.steps import Step
-from tokenprune.engine.providers.base import Facts, check_steps, choose
+from tokenprune.engine.providers.base import Facts, choose
+from tokenprune.engine.providers.steps import check_steps
 from tokenprune.sweeps.build import build
 from tokenprune.sweeps.config import parse_config
 from tokenprune.testing.families import families
@@ -125,7 +126,7 @@ def test_a_tower_that_was_trained_further_has_none_by_its_sizes(model_type, kind
 
 
 def test_who_trained_it_further():
-    paired = {name for name in ADAPTERS.names() if PairedImage() in ADAPTERS.get(name).offers}
+    paired = {name for name in ADAPTERS.names() if PairedImage() in ADAPTERS.get(name).on_offer()}
     assert paired == {"llava", "llava_next", "llava_next_video", *SIGLIPS}
     assert {kind for name in SIGLIPS for kind in ADAPTERS.get(name).model_types} == TUNED
 
@@ -161,10 +162,10 @@ def test_a_missing_tower_is_told_before_the_weights_load(name, tmp_path):
 def test_families_without_one_say_what_works(name):
     message = "no text tower is known for its vision tower: use conditioning prompt_embedding or none"
     with pytest.raises(ModelError, match=message):
-        check_steps([Step(PRE_LLM, CLIP_TEXT)], Facts(ADAPTERS.get(name)))
+        check_steps([Step(PRE_LLM, CLIP_TEXT, "repacked")], Facts(ADAPTERS.get(name)))
     for conditioning in ("auto", "prompt_embedding", "none"):
         pruner = tp.create_pruner("cdpruner", conditioning=conditioning)
-        check_steps([Step(PRE_LLM, pruner)], Facts(ADAPTERS.get(name)))
+        check_steps([Step(PRE_LLM, pruner, "repacked")], Facts(ADAPTERS.get(name)))
 
 
 def test_towers_of_another_kind(tmp_path):

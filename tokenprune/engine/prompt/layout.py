@@ -23,6 +23,7 @@ from tokenprune.core.selection import TokenSelection
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.steps import Selector
 from tokenprune.towers.items import Grid, Item
+from tokenprune.towers.pictures import content_id
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +93,13 @@ class Layout:
         hashes = [content_id(pixels).to(self.rows.device) for pixels in self.pixels]
         places = [index - self.items.index(item) for index, item in enumerate(self.items)]
         return torch.stack([hashes[item] + 2 * place for item, place in zip(self.items, places, strict=True)])
+
+    def only(self, there: Tensor) -> Layout:
+        """The layout of those visual tokens, (T,) bool, that are there; what is left of a unit has no grid."""
+        units = tuple(tokens[there[tokens]] for tokens in self.units)
+        whole = [len(unit) == len(before) for unit, before in zip(units, self.units, strict=True)]
+        grids = tuple(grid if full else None for grid, full in zip(self.grids, whole, strict=True))
+        return dataclasses.replace(self, units=units, grids=grids, free=self.free & there)
 
     def joined(self) -> Layout:
         """The layout in which all units of an item are one, and remain its segments."""
@@ -196,6 +204,15 @@ def _place(tokens: Tensor, grid: Grid | None, segment: int) -> Tensor | None:
     return torch.stack([torch.full_like(number, segment), number // grid[1], number % grid[1]], 1)
 
 
+def choices(layout: Layout, kept: Tensor) -> tuple[Choice, ...]:
+    """Choices that keep the tokens that (T,) ``kept`` says, those of units of equal numbers together."""
+    groups = defaultdict(list)
+    for unit, tokens in enumerate(layout.units):
+        groups[len(tokens), int(kept[tokens].sum())].append(unit)
+    masks = {key: torch.stack([kept[layout.units[unit]] for unit in units]) for key, units in groups.items()}
+    return tuple(Choice(tuple(units), TokenSelection.from_mask(masks[key])) for key, units in groups.items())
+
+
 def kept_tokens(layout: Layout, chosen: Sequence[Choice], dropped: Sequence[int] = ()) -> Tensor:
     """Which visual tokens of a batch stay, (T,) bool.
 
@@ -232,14 +249,3 @@ def place_items(placeholder: Tensor, sizes: Sequence[int]) -> list[Tensor]:
             f"have {list(sizes)} visual tokens; make prompts and images with one call of the model's own processor"
         )
     return list(torch.split(torch.arange(int(ends[-1]), device=placeholder.device), list(sizes)))
-
-
-def content_id(pixels: Tensor) -> Tensor:
-    """A 63-bit hash () long of an image's pixels, equal in whatever batch the image is.
-
-    A weighted sum of the float32 bit patterns modulo 2**64: exact, hence the same on each device, without a copy to the
-    host.
-    """
-    bits = pixels.detach().float().flatten().contiguous().view(torch.int32).long()
-    weights = (2 * torch.arange(len(bits), device=bits.device) + 1) * 0x9E3779B97F4A7C1
-    return (bits * weights).sum() & 0x7FFF_FFFF_FFFF_FFFF

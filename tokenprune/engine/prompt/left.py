@@ -33,8 +33,8 @@ class Left:
 
     @classmethod
     def all(cls, encoded: Encoded) -> Left:
-        """All visual tokens, none of them changed."""
-        return cls(encoded, torch.ones_like(encoded.layout.free))
+        """All visual tokens that came out of the vision tower, none of them changed."""
+        return cls(encoded, encoded.there)
 
     @classmethod
     def of(cls, encoded: Encoded, chosen: Sequence[Choice], dropped: Sequence[int]) -> Left:
@@ -48,7 +48,7 @@ class Left:
                 raise ModelError("tokens can be appended inside the LLM only")
             if selection.heads is not None:
                 raise ModelError("heads can keep different tokens in a cache only")
-        return cls(encoded, kept_tokens(encoded.layout, chosen, dropped), tuple(chosen))
+        return cls(encoded, kept_tokens(encoded.layout, chosen, dropped) & encoded.there, tuple(chosen))
 
     def moved(self, x: Tensor) -> Tensor:
         """Something that each visual token has (T, ...), as it goes on: folded, and in the order of the prompt.
@@ -94,7 +94,9 @@ class Left:
         return self.moved(whole)[place]
 
 
-def handed_on(layout: Layout, chosen: Sequence[Choice], name: str, empty: float) -> Tensor | None:
+def handed_on(
+    layout: Layout, chosen: Sequence[Choice], name: str, empty: float, before: Tensor | None = None
+) -> Tensor | None:
     """What choices say about the tokens that stay, (T,); None if they say nothing.
 
     Args:
@@ -102,8 +104,9 @@ def handed_on(layout: Layout, chosen: Sequence[Choice], name: str, empty: float)
         chosen: what stays of units.
         name: ``bias`` or ``labels`` of ``TokenSelection``.
         empty: of tokens about which nothing is said.
+        before: (T,) what was said by earlier stages; None if nothing was.
     """
-    x: Tensor | None = None
+    x = before
     for choice in chosen:
         value: Tensor | None = getattr(choice.selection, name)
         if value is not None:

@@ -63,12 +63,15 @@ def chosen_before_projector(
     if not bool(chosen.there.all()):
         raise ModelError("before the projector all rows of a batch must keep equal numbers of tokens")
     values = chosen.apply(tokens.features) if chosen.merged is None else chosen.merged
+    said = {"bias": chosen.bias, "labels": chosen.labels}
     if chosen.sequence is not None:
         at = torch.searchsorted(chosen.keep, chosen.sequence)
         values = values.gather(1, at[..., None].expand_as(values))
+        said = {name: None if x is None else x.gather(1, at.to(x.device)) for name, x in said.items()}
     projected = view.adapter.project(values.to(tokens.features).flatten(0, 1)).view(*values.shape[:2], -1)
     scores = None if chosen.scores is None else chosen.scores[:, special:]
-    return TokenSelection(_places(chosen.kept, special), tokens.num_tokens - special, scores, merged=projected)
+    places = _places(chosen.kept, special)
+    return TokenSelection(places, tokens.num_tokens - special, scores, merged=projected, **said)
 
 
 def _with_special(view: Encoding, tokens: VisualTokens, units: Sequence[int]) -> VisualTokens:
@@ -85,9 +88,17 @@ def _with_special(view: Encoding, tokens: VisualTokens, units: Sequence[int]) ->
             axis = 1 + signal.shape.split().index("tokens")
             value = pad(value.movedim(axis, -1), (number, 0)).movedim(-1, axis)
         signals[str(signal)] = value
+    labels = None if tokens.labels is None else pad(tokens.labels, (number, 0), value=-1)
     mask = torch.arange(number + tokens.num_tokens, device=special.device) < number
     features = torch.cat([special, tokens.features], 1)
-    return VisualTokens(features, signals, row_ids=tokens.row_ids, special=mask if number else None)
+    return VisualTokens(
+        features,
+        signals,
+        row_ids=tokens.row_ids,
+        special=mask if number else None,
+        labels=labels,
+        history=tokens.history,
+    )
 
 
 def _places(kept: Tensor, special: int) -> Tensor:

@@ -15,18 +15,20 @@ from tokenprune.core.plan import Operations
 from tokenprune.core.precision import on_cpu_unless_said
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
-from tokenprune.core.stages import PRE_LLM, PROJECTOR
+from tokenprune.core.stages import PROJECTOR
 from tokenprune.core.steps import Selector, Step
 from tokenprune.engine.decoder.hooks import InsideLLM
 from tokenprune.engine.decoder.inside_plan import InsidePlan, PromptTokens
 from tokenprune.engine.prompt.encoded import Encoded, encode
-from tokenprune.engine.prompt.layout import Choice, Layout
+from tokenprune.engine.prompt.layout import Choice, Layout, choices
 from tokenprune.engine.prompt.left import Left, handed_on, reordered
 from tokenprune.engine.prompt.projector import chosen_before_llm, chosen_before_projector
 from tokenprune.engine.prompt.shorten import PrunedInputs, prune_prompt
-from tokenprune.engine.providers.base import Facts, check_signals, check_steps
+from tokenprune.engine.providers.base import Facts, check_signals
 from tokenprune.engine.providers.encoding import Encoding
+from tokenprune.engine.providers.steps import check_steps
 from tokenprune.engine.stopwatch import stopwatch
+from tokenprune.engine.tower.encode import TowerPlan
 
 if TYPE_CHECKING:
     from tokenprune.adapters.base import ModelAdapter
@@ -44,32 +46,108 @@ def prune_inputs(
 ) -> PrunedInputs:
     """Encode images and choose what enters the LLM, for ``Session.prune_inputs``."""
     steps, budget = _checked(adapter, pruner, budget)
-    first = next((step for step in steps if not step.stage.inside), None)
+    in_tower, first, within = _parts(steps)
     given = check_signals(first.selector.requires if first else (), _facts(adapter))
     seconds = {"vision": 0.0, "selection": 0.0}
-    if encoded is None:
+    if encoded is None or in_tower:
+        plan = _tower_plan(adapter, pruner, budget, in_tower)
         with stopwatch(seconds, "vision", adapter.device):
-            encoded = encode(adapter, inputs, frozenset(given))
-    if first and first.selector.segments == "together":
-        encoded = replace(encoded, layout=encoded.layout.joined())
+            encoded = encode(adapter, inputs, frozenset(given), plan)
+        seconds = {"vision": seconds["vision"] - encoded.seconds, "selection": encoded.seconds}
+    whole, encoded = encoded.layout, _at_hand(encoded, first)
     layout, left = encoded.layout, Left.all(encoded)
-    counts = layout.counts(pruner, adapter.spec, budget) if budget else []
-    within = steps[1:] if first else steps
+    counts = whole.counts(pruner, adapter.spec, budget) if budget else []
     if first:
-        quotas = layout.divided([each[0] for each in counts])
+        quotas = layout.divided([each[len(in_tower)] for each in counts])
         view = Encoding(adapter, inputs, encoded, questions, samples, quotas)
         left = _chosen(first, view, given, seconds)
-    close = first is not None and first.positions == "repacked"
-    shorter = shortened_prompt(adapter, inputs, left.kept, close=close) | left.encoder_outputs(adapter)
-    operations, inside = pruner.operations(adapter.spec), None
-    if within or operations or any(choice.selection.bias is not None for choice in left.chosen):
-        later = [each[len(steps) - len(within) :] for each in counts]
-        visual = adapter.placeholders(shorter["input_ids"])
-        prompt = prompt_tokens(later, visual, layout, left.kept, left.chosen, operations)
-        inside = InsidePlan(tuple(within), prompt, operations.active if operations else None)
-        InsideLLM(adapter.model, inside)  # refuses what it cannot prune before anything runs
-    stage = first.stage if first else PRE_LLM
-    return PrunedInputs(shorter, left.chosen, left.kept, layout, seconds, inside, stage)
+    early = (*encoded.early, *([(first.stage, left.kept)] if first else []))
+    closed = _closed(steps, [kept for _, kept in early])
+    shorter = shortened_prompt(adapter, inputs, left.kept, closed=closed) | left.encoder_outputs(adapter)
+    later = [each[len(steps) - len(within) :] for each in counts]
+    past = _past(whole, [kept for _, kept in early])
+    inside = _inside(adapter, pruner, within, later, left, shorter["input_ids"], past)
+    if in_tower:  # what is told is of all visual tokens, not of those that came out of the tower
+        return PrunedInputs(shorter, choices(whole, left.kept), left.kept, whole, seconds, inside, early)
+    return PrunedInputs(shorter, left.chosen, left.kept, layout, seconds, inside, early)
+
+
+def _inside(
+    adapter: ModelAdapter,
+    pruner: Selector,
+    steps: Sequence[Step],
+    counts: Sequence[Sequence[int]],
+    left: Left,
+    ids: Tensor,
+    past: Sequence[tuple[int, ...]],
+) -> InsidePlan | None:
+    """What happens inside the LLM; None if nothing does.
+
+    Args:
+        adapter: of the model.
+        pruner: whose operations run.
+        steps: inside the LLM.
+        counts: what these select of each item.
+        left: what goes on to the LLM.
+        ids: of the shortened prompts.
+        past: of each row, visual tokens that arrived at each stage before the LLM.
+
+    Raises:
+        ModelError: if the model cannot do it.
+    """
+    operations, encoded = pruner.operations(adapter.spec), left.encoded
+    if not (steps or operations or any(choice.selection.bias is not None for choice in left.chosen)):
+        return None
+    visual, aligned = adapter.placeholders(ids), (encoded.layout, left.kept, left.chosen)
+    prompt = prompt_tokens(counts, visual, *aligned, operations, past=past, labels=encoded.labels)
+    plan = InsidePlan(tuple(steps), prompt, operations.active if operations else None)
+    InsideLLM(adapter.model, plan)  # refuses what it cannot prune before anything runs
+    return plan
+
+
+def _parts(steps: Sequence[Step]) -> tuple[tuple[Step, ...], Step | None, tuple[Step, ...]]:
+    """The steps inside the vision tower, the one between it and the LLM if there is one, and those inside the LLM."""
+    in_tower = tuple(step for step in steps if step.stage.place == "tower")
+    within = tuple(step for step in steps if step.stage.inside)
+    return in_tower, next(iter(steps[len(in_tower) : len(steps) - len(within)]), None), within
+
+
+def _tower_plan(
+    adapter: ModelAdapter, pruner: Selector, budget: Budget | None, steps: Sequence[Step]
+) -> TowerPlan | None:
+    """What leaves inside the vision tower, where images have equal numbers of patches; None if nothing does."""
+    if budget is None or not steps:
+        return None
+    counts = pruner.schedule(adapter.spec, budget, adapter.spec.visual_tokens)
+    return TowerPlan(tuple(steps), counts[: len(steps)])
+
+
+def _at_hand(encoded: Encoded, step: Step | None) -> Encoded:
+    """Encoded images as a step sees them: with what came out of the tower, segments together if it wants them so."""
+    layout = encoded.layout.only(encoded.there) if encoded.early else encoded.layout
+    together = step is not None and step.selector.segments == "together"
+    return replace(encoded, layout=layout.joined() if together else layout)
+
+
+def _past(layout: Layout, early: Sequence[Tensor]) -> list[tuple[int, ...]]:
+    """How many visual tokens of each batch row arrived at stages from which (T,) ``early`` went on, in their order."""
+    arrived = [torch.ones_like(kept) for kept in early[:1]] + list(early[:-1])
+    return list(zip(*(layout.only(there).free_tokens() for there in arrived), strict=True))
+
+
+def _closed(steps: Sequence[Step], early: Sequence[Tensor]) -> Tensor | None:
+    """Which visual tokens (T,) bool leave no gap in the position ids; None if all that leave do.
+
+    Args:
+        steps: of a pruner.
+        early: which tokens go on from each of the first of them.
+    """
+    closed = None
+    for index, (step, kept) in enumerate(zip(steps, early, strict=False)):
+        if step.positions == "repacked":
+            leaving = ~kept & early[index - 1] if index else ~kept
+            closed = leaving if closed is None else closed | leaving
+    return closed
 
 
 def _chosen(step: Step, view: Encoding, given: Sequence[Signal], seconds: dict[str, float]) -> Left:
@@ -103,19 +181,27 @@ def _checked(adapter: ModelAdapter, pruner: Selector, budget: Budget | None) -> 
     return steps, budget
 
 
-def shortened_prompt(adapter: ModelAdapter, inputs: Mapping[str, Any], kept: Tensor, *, close: bool) -> dict[str, Any]:
+def shortened_prompt(
+    adapter: ModelAdapter, inputs: Mapping[str, Any], kept: Tensor, *, closed: Tensor | None
+) -> dict[str, Any]:
     """Inputs without pixels and without the placeholders of visual tokens that leave.
 
     Args:
         adapter: of the model.
         inputs: whole.
         kept: (T,) bool, which visual tokens stay.
-        close: whether the gaps in the position ids are closed.
+        closed: (T,) bool, whose gaps in the position ids are closed; None for nobody's.
     """
     given = inputs.get("position_ids")
     whole = {**inputs, "position_ids": adapter.positions(inputs) if given is None else given}
     placeholder, pad = adapter.placeholders(inputs["input_ids"]), adapter.processor.tokenizer.pad_token_id or 0
-    closing = adapter.repacked if close else None
+
+    def close(positions: Tensor, place: Tensor, gone: Tensor) -> Tensor:
+        gaps = torch.zeros_like(gone)
+        gaps[place] = gone.new_zeros(()) if closed is None else closed.to(gone.device)
+        return adapter.repacked(positions, place, gaps)
+
+    closing = None if closed is None else close
     return prune_prompt(adapter.model, whole, placeholder, kept, close=closing, pad_token_id=pad)
 
 
@@ -146,6 +232,9 @@ def prompt_tokens(
     kept: Tensor,
     chosen: Sequence[Choice] = (),
     operations: Operations | None = None,
+    *,
+    past: Sequence[tuple[int, ...]] | None = None,
+    labels: Tensor | None = None,
 ) -> PromptTokens:
     """The prompts that enter the LLM.
 
@@ -156,6 +245,9 @@ def prompt_tokens(
         kept: (T,) bool, which entered the LLM.
         chosen: what stayed before the LLM.
         operations: tell the groups of the visual tokens; None if there are none.
+        past: of each row, visual tokens that arrived at each stage before the LLM; None if only what is in ``chosen``
+            left there.
+        labels: (T,) long, what stages in the vision tower handed on; None if they did not.
     """
 
     def placed(tokens: Tensor, filler: float) -> Tensor:
@@ -165,11 +257,12 @@ def prompt_tokens(
     quota = [[0] * len(next(iter(counts), ())) for _ in range(layout.batch)]
     for row, each in zip(layout.item_rows, counts, strict=False):
         quota[row] = [total + count for total, count in zip(quota[row], each, strict=True)]
-    said = {name: handed_on(layout, chosen, name, empty) for name, empty in (("bias", 0), ("labels", -1))}
+    said = {"bias": handed_on(layout, chosen, "bias", 0), "labels": handed_on(layout, chosen, "labels", -1, labels)}
     groups = None if operations is None else _groups(operations, layout, chosen)
     said["group"] = None if groups is None else reordered(layout, chosen, groups)
     aligned = {name: None if x is None else placed(x, -1 if name == "labels" else 0) for name, x in said.items()}
-    past = [(total,) for total in layout.free_tokens()] if chosen else []
+    if past is None:
+        past = [(total,) for total in layout.free_tokens()] if chosen else []
     free, number = placed(layout.free, False), placed(reordered(layout, chosen, layout.numbers), -1)
     return PromptTokens(free, number, quota, layout.row_ids, past=past, **aligned)
 

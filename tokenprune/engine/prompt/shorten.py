@@ -36,7 +36,7 @@ class PrunedInputs:
         layout: of the visual tokens.
         seconds: of ``vision`` (tower and projector) and ``selection`` (signals, text tower and pruner) before the LLM.
         inside: what a session prunes inside the LLM while the model runs on these inputs; None if that is all done.
-        stage: where tokens left before it.
+        early: stages before it, in the vision tower too, each with which visual tokens (T,) bool went on from it.
     """
 
     inputs: dict[str, Any]
@@ -45,7 +45,12 @@ class PrunedInputs:
     layout: Layout
     seconds: dict[str, float]
     inside: InsidePlan | None = None
-    stage: Stage = PRE_LLM
+    early: tuple[tuple[Stage, Tensor], ...] = ()
+
+    @property
+    def stage(self) -> Stage:
+        """The last stage before the LLM."""
+        return self.early[-1][0] if self.early else PRE_LLM
 
     @property
     def selection(self) -> TokenSelection | None:

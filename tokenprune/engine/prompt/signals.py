@@ -57,6 +57,8 @@ def rows_of(
         row_ids=lambda: layout.ids[which],
         place=None if place is None or padded is not None else place.to(features.device),
         segment=segment if padded is None else None,
+        labels=None if view.encoded.labels is None else take(view.encoded.labels),
+        history=view.encoded.history,
     )
 
 

@@ -20,7 +20,7 @@ from tokenprune.core.signals import (
     Signal,
     TowerAttention,
 )
-from tokenprune.core.steps import Selector, Step
+from tokenprune.core.steps import Selector
 
 OURS = ("tower", "paired", "prompt", "encoder", "smaller_picture", "evidence", "inside")
 
@@ -140,21 +140,6 @@ def missing(requires: Iterable[Signal], facts: Facts, *, inside: bool = False) -
     return [signal for signal in requires if choose(signal, facts, inside=inside) is None]
 
 
-def check_steps(steps: Sequence[Step], facts: Facts) -> None:
-    """Refuse steps of a pruner whose signals a model cannot give; no weights are needed.
-
-    Raises:
-        ModelError: says which signals, and what stands in for them.
-    """
-    facts.adapter.check_steps(steps)
-    for step in steps:
-        if step.stage.place not in facts.adapter.places:
-            allowed = ", ".join(facts.adapter.places)
-            raise ModelError(f"{facts.adapter.__name__} has no stage {step.stage.place}; allowed: {allowed}")
-        inside = step.stage.inside
-        check_signals(step.selector.requires, facts, inside=inside, where=f" ({step.stage})" if inside else "")
-
-
 def check_signals(requires: Iterable[Signal], facts: Facts, *, inside: bool = False, where: str = "") -> list[Signal]:
     """The alternatives that are given for some signals.
 
@@ -192,8 +177,8 @@ def _offered(facts: Facts, *, inside: bool) -> set[str]:
     """Plain names of what can be given at a stage."""
     if inside:
         return {name for kind in _all() if kind.inside for name in kind.plain_names}
-    paired = PairedText.plain_names if PairedImage() in facts.adapter.offers else ()
-    towers = {signal.plain for signal in facts.adapter.offers}
+    paired = PairedText.plain_names if PairedImage() in facts.adapter.on_offer() else ()
+    towers = {signal.plain for signal in facts.adapter.on_offer()}
     return {*towers, *paired, *PromptEmbeds.plain_names, *PromptMask.plain_names}
 
 

@@ -10,12 +10,13 @@ from tokenprune.core.precision import exact
 from tokenprune.core.signals import PairedImage, PairedText, TowerStates
 from tokenprune.engine.providers.base import Facts, provides
 from tokenprune.engine.providers.encoding import Encoding
+from tokenprune.towers.base import TowerOutput
 from tokenprune.towers.text.base import find_source
 
 
 def known(signal: PairedImage | PairedText, facts: Facts) -> bool:
     """Whether the towers of a family have text towers."""
-    return PairedImage() in facts.adapter.offers
+    return PairedImage() in facts.adapter.on_offer()
 
 
 def found(signal: PairedImage | PairedText, facts: Facts) -> None:
@@ -45,10 +46,10 @@ def paired_image(signal: PairedImage, view: Encoding) -> Tensor:
     adapter, states, text_tower = view.adapter, TowerStates(), view.text_tower(signal.library)
     parts = {}
     for modality, output in view.encoded.outputs.items():
-        patches = adapter.vision_signals(modality, output, view.inputs, frozenset({states}))[states]
+        patches = adapter.tower.signal(states, TowerOutput(adapter.model, modality, output, view.inputs))
         with exact(view.encoded.features.device):
-            embedded = text_tower.project(patches, normed=adapter.normed)
-        parts[modality] = adapter.per_token(modality, embedded, view.inputs)
+            embedded = text_tower.project(patches, normed=adapter.tower.normed)
+        parts[modality] = adapter.per_token(modality, view.encoded.at_all_patches(modality, embedded), view.inputs)
     return view.encoded.in_order(parts)
 
 

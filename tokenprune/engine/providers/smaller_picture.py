@@ -20,7 +20,7 @@ from tokenprune.functional.cells import coarser
 
 def in_family(signal: SmallerPicture, facts: Facts) -> bool:
     """Whether the towers of a family take smaller pictures."""
-    return signal in facts.adapter.offers
+    return signal in facts.adapter.on_offer()
 
 
 def quotas(signal: SmallerPicture, view: Encoding) -> Hashable:
@@ -34,9 +34,11 @@ def smaller_picture(signal: SmallerPicture, view: Encoding) -> Tensor:
     """Visual tokens (T, D) of smaller pictures: of each image the tokens of its smaller picture, then 0.
 
     Raises:
-        ModelError: if it is not known where in the picture the tokens are.
+        ModelError: if it is not known where in the picture the tokens are, or some have left inside the vision tower.
     """
     encoded = view.encoded
+    if encoded.early:
+        raise ModelError("pictures cannot be resized once patches have left inside the vision tower")
     found = torch.zeros_like(encoded.features)
     units = (tokens.to(found.device) for tokens in encoded.layout.units)
     for tokens, pictures, quota in zip(units, encoded.pictures, view.quotas, strict=True):

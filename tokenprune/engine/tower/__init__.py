@@ -1,1 +1,1 @@
-"""Inside a vision tower: classifiers of timm whose patches are pruned between blocks."""
+"""Inside a vision tower, between whose layers patches leave: that of an MLLM, or a classifier of timm."""

@@ -9,15 +9,17 @@ from typing import Any
 
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ConfigError
-from tokenprune.core.signals import TowerAttention, TowerKeys
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.core.stages import PRE_LLM
+from tokenprune.core.stages import PRE_LLM, tower
+from tokenprune.core.steps import Step
 from tokenprune.engine.attach.interception import Opening
 from tokenprune.engine.attach.wrapped import unwrapped
 from tokenprune.engine.providers.base import refusal
-from tokenprune.engine.tower.hooks import VitBlock, VitTrace
+from tokenprune.engine.tower.block import VitBlock, VitTrace
+from tokenprune.engine.tower.signals import absent, check_layers
 from tokenprune.pruners.base import Pruner, create_pruner
 from tokenprune.towers.timm_sizes import vit_spec
+from tokenprune.towers.timm_tower import timm_tower
 
 __all__ = ["VitTrace", "prune_vit"]
 
@@ -39,9 +41,10 @@ def prune_vit(
     """Prune the patches of what ``model(x)`` is given in this block.
 
     A pruner sees the hidden states of the patches at the input of a block of the model, and, if it asks for them, the
-    keys and the CLS attention of the block before. Gradients flow through the patches that stay. Blocks nest, and the
-    innermost applies alone; which calls belong to a block is as in ``prune``. ``model.forward_intermediates`` gives the
-    patches that are left, which are no grid: ask it for ``output_fmt="NLC"``.
+    keys, the CLS attention and the states of the block before, or of an earlier one that it names. Gradients flow
+    through the patches that stay. Blocks nest, and the innermost applies alone; which calls belong to a block is as in
+    ``prune``. ``model.forward_intermediates`` gives the patches that are left, which are no grid: ask it for
+    ``output_fmt="NLC"``.
 
     Args:
         model: a ``VisionTransformer`` (ViT, DeiT, DINOv2, SigLIP, ...) or ``Eva`` (EVA-02, DINOv3, ...) of timm.
@@ -70,6 +73,8 @@ def prune_vit(
     prefix = 0 if flops is None else model.num_prefix_tokens
     budget = Budget(keep_tokens, keep_ratio, average_tokens, flops, text_tokens=prefix)
     block = VitBlock(model, spec, chosen, layers, budget)
+    for step in block.steps:
+        check_layers(step, timm_tower(model), model)
     if not model.dynamic_img_size:
         block.counts(spec.visual_tokens)
     opening = Opening(model, block, entries=ENTRIES)
@@ -81,12 +86,11 @@ def prune_vit(
 
 def _check_pruner(model: Any, pruner: Pruner, spec: ModelSpec) -> None:
     """Refuse pruners that need text, or an LLM."""
-    offers, lacks = {TowerKeys(), TowerAttention("cls")}, "text"
-    if model.cls_token is None:
-        offers, lacks = {TowerKeys()}, "text and CLS token"
-    if missing := [signal for signal in pruner.requires if not offers.intersection(signal.alternatives)]:
+    kind = timm_tower(model)
+    if missing := absent(Step(tower(0), pruner, "original"), kind):
+        lacks = "text and CLS token" if model.cls_token is None else "text"
         who = f"{type(model).__name__}, a classifier without {lacks},"
-        raise refusal(who, missing, [signal.plain for signal in offers])
+        raise refusal(who, missing, [signal.plain for signal in kind.offers])
     if pruner.stages(spec) != (PRE_LLM,) or pruner.operations(spec) is not None or pruner.budget is not None:
         name = type(pruner).__name__
         raise ConfigError(

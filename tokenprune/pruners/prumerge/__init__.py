@@ -25,7 +25,7 @@ from tokenprune.core.errors import ConfigError
 from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import Signal, TowerKeys
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.core.stages import PROJECTOR, Stage
+from tokenprune.core.stages import Stage
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.outliers import high_outliers
 from tokenprune.functional.ranking import descending
@@ -82,8 +82,8 @@ class PruMerge(DensePruner):
         return self.count == "outliers"
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
-        """Before the projector."""
-        return (PROJECTOR,)
+        """Before the projector, or before the LLM in families that have no such stage (inferred)."""
+        return (spec.early_stage,)
 
     def _choose(self, tokens: VisualTokens, k: int) -> TokenSelection:
         patch = patches_of(tokens)

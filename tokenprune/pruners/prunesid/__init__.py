@@ -22,7 +22,7 @@ from tokenprune.conditioning.base import over_heads
 from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import Signal
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.core.stages import PROJECTOR, Stage
+from tokenprune.core.stages import Stage
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.pruners.base import register_pruner
 from tokenprune.pruners.dense import DensePruner, patches_of
@@ -44,8 +44,8 @@ class PruneSID(DensePruner):
         return frozenset({tower_attention()})
 
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
-        """Before the projector."""
-        return (PROJECTOR,)
+        """Before the projector, or before the LLM in families that have no such stage (inferred)."""
+        return (spec.early_stage,)
 
     def _choose(self, tokens: VisualTokens, k: int) -> TokenSelection:
         patch = patches_of(tokens)

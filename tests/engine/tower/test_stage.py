@@ -1,0 +1,248 @@
+"""Stages inside the vision tower of an MLLM: dropping is masking from that layer on, and keeping all is the model."""
+
+import gc
+import threading
+import weakref
+
+import pytest
+import torch
+from tiny_towers import MLLMS, PREFIX, InTower, keeps_of, layers_read, masked_family, read
+
+import tokenprune as tp
+from tokenprune.core.signals import TowerKeys
+from tokenprune.core.stages import PRE_LLM, PROJECTOR, decoder
+from tokenprune.engine.loading import session_for
+from tokenprune.engine.tower.forward import TowerForward
+from tokenprune.engine.trace import StageTrace
+from tokenprune.testing.adapter_state import state
+from tokenprune.testing.checks import check_identity, generated
+from tokenprune.testing.masked_layers import masked_layers_logits
+
+KEEP = 7
+
+
+def check_masking(name, attention, pruner, rows, positions="repacked"):
+    """Answers are those of the whole prompt, in whose tower and LLM the tokens that left are masked."""
+    family = MLLMS[name]
+    model, processor = family.build(attention)
+    inputs = family.ask(processor, *rows)
+    with tp.prune(model, processor, pruner, keep_tokens=KEEP) as trace:
+        tokens, logits = generated(model, inputs)
+    number = trace.counts[0][0] // max(rows[0], 1)
+    inside = [stage for stage in trace.stages if stage.stage.place == "tower"]
+    family = masked_family(name, {stage.stage.layer: keeps_of(stage, number) for stage in inside})
+    later = [stage for stage in trace.stages if stage.stage.place != "tower"]
+    stages = [StageTrace(PRE_LLM, inside[-1].keep, inside[-1].counts), *later]
+    wanted = masked_layers_logits(model, inputs, stages, [positions] * len(stages), tokens, family=family)
+    torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=0)
+    assert [after for _, after in trace.counts] == [KEEP * images for images in rows]
+    return trace
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("layers", [(2,), (0,), (1, 2)])
+@pytest.mark.parametrize("name", MLLMS)
+def test_dropping_is_masking_from_that_layer_on(name, layers, attention):
+    trace = check_masking(name, attention, InTower(*layers), (1, 2))
+    assert [str(stage.stage) for stage in trace.stages] == [f"tower({layer})" for layer in layers]
+
+
+@pytest.mark.parametrize("positions", ["original", "repacked"])
+@pytest.mark.parametrize("after", [(PRE_LLM,), (PROJECTOR,), (decoder(2),), (PRE_LLM, decoder(2))], ids=str)
+def test_stages_of_other_places_follow(after, positions):
+    trace = check_masking("llava", "sdpa", InTower(1, after=after, positions=positions), (1, 0, 2), positions)
+    assert [stage.stage for stage in trace.stages] == [tp.stages.tower(1), *after]
+    sizes = [stage.counts[2] for stage in trace.stages]
+    assert sizes == sorted(sizes, reverse=True)
+    assert 50 > sizes[0] > sizes[-1] == 2 * KEEP
+    for one, next_one in zip(trace.stages, trace.stages[1:], strict=False):
+        assert set(next_one.keep[2]) < set(one.keep[2])
+
+
+@pytest.mark.parametrize("layers", [(1,), (0, 2)])
+@pytest.mark.parametrize("name", MLLMS)
+def test_keeping_everything_is_the_model_bit_for_bit(name, layers):
+    model, processor = MLLMS[name].build("sdpa")
+    check_identity(model, processor, MLLMS[name].ask(processor, 1, 2), InTower(*layers))
+
+
+@pytest.mark.parametrize("pruner", ["random", "divprune", "uniform"])
+@pytest.mark.parametrize("name", MLLMS)
+def test_a_sample_alone_is_the_sample_in_a_batch(name, pruner):
+    family, chooses = MLLMS[name], tp.create_pruner(pruner)
+    model, processor = family.build("sdpa")
+    how = InTower(1, 2, select=lambda tokens, k: chooses.select(tokens, k))
+    with tp.prune(model, processor, how, keep_tokens=KEEP) as trace:
+        tokens, logits = generated(model, family.ask(processor, 2, 1))
+        together = [stage.keep[1] for stage in trace.stages]
+        alone, alone_logits = generated(model, family.ask(processor, 2, 1, only=1))
+    assert [stage.keep[0] for stage in trace.stages] == together
+    assert torch.equal(alone, tokens[1:])
+    torch.testing.assert_close(alone_logits, logits[1:], atol=5e-5, rtol=0)
+
+
+def test_nothing_is_left_on_the_model():
+    model, processor = MLLMS["llava"].build("sdpa")
+    inputs = MLLMS["llava"].ask(processor, 1)
+    model.generate(**inputs, max_new_tokens=1, output_hidden_states=True)  # transformers leaves hooks of its own
+    before = state(model)
+
+    def fails(tokens, k):
+        raise KeyboardInterrupt
+
+    with tp.prune(model, processor, InTower(1, 2, after=(decoder(1),)), keep_tokens=KEEP):
+        model.generate(**inputs, max_new_tokens=2)
+    with pytest.raises(KeyboardInterrupt), tp.prune(model, processor, InTower(1, select=fails), keep_tokens=KEEP):
+        model.generate(**inputs, max_new_tokens=2)
+    assert state(model) == before
+
+
+def test_nothing_holds_a_forward():
+    """Its hidden states go with it, and are not left to a garbage collection."""
+    made, held = [], TowerForward.__init__
+
+    def noted(self, *args, **kwargs):
+        held(self, *args, **kwargs)
+        made.append(weakref.ref(self))
+
+    model, processor = MLLMS["llava"].build("sdpa")
+    session, inputs = session_for(model, processor), MLLMS["llava"].ask(processor, 1)
+    gc.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TowerForward, "__init__", noted)
+            session.prune_inputs(inputs, InTower(1, 2, requires=[TowerKeys()]), tp.Budget(keep_tokens=KEEP))
+        assert [each() for each in made] == [None]
+    finally:
+        gc.enable()
+
+
+def test_threads_see_their_own_stages():
+    model, processor = MLLMS["llava"].build("sdpa")
+    inputs, found = MLLMS["llava"].ask(processor, 1, 2), {}
+    cases = {"one": InTower(1), "other": InTower(2), "none": None}
+
+    def run(name):
+        budget = {} if cases[name] is None else {"keep_tokens": KEEP}
+        with tp.prune(model, processor, cases[name], **budget):
+            found[name] = [model.generate(**inputs, max_new_tokens=3, output_logits=True, return_dict_in_generate=True)]
+            found[name] += [generated(model, inputs)[1] for _ in range(3)]
+
+    for name in cases:
+        run(name)
+    right = {name: results[1] for name, results in found.items()}
+    threads = [threading.Thread(target=run, args=(name,)) for name in cases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name, (_, *logits) in found.items():
+        assert all(torch.equal(each, right[name]) for each in logits)
+    assert not torch.equal(right["one"], right["other"])
+
+
+def by_hand(name, model, pixels, layer, change):
+    """(I, K, D) visual tokens, if ``change`` is made to the patches (I, N, V) at the input of a layer."""
+    tower, prefix = model.base_model.vision_tower, PREFIX[name]
+    hidden = tower.embeddings(pixels)
+    hidden = tower.pre_layrnorm(hidden) if name == "llava" else hidden
+    for index, block in enumerate(tower.encoder.layers[: layers_read(name, model)]):
+        if index == layer:
+            hidden = torch.cat([hidden[:, :prefix], change(hidden[:, prefix:])], 1)
+        hidden = block(hidden, None)
+    return read(name, model, hidden)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MLLMS)
+@pytest.mark.parametrize("kind", ["into", "merged"])
+def test_folded_and_made_features_go_through_the_later_layers(name, kind):
+    """Each kept patch, the first ones, is the weighted mean of itself and those at equal distances behind it."""
+
+    def fold(x, k):
+        number = x.shape[1]
+        weight = torch.linspace(0.5, 2, number)
+        groups = torch.arange(number) % k
+        share = torch.nn.functional.one_hot(groups, k).mT * weight
+        return (share / share.sum(1, keepdim=True)) @ x, groups.expand(len(x), -1), weight.expand(len(x), -1)
+
+    def select(tokens, k):
+        made, into, weight = fold(tokens.features, k)
+        keep = torch.arange(k).expand(tokens.batch_size, -1)
+        if kind == "merged":
+            return tp.TokenSelection(keep, tokens.num_tokens, merged=made)
+        return tp.TokenSelection(keep, tokens.num_tokens, into=into, weight=weight)
+
+    model, processor = MLLMS[name].build("sdpa")
+    session, inputs = session_for(model, processor), MLLMS[name].ask(processor, 1, 2)
+    pruned = session.prune_inputs(inputs, InTower(2, select=select), tp.Budget(keep_tokens=KEEP))
+    wanted = by_hand(name, model, inputs["pixel_values"], 2, lambda x: fold(x, KEEP)[0])
+    output = pruned.inputs["mm_encoder_outputs"]["image"].pooler_output
+    found = output if isinstance(output, torch.Tensor) else torch.cat(output)
+    torch.testing.assert_close(found.flatten(0, -2), wanted.flatten(0, 1), atol=1e-5, rtol=1e-4)
+    assert pruned.selection.keep.tolist() == [list(range(KEEP))] * 3
+
+
+def test_position_ids_and_placeholders_go_with_the_patches_that_stay():
+    model, processor = MLLMS["llava"].build("sdpa")
+    session, inputs = session_for(model, processor), MLLMS["llava"].ask(processor, 1)
+    where = (inputs["input_ids"][0] == model.config.image_token_id).nonzero()[:, 0]
+    gap = len(where) - KEEP
+    for positions in ("original", "repacked"):
+        pruned = session.prune_inputs(inputs, InTower(1, positions=positions), tp.Budget(keep_tokens=KEEP))
+        (keep,) = pruned.selection.keep
+        numbers = pruned.inputs["position_ids"][0]
+        assert pruned.inputs["input_ids"].shape[1] == inputs["input_ids"].shape[1] - gap
+        place = pruned.inputs["input_ids"][0] == model.config.image_token_id
+        if positions == "original":
+            assert numbers[place].tolist() == where[keep].tolist()
+        else:
+            assert numbers.tolist() == list(range(len(numbers)))
+
+
+def test_gradients_go_through_the_patches_that_stay():
+    model, processor = MLLMS["llava"].make("sdpa")
+    inputs = MLLMS["llava"].ask(processor, 1)
+    pixels = inputs["pixel_values"].requires_grad_()
+    with tp.prune(model, processor, InTower(0), keep_tokens=KEEP) as trace:
+        model(**inputs).logits[:, -1].sum().backward()
+    side = model.config.vision_config.patch_size
+    patches = pixels.grad.unfold(2, side, side).unfold(3, side, side).abs().sum((1, 4, 5)).flatten()
+    assert (patches > 0).nonzero()[:, 0].tolist() == trace.stages[0].keep[0]
+
+
+@pytest.mark.parametrize("after", [(PRE_LLM,), (PROJECTOR,), (decoder(1),), (PRE_LLM, decoder(1))], ids=str)
+def test_later_stages_are_told_what_a_stage_in_the_tower_said(after):
+    """Labels go with the patches that stay, until a stage says something else; counts are of what arrived."""
+    seen, keeps = [], []
+
+    def select(tokens, k):
+        seen.append((tokens.labels, tokens.history))
+        keep = (torch.arange(k) * (tokens.num_tokens // k)).expand(tokens.batch_size, -1)
+        keeps.append(keep)
+        labels = 100 + keep if len(seen) == 1 else None
+        return tp.TokenSelection(keep, tokens.num_tokens, labels=labels)
+
+    model, processor = MLLMS["llava"].build("sdpa")
+    outside = InTower(select=select)
+    pruner = InTower(0, 2, after=after, inside=outside, select=select)
+    with torch.no_grad(), tp.prune(model, processor, pruner, keep_tokens=3):
+        model(**MLLMS["llava"].ask(processor, 2))
+    assert len(seen) == 2 + len(after)
+    (none, start), *later = seen
+    assert none is None
+    assert start == ()
+    labels, total, arrived = 100 + keeps[0], 25, []
+    for keep, (told, history), stage in zip([None, *keeps[1:]], later, [None, *after], strict=False):
+        labels = labels if keep is None else labels.gather(1, keep)
+        arrived.append(total)
+        total = labels.shape[1]
+        inside = stage is not None and stage.inside
+        if inside:  # a row of the batch, with both images
+            labels = labels.flatten()[None]
+        if stage == PROJECTOR:  # nothing is said of CLS, which is among the others there
+            assert (told[:, 0] == -1).all()
+            told = told[:, 1:]
+        assert torch.equal(told, labels)
+        assert history == tuple(2 * each if inside else each for each in arrived)
+        total = labels.shape[1] // (1 + inside)
