@@ -21,6 +21,7 @@ from tokenprune.core.sizes import TransformerSpec
 from tokenprune.costs.flops import projector_flops, vision_flops
 from tokenprune.costs.model_card import load_card
 from tokenprune.engine.loading import adapter_for, session_for
+from tokenprune.engine.providers.encoding import Encoding
 from tokenprune.engine.session import Session
 from tokenprune.testing.checks import check_identity, check_masking, generated
 from tokenprune.testing.families import families
@@ -309,6 +310,37 @@ def test_received_attention_is_the_mean_of_the_tower_s_own_softmax(name, full, m
         torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-4)
     assert next(pictures, None) is None
     assert Session(adapter).visual_tokens(inputs, requires).signals["received_attention"].shape[1] == 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_received_attention_of_a_layer_with_windows_is_of_its_windows(monkeypatch, attention):
+    """A named layer gives what it computes: the softmax of each window by itself."""
+    family = FAMILIES["qwen2_5_vl"]
+    models = {kind: tiny_qwen(family.kind, kind, family.vision, **family.text) for kind in ("eager", attention)}
+    processor, model = tiny_processor(family.kind), models[attention]
+    inputs, seen = family.ask(processor, 1, 2), []
+    module = models["eager"].base_model.visual.blocks[0].attn
+    modeling = sys.modules[type(module).__module__]
+    eager = modeling.eager_attention_forward
+
+    def recording(asking, *arguments, **options):
+        output, weights = eager(asking, *arguments, **options)
+        if asking is module:
+            seen.append(weights[0].mean(1).T)  # (P, H) of one window
+        return output, weights
+
+    monkeypatch.setattr(modeling, "eager_attention_forward", recording)
+    models["eager"](**inputs)
+    grids = inputs["image_grid_thw"].tolist()
+    assert len(seen) > len(grids)
+    patches = torch.cat(seen)
+    wanted = patches.view(-1, MERGE**2, patches.shape[1]).mean(1)[tower_order(model, grids)]
+    signal = TowerAttention("patches", layer=0)
+    session = Session(adapter_for(model, processor))
+    encoded = session.encode(inputs, frozenset({signal}))
+    found = Encoding(session.adapter, inputs, encoded).signal(signal)
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-4)
 
 
 def test_a_tower_of_windows_alone_has_no_received_attention():

@@ -40,12 +40,14 @@ class QwenVision(Tower):
         return rearrange(self._projected(self.layer(signal, seen.config), seen)[1], "p h d -> p (h d)")
 
     def attention(self, signal: Signal, seen: TowerOutput) -> Tensor:
-        """Attention (P, H) that patches receive in a layer that has no windows, after rotation; the last if unnamed.
+        """Attention (P, H) that patches receive, after rotation: in the last layer without windows, or one that is named.
+
+        In a layer with windows they receive it from the patches of their own window.
 
         Raises:
-            ModelError: if the layer has windows, or all have.
+            ModelError: if no layer is named and all have windows.
         """
-        layer, visual, grids = self._whole(signal, seen.model), seen.model.base_model.visual, _grids(seen)
+        layer, visual, grids = self._asked(signal, seen.model), seen.model.base_model.visual, _grids(seen)
         query, key, _ = self._projected(layer, seen)
         merge, square = _merge(seen), _merge(seen) ** 2
         hidden = seen.states[layer]
@@ -55,8 +57,10 @@ class QwenVision(Tower):
         order = order if isinstance(order, slice) else order.argsort()  # of the tokens, in the tower's order
         tokens = (rearrange(x, "(t p) c -> t p c", p=square)[order] for x in rotation)
         query, key = apply_rotary_pos_emb_vision(query, key, *(rearrange(x, "t p c -> (t p) c") for x in tokens))
-        frames = [height * width for count, height, width in grids.tolist() for _ in range(count)]
-        return received_in_pictures(key, query, frames, visual.blocks[layer].attn.scaling)
+        lengths = [height * width for count, height, width in grids.tolist() for _ in range(count)]
+        if layer not in _whole_layers(visual):
+            lengths = _windows(seen)[1].diff().tolist()
+        return received_in_pictures(key, query, lengths, visual.blocks[layer].attn.scaling)
 
     def merged(self, x: Tensor, seen: TowerOutput) -> Tensor:
         """Means over the patches of each visual token, (P, C) to (T, C), in the order of the tokens."""
@@ -70,21 +74,20 @@ class QwenVision(Tower):
         query, key, value = parts
         return query, key, value
 
-    def _whole(self, signal: Signal, model: Any) -> int:
-        """The layer that a signal is of, whose attention has no windows."""
-        visual, named = model.base_model.visual, getattr(signal, "layer", None)
-        layers: Sequence[int] = getattr(visual, "fullatt_block_indexes", range(len(visual.blocks)))
+    def _asked(self, signal: Signal, model: Any) -> int:
+        """The layer that a signal names, or the last whose attention has no windows."""
+        layers = _whole_layers(model.base_model.visual)
+        if getattr(signal, "layer", None) is not None:
+            return self.layer(signal, model.config)
         if not layers:
             raise ModelError("all layers of the vision tower attend within windows, so received_attention is not known")
-        layer = max(layers) if named is None else self.layer(signal, model.config)
-        if isinstance(named, float):  # so far up, as near as there is a layer without windows
-            layer = min(layers, key=lambda each: (abs(each - layer), each))
-        if layer not in layers:
-            raise ModelError(
-                f"{signal}: layer {layer} of the vision tower attends within windows; allowed: "
-                f"{', '.join(map(str, sorted(layers)))}"
-            )
-        return layer
+        return max(layers)
+
+
+def _whole_layers(visual: Any) -> Sequence[int]:
+    """The layers of a tower whose attention has no windows."""
+    layers: Sequence[int] = getattr(visual, "fullatt_block_indexes", range(len(visual.blocks)))
+    return layers
 
 
 def _grids(seen: TowerOutput) -> Tensor:
@@ -98,15 +101,19 @@ def _merge(seen: TowerOutput) -> int:
     return int(seen.config.vision_config.spatial_merge_size)
 
 
+def _windows(seen: TowerOutput) -> tuple[Tensor, Tensor]:
+    """The visual token at each place of the tower, which puts windows side by side, and the first patch of each."""
+    vision = seen.config.vision_config
+    sizes = {"window_size": vision.window_size, "patch_size": vision.patch_size}
+    index, ends = get_vision_window_index(_grids(seen), spatial_merge_size=vision.spatial_merge_size, **sizes)
+    return index, ends
+
+
 def _order(seen: TowerOutput, device: torch.device) -> Any:
     """Where the tower has the patches of each visual token; windows are put side by side."""
-    config = seen.config
-    if config.model_type != "qwen2_5_vl":
+    if seen.config.model_type != "qwen2_5_vl":
         return slice(None)
-    vision = config.vision_config
-    sizes = {"window_size": vision.window_size, "patch_size": vision.patch_size}
-    index, _ = get_vision_window_index(_grids(seen), spatial_merge_size=vision.spatial_merge_size, **sizes)
-    return index.argsort().to(device)
+    return _windows(seen)[0].argsort().to(device)
 
 
 QWEN = QwenVision()

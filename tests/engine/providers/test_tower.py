@@ -84,18 +84,6 @@ def test_received_attention_of_a_layer_adds_up_to_one_for_each_picture(name, lay
     torch.testing.assert_close(tokens.signal(signal).sum(2) * 4, torch.ones(1, 4), atol=1e-4, rtol=1e-4)
 
 
-def test_a_layer_with_windows_has_no_received_attention():
-    family = families()["qwen2_5_vl"]
-    model, processor = family.build("sdpa")
-    whole = model.base_model.visual.fullatt_block_indexes
-    layer = min(set(range(len(model.base_model.visual.blocks))) - set(whole))
-    wanted = frozenset({TowerAttention("patches", layer)})
-    with pytest.raises(
-        ModelError, match=f"layer {layer} of the vision tower attends within windows; allowed: {whole[0]}"
-    ):
-        session_for(model, processor).visual_tokens(family.ask(processor, 1), wanted)
-
-
 def test_the_layer_that_the_projector_reads():
     model, processor = families()["llava"].build("sdpa")
     inputs, layers = families()["llava"].ask(processor, 1), len(model.base_model.vision_tower.encoder.layers)
