@@ -1,4 +1,4 @@
-"""Which methods keep the same visual tokens: the share of what one keeps that another keeps, mean over the questions.
+"""Which methods keep the same visual tokens: the mean share of what one keeps that another keeps, too.
 
 python experiments/all_methods/overlap.py runs/all_methods experiments/all_methods/overlap.png
 """

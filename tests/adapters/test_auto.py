@@ -56,7 +56,7 @@ def test_inside_the_llm_too(unknown):
 def test_signals_of_the_tower_are_not_on_offer(unknown):
     with (
         pytest.raises(ModelError, match="AutoAdapter cannot give the signals"),
-        tp.prune(*unknown, "cdpruner", keep_tokens=7),
+        tp.prune(*unknown, "fastervlm", keep_tokens=7),
     ):
         pass
 

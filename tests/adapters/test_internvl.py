@@ -135,7 +135,7 @@ def test_inputs_that_do_not_fit(model, processor):
 
 def test_no_text_tower_pairs_with_its_vision_tower(model, processor):
     with pytest.raises(ModelError, match="InternVLAdapter cannot give the signals clip_image_embeds, clip_text_embeds"):
-        session_for(model, processor).check_pruner(tp.create_pruner("cdpruner"))
+        session_for(model, processor).check_pruner(tp.create_pruner("cdpruner", conditioning="clip_text"))
 
 
 def test_the_patch_embeddings_have_no_attention():

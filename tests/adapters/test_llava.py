@@ -8,6 +8,7 @@ from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import PromptEmbeds, PromptMask, TextAttention, TowerAttention, TowerKeys, TowerStates
 from tokenprune.core.sizes import ModelSpec, TransformerSpec
+from tokenprune.core.stages import PROJECTOR
 from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.session import Session
 from tokenprune.testing.families.llava import ask, shared_llava, tiny_llava, tiny_processor, tiny_vision_config
@@ -29,6 +30,7 @@ def test_the_spec_of_llava_1_5_7b():
     text = LlamaConfig(vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32)
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=32000)
     assert LlavaAdapter.spec_from_config(config) == ModelSpec(
+        early_stage=PROJECTOR,
         llm=TransformerSpec(32, 4096, 11008, 32, 32, 128, 3),
         vocabulary=32064,
         visual_tokens=576,

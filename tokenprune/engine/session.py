@@ -93,7 +93,8 @@ class Session:
         Raises:
             ModelError: if a signal is not on offer, or prompts and images do not fit each other.
         """
-        chosen = check_signals(requires, self.facts)
+        # A text tower that is given need not be one that the config names.
+        chosen = check_signals(requires, Facts(type(self.adapter)) if tower else self.facts)
         encoded = encoded or self.encode(inputs, frozenset(chosen))
         view = Encoding(self.adapter, inputs, encoded, questions, tower=tower)
         return rows_of(view, chosen, range(len(encoded.layout.units)))
