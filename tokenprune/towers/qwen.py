@@ -40,7 +40,7 @@ class QwenVision(Tower):
         return rearrange(self._projected(self.layer(signal, seen.config), seen)[1], "p h d -> p (h d)")
 
     def attention(self, signal: Signal, seen: TowerOutput) -> Tensor:
-        """Attention (P, H) that patches receive, after rotation: in the last layer without windows, or one that is named.
+        """Attention (P, H) that patches receive, after rotation: in the last layer without windows, or the one named.
 
         In a layer with windows they receive it from the patches of their own window.
 
