@@ -26,7 +26,7 @@ MAY = {
     "report": "core functional sweeps",
     "bench": "core pruners towers adapters engine costs sweeps report",
     "policies": "core functional pruners adapters engine costs tasks sweeps",
-    "cli": "core pruners sweeps report bench policies version",
+    "cli": "core pruners costs sweeps report bench policies version",
     "testing": "core functional conditioning pruners towers adapters engine embedded tasks costs sweeps report",
     "version": "",
     "__main__": "cli",

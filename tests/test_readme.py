@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tokenprune.adapters.registry import ADAPTERS
+from tokenprune.cli.catalogue import by_idea, where_and_reads
 from tokenprune.pruners.base import PRUNERS
 
 ROOT = Path(__file__).parents[1]
@@ -30,9 +31,16 @@ def path_of(entry):
     return f"{path}/" if (ROOT / path).is_dir() else f"{path}.py"
 
 
+def row_of(idea, entry):
+    where, reads = where_and_reads(entry)
+    paper = f"[{entry.year}]({entry.paper})" if entry.paper else "–"
+    return f"| {idea} | [`{entry.name}`]({path_of(entry)}) | {entry.summary} | {where} | {reads or '–'} | {paper} |"
+
+
 def test_table_of_methods_is_the_registry():
-    rows = [f"| `{e.name}` | {e.summary} | {e.paper or '–'} | [{path_of(e)}]({path_of(e)}) |" for e in shipped(PRUNERS)]
-    table = ["| method | what it keeps | paper | file |", "|---|---|---|---|", *rows]
+    groups = by_idea(shipped(PRUNERS))
+    rows = [row_of(idea, entry) for idea, entries in groups.items() for entry in entries]
+    table = ["| idea | method | what it keeps | where | reads | paper |", "|---|---|---|---|---|---|", *rows]
     assert "\n".join(table) in README
 
 

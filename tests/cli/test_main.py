@@ -1,17 +1,19 @@
 """The command line, end to end on the embedded model, and what it prints."""
 
+import dataclasses
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
 
-from tokenprune.cli.catalogue import REGISTRIES, entries, options
+from tokenprune.cli.catalogue import REGISTRIES, by_idea, entries, options, where_and_reads
 from tokenprune.cli.main import app
-from tokenprune.pruners.base import PRUNERS
+from tokenprune.pruners.base import PRUNERS, Idea
 from tokenprune.sweeps.evaluate import Evaluator
 from tokenprune.tasks.base import TASKS
 from tokenprune.version import __version__
@@ -129,8 +131,28 @@ def test_list(kind):
     rows = [re.split(r"  +", line.strip()) for line in result.stdout.splitlines()]
     for entry in entries(kind):
         assert entry.summary, entry.name
-        assert [entry.name, entry.summary] in [row[:2] for row in rows]
-        assert not entry.paper or [entry.name, entry.summary, entry.paper] in rows
+        if kind == "pruners":
+            facts = [str(entry.year)] if entry.year else []
+            assert [entry.name, *facts, where_and_reads(entry)[0], entry.summary] in rows
+        else:
+            assert [entry.name, entry.summary] in [row[:2] for row in rows]
+            assert not entry.paper or [entry.name, entry.summary, entry.paper] in rows
+
+
+def test_pruners_are_listed_by_their_ideas():
+    rows = [line.split() for line in call("list", "pruners").stdout.splitlines()]
+    heads = [row[0] for row in rows if len(row) == 1 and row[0] in get_args(Idea)]
+    assert heads == [idea for idea in get_args(Idea) if idea in heads]
+    assert {entry.idea for entry in entries("pruners")} <= set(heads)
+    first = [row[0] for row in rows if row]
+    assert first.index("attention") < first.index("fastv") < first.index("diversity") < first.index("divprune")
+
+
+def test_one_without_an_idea_comes_last(monkeypatch):
+    entry = dataclasses.replace(entries("pruners")[0], name="theirs", idea=None)
+    groups = by_idea([entry, *entries("pruners")])
+    assert list(groups)[-1] == "other"
+    assert [each.name for each in groups["other"]] == ["theirs"]
 
 
 def test_list_names_broken_plugins(monkeypatch):

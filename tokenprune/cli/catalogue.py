@@ -8,13 +8,22 @@ import inspect
 import json
 import re
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 from tokenprune.core.errors import RegistryError, hint
 from tokenprune.core.options import describe
 from tokenprune.core.registry import Entry, Registry
+from tokenprune.costs.model_card import load_card
+from tokenprune.pruners.base import Idea
 
+WHERE = {
+    "tower": "tower",
+    "projector": "projector",
+    "pre_llm": "before LLM",
+    "decoder": "in LLM",
+    "cache": "cache",
+}
 REGISTRIES = {
     "pruners": ("tokenprune.pruners.base", "PRUNERS"),
     "adapters": ("tokenprune.adapters.registry", "ADAPTERS"),
@@ -38,6 +47,21 @@ def entries(kind: str) -> list[Entry[Any]]:
     if isinstance(table, Registry):
         return [table.entry(name) for name in table.names()]
     return [Entry(name, target, _summary(target), None) for name, target in sorted(table.items())]
+
+
+def by_idea(found: Sequence[Entry[Any]]) -> dict[str, list[Entry[Any]]]:
+    """Things in groups by their ideas, in the order in which ``Idea`` has these; others come last."""
+    known = {idea: [entry for entry in found if entry.idea == idea] for idea in get_args(Idea)}
+    rest = [entry for entry in found if entry.idea not in known]
+    return {idea: entries for idea, entries in [*known.items(), ("other", rest)] if entries}
+
+
+def where_and_reads(entry: Entry[Any]) -> tuple[str, str]:
+    """Where a pruner chooses on LLaVA-1.5-7B with its default options, and which signals it reads, in words."""
+    steps = entry.target().steps(load_card("llava-1.5-7b").spec)
+    places = dict.fromkeys(WHERE[step.stage.place] for step in steps)
+    signals = sorted({signal.plain for step in steps for signal in step.selector.requires})
+    return ", ".join(places) or "nowhere", ", ".join(signals)
 
 
 def broken_plugins(kind: str) -> dict[str, str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -18,6 +19,9 @@ from tokenprune.cli import report as cli_report
 from tokenprune.cli import sweep as cli_sweep
 from tokenprune.core.errors import TokenPruneError
 from tokenprune.version import __version__
+
+if TYPE_CHECKING:
+    from tokenprune.core.registry import Entry
 
 USER_ERROR, INTERRUPTED = 2, 130  # exit statuses
 
@@ -146,28 +150,42 @@ def list_command(
     kind: Annotated[str, typer.Argument(help="pruners, adapters, tasks, kernels or conditioning.")],
 ) -> None:
     """List what there is."""
-    from tokenprune.cli.catalogue import broken_plugins, entries
+    from tokenprune.cli.catalogue import broken_plugins, by_idea, entries, where_and_reads
 
     found = entries(kind)
+    if kind == "pruners":
+        table = _table(Column("name", no_wrap=True), "year", "where", "what it keeps")
+        for idea, members in by_idea(found).items():
+            table.add_row(f"[bold]{idea}[/]")
+            for entry in members:
+                table.add_row(entry.name, str(entry.year or ""), where_and_reads(entry)[0], escape(entry.summary))
+        Console().print(table)
+    else:
+        _print_entries(found)
+    for name, reason in broken_plugins(kind).items():
+        typer.echo(f"plug-in {name!r} is ignored: {reason}", err=True)
+
+
+def _print_entries(found: Sequence[Entry[Any]]) -> None:
     papers = any(entry.paper for entry in found)
     table = _table(Column("name", no_wrap=True), "summary", *([Column("paper", overflow="fold")] if papers else []))
     for entry in found:
         table.add_row(entry.name, escape(entry.summary), *([entry.paper or ""] if papers else []))
     Console().print(table)
-    for name, reason in broken_plugins(kind).items():
-        typer.echo(f"plug-in {name!r} is ignored: {reason}", err=True)
 
 
 @app.command("show")
 def show_command(name: Annotated[str, typer.Argument(help="A name that list prints.")]) -> None:
     """Show what a pruner, adapter, task, kernel or conditioning does, and its options."""
-    from tokenprune.cli.catalogue import find, options
+    from tokenprune.cli.catalogue import find, options, where_and_reads
 
     console = Console()
     for kind, entry in find(name):
         console.print(f"[bold]{name}[/] ({kind}): {escape(entry.summary)}", soft_wrap=True)
         if entry.paper:
             console.print(entry.paper, soft_wrap=True)
+        if kind == "pruners" and (reads := where_and_reads(entry)[1]):
+            console.print(f"reads {reads}", soft_wrap=True)
         rows = options(entry.target)
         if rows:
             table = _table(Column("option", no_wrap=True), "type", "default", "meaning")

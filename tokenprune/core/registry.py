@@ -15,6 +15,7 @@ from tokenprune.core.errors import RegistryError, hint
 
 T = TypeVar("T")
 V = TypeVar("V")
+_ARXIV = re.compile(r"arxiv\.org/abs/(\d\d)\d\d\.")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -27,12 +28,20 @@ class Entry(Generic[T]):
         target: the class.
         summary: first line of its docstring.
         paper: URL of the paper, or None.
+        idea: what it has in common with others of its kind, by which lists are grouped; None for kinds without groups.
     """
 
     name: str
     target: type[T]
     summary: str
     paper: str | None
+    idea: str | None = None
+
+    @property
+    def year(self) -> int | None:
+        """The year of the paper, off its arXiv number; None for other papers."""
+        number = _ARXIV.search(self.paper or "")
+        return 2000 + int(number[1]) if number else None
 
 
 class Registry(Generic[T]):
@@ -51,12 +60,13 @@ class Registry(Generic[T]):
         self._entries: dict[str, Entry[T]] = {}
         self._discovered = False
 
-    def register(self, name: str, *, paper: str | None = None) -> Callable[[type[T]], type[T]]:
+    def register(self, name: str, *, paper: str | None = None, idea: str | None = None) -> Callable[[type[T]], type[T]]:
         """Decorator that registers a class.
 
         Args:
             name: lower case letters, digits and underscores, starting with a letter.
             paper: URL of the paper.
+            idea: see ``Entry``.
 
         Raises:
             RegistryError: if the name is malformed, or another class has it. The same class, defined again (a notebook
@@ -76,7 +86,7 @@ class Registry(Generic[T]):
                 owner = f"{taken.target.__module__}.{taken.target.__qualname__}"
                 raise RegistryError(f"{self.kind} name {name!r} is taken by {owner}; choose another")
             summary = (target.__doc__ or "").strip().partition("\n")[0]
-            self._entries[name] = Entry(name, target, summary, paper)
+            self._entries[name] = Entry(name, target, summary, paper, idea)
             return target
 
         return add

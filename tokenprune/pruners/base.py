@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from tokenprune.core.steps import Placing, Positions, Segments, Step
 from tokenprune.core.tokens import VisualTokens
 
 P = TypeVar("P", bound="Pruner")
+Idea = Literal["attention", "relevance", "diversity", "coverage", "merging", "operations", "composition", "baseline"]
 PRUNERS: Registry[Pruner]
 
 
@@ -199,17 +200,18 @@ def check_choice(option: str, value: object, allowed: Iterable[str]) -> None:
 PRUNERS = Registry("pruner", package="tokenprune.pruners", group="tokenprune.pruners")
 
 
-def register_pruner(name: str, *, paper: str | None = None) -> Callable[[type[P]], type[P]]:
+def register_pruner(name: str, *, paper: str | None = None, idea: Idea | None = None) -> Callable[[type[P]], type[P]]:
     """Class decorator that makes a pruner known to the CLI, YAML files, the contract tests and the docs.
 
     Args:
         name: public name; also that of its file and YAML file.
         paper: URL of the paper.
+        idea: family of ideas, by which lists are grouped.
 
     Raises:
         RegistryError: if the name is malformed or taken.
     """
-    return cast(Callable[[type[P]], type[P]], PRUNERS.register(name, paper=paper))
+    return cast(Callable[[type[P]], type[P]], PRUNERS.register(name, paper=paper, idea=idea))
 
 
 def create_pruner(name: str, **options: Any) -> Pruner:

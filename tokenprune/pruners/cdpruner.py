@@ -37,7 +37,7 @@ from tokenprune.pruners.feature_space import OWN, check_space, in_space, space_s
 KernelForm = Literal["relevance", "exponential"]
 
 
-@register_pruner("cdpruner", paper="https://arxiv.org/abs/2506.10967")
+@register_pruner("cdpruner", paper="https://arxiv.org/abs/2506.10967", idea="diversity")
 @dataclass(frozen=True, kw_only=True)
 class CDPruner(Pruner):
     """Keeps tokens that are relevant to the instruction and unlike one another, by a conditional DPP.

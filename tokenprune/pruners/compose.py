@@ -22,7 +22,7 @@ from tokenprune.pruners.member import Given, complete, make
 from tokenprune.pruners.none import NoPruning
 
 
-@register_pruner("compose")
+@register_pruner("compose", idea="composition")
 @dataclass(frozen=True, kw_only=True)
 class Compose(Pruner):
     """Keeps what is left after several pruners, each at stages of its own.

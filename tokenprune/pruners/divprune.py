@@ -22,7 +22,7 @@ from tokenprune.pruners.base import Pruner, register_pruner
 from tokenprune.pruners.feature_space import OWN, check_space, in_space, space_signals
 
 
-@register_pruner("divprune", paper="https://arxiv.org/abs/2503.02175")
+@register_pruner("divprune", paper="https://arxiv.org/abs/2503.02175", idea="diversity")
 @dataclass(frozen=True, kw_only=True)
 class DivPrune(Pruner):
     """Keeps the tokens whose smallest cosine distance to one another is largest, picked greedily.

@@ -20,7 +20,7 @@ from tokenprune.pruners.base import ScorePruner, register_pruner
 from tokenprune.pruners.saliency import tower_attention
 
 
-@register_pruner("fastervlm", paper="https://arxiv.org/abs/2412.01818")
+@register_pruner("fastervlm", paper="https://arxiv.org/abs/2412.01818", idea="attention")
 @dataclass(frozen=True, kw_only=True)
 class FasterVLM(ScorePruner):
     """Keeps the tokens to which the vision tower's CLS token attends most."""

@@ -25,7 +25,7 @@ from tokenprune.functional.vectors import widen
 from tokenprune.pruners.base import ScorePruner, register_pruner
 
 
-@register_pruner("fastv", paper="https://arxiv.org/abs/2403.06764")
+@register_pruner("fastv", paper="https://arxiv.org/abs/2403.06764", idea="attention")
 @dataclass(frozen=True, kw_only=True)
 class FastV(ScorePruner):
     """Keeps the tokens to which the last token of the prompt attends most, in the layer before the others leave.

@@ -33,7 +33,7 @@ from tokenprune.pruners.saliency import tower_attention
 Neighbours = Literal["grid", "sequence"]
 
 
-@register_pruner("hiprune", paper="https://arxiv.org/abs/2508.00553")
+@register_pruner("hiprune", paper="https://arxiv.org/abs/2508.00553", idea="attention")
 @dataclass(frozen=True, kw_only=True)
 class HiPrune(DensePruner):
     """Keeps what a middle layer of the vision tower attends to, its neighbours, and what a deep layer attends to.

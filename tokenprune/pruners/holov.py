@@ -33,7 +33,7 @@ from tokenprune.pruners.saliency import tower_attention
 Order = Literal["attention", "raster"]
 
 
-@register_pruner("holov", paper="https://arxiv.org/abs/2510.02912")
+@register_pruner("holov", paper="https://arxiv.org/abs/2510.02912", idea="attention")
 @dataclass(frozen=True, kw_only=True)
 class HoloV(DensePruner):
     """Keeps a share of each stretch of the picture by the attention in it, and there what CLS attends to most.

@@ -30,7 +30,7 @@ from tokenprune.pruners.base import register_pruner
 from tokenprune.pruners.dense import DensePruner
 
 
-@register_pruner("mmtok", paper="https://arxiv.org/abs/2508.18264")
+@register_pruner("mmtok", paper="https://arxiv.org/abs/2508.18264", idea="coverage")
 @dataclass(frozen=True, kw_only=True)
 class MMTok(DensePruner):
     """Keeps tokens that cover the words of the question and the patches of the picture, picked greedily.

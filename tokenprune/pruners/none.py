@@ -18,7 +18,7 @@ from tokenprune.core.tokens import VisualTokens
 from tokenprune.pruners.base import Pruner, register_pruner
 
 
-@register_pruner("none")
+@register_pruner("none", idea="baseline")
 @dataclass(frozen=True, kw_only=True)
 class NoPruning(Pruner):
     """Keeps all visual tokens, whatever the budget: the unpruned model."""

@@ -12,7 +12,7 @@ from tokenprune.functional.vectors import widen
 from tokenprune.pruners.base import Pruner, register_pruner
 
 
-@register_pruner("pooling")
+@register_pruner("pooling", idea="baseline")
 @dataclass(frozen=True, kw_only=True)
 class Pooling(Pruner):
     """Replaces the tokens in each of K cells of the image by their mean, at the place of the cell's middle.

@@ -30,7 +30,7 @@ from tokenprune.pruners.base import ScorePruner, register_pruner
 ROUNDING = 1e-9  # tokens; a power that is a whole number may come out short of it, by less than that
 
 
-@register_pruner("pyramiddrop", paper="https://arxiv.org/abs/2410.17247")
+@register_pruner("pyramiddrop", paper="https://arxiv.org/abs/2410.17247", idea="attention")
 @dataclass(frozen=True, kw_only=True)
 class PyramidDrop(ScorePruner):
     """Keeps the tokens to which the last token of the prompt attends most, fewer at each of several layers.

@@ -15,7 +15,7 @@ from tokenprune.functional.draws import contents, uniform
 from tokenprune.pruners.base import ScorePruner, register_pruner
 
 
-@register_pruner("random")
+@register_pruner("random", idea="baseline")
 @dataclass(frozen=True, kw_only=True)
 class Random(ScorePruner):
     """Keeps tokens drawn uniformly without replacement, other ones for each image.

@@ -19,7 +19,7 @@ from tokenprune.functional.cells import Cells, coarser
 from tokenprune.pruners.base import Pruner, register_pruner
 
 
-@register_pruner("resize", paper="https://arxiv.org/abs/2510.07143")
+@register_pruner("resize", paper="https://arxiv.org/abs/2510.07143", idea="baseline")
 @dataclass(frozen=True, kw_only=True)
 class Resize(Pruner):
     """Replaces the tokens by those of the picture shrunk to K patches, each at the place of what it shows.

@@ -28,7 +28,7 @@ from tokenprune.pruners.saliency import tower_attention
 Combine = Literal["multiply", "add"]
 
 
-@register_pruner("scope", paper="https://arxiv.org/abs/2510.24214")
+@register_pruner("scope", paper="https://arxiv.org/abs/2510.24214", idea="coverage")
 @dataclass(frozen=True, kw_only=True)
 class SCOPE(DensePruner):
     """Keeps tokens to which all others are like, picked greedily, with more weight on what CLS attends to.

@@ -34,7 +34,7 @@ from tokenprune.pruners.dense import DensePruner, patches_of
 Count = Literal["budget", "outliers"]
 
 
-@register_pruner("trim", paper="https://arxiv.org/abs/2409.10994")
+@register_pruner("trim", paper="https://arxiv.org/abs/2409.10994", idea="relevance")
 @dataclass(frozen=True, kw_only=True)
 class TRIM(DensePruner):
     """Keeps the patches that CLIP relates to the question, and the mean of all others, before the projector.

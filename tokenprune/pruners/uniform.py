@@ -12,7 +12,7 @@ from tokenprune.core.tokens import VisualTokens
 from tokenprune.pruners.base import Pruner, register_pruner
 
 
-@register_pruner("uniform")
+@register_pruner("uniform", idea="baseline")
 @dataclass(frozen=True, kw_only=True)
 class Uniform(Pruner):
     """Keeps tokens at even steps along a Z-order curve over the image, or along the sequence if there is no grid."""

@@ -34,7 +34,7 @@ from tokenprune.pruners.dense import DensePruner
 from tokenprune.pruners.saliency import tower_attention
 
 
-@register_pruner("visionzip", paper="https://arxiv.org/abs/2412.04467")
+@register_pruner("visionzip", paper="https://arxiv.org/abs/2412.04467", idea="merging")
 @dataclass(frozen=True, kw_only=True)
 class VisionZip(DensePruner):
     """Keeps CLS and the patches to which it attends most, and merges the others into a few, before the projector.

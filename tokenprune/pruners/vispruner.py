@@ -31,7 +31,7 @@ from tokenprune.pruners.saliency import tower_attention
 AT_A_TIME = 8  # so many tokens leave in a round
 
 
-@register_pruner("vispruner", paper="https://arxiv.org/abs/2412.01818")
+@register_pruner("vispruner", paper="https://arxiv.org/abs/2412.01818", idea="attention")
 @dataclass(frozen=True, kw_only=True)
 class VisPruner(DensePruner):
     """Keeps the tokens to which CLS attends most, and of the others those that are least like one another.

@@ -33,7 +33,7 @@ from tokenprune.pruners.saliency import tower_attention
 PerWindow = Literal["floor", "ceil"]
 
 
-@register_pruner("vscan", paper="https://arxiv.org/abs/2505.22654")
+@register_pruner("vscan", paper="https://arxiv.org/abs/2505.22654", idea="attention")
 @dataclass(frozen=True, kw_only=True)
 class VScan(DensePruner):
     """Keeps what CLS attends to early in each window and late anywhere, and folds the others into what is most alike.

@@ -32,7 +32,7 @@ from tokenprune.pruners.dart.pivots import largest, least_similar
 TEXT_KEYS, TEXT_MASK, TEXT_HIDDEN = TextKeys(rows="all"), TextMask("all"), TextNormedHidden("all")
 
 
-@register_pruner("dart", paper="https://arxiv.org/abs/2502.11494")
+@register_pruner("dart", paper="https://arxiv.org/abs/2502.11494", idea="diversity")
 @dataclass(frozen=True, kw_only=True)
 class DART(Pruner):
     """Keeps a few pivots, the tokens with the largest keys, and those least similar to these and to text pivots.

@@ -39,7 +39,7 @@ ATTENTION: tuple[Attention, Attention] = get_args(Attention)
 Depth = int | tuple[int, ...] | None
 
 
-@register_pruner("dop", paper="https://arxiv.org/abs/2507.02909")
+@register_pruner("dop", paper="https://arxiv.org/abs/2507.02909", idea="operations")
 @dataclass(frozen=True, kw_only=True)
 class DOP(Wrapper):
     """Keeps what another pruner keeps, and runs attention and MLP for it in the first layers alone.

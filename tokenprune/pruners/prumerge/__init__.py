@@ -40,7 +40,7 @@ LAST = -1  # layer of the tower
 Count = Literal["budget", "outliers"]
 
 
-@register_pruner("prumerge", paper="https://arxiv.org/abs/2403.15388")
+@register_pruner("prumerge", paper="https://arxiv.org/abs/2403.15388", idea="merging")
 @dataclass(frozen=True, kw_only=True)
 class PruMerge(DensePruner):
     """Keeps what CLS attends to, adds to each token what is like it, and sums up the others, before the projector.

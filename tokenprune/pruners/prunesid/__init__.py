@@ -33,7 +33,7 @@ from tokenprune.pruners.saliency import tower_attention
 A_GROUP = 4  # tokens of the budget for each group
 
 
-@register_pruner("prunesid", paper="https://arxiv.org/abs/2603.09480")
+@register_pruner("prunesid", paper="https://arxiv.org/abs/2603.09480", idea="diversity")
 @dataclass(frozen=True, kw_only=True)
 class PruneSID(DensePruner):
     """Keeps CLS and, of each group of patches that share a principal component, attended ones that are not alike."""

@@ -41,7 +41,7 @@ ATTENTION, ROPE = TextAttention(rows="all"), RopeSimilarity(rows="all")
 TEXT = (ImageEmbeds(), TextEmbeds("all"), TextMask("all"))
 
 
-@register_pruner("sparsevlm", paper="https://arxiv.org/abs/2410.04417")
+@register_pruner("sparsevlm", paper="https://arxiv.org/abs/2410.04417", idea="attention")
 @dataclass(frozen=True, kw_only=True)
 class SparseVLM(Pruner):
     """Keeps the tokens to which the text that relates to the image attends most, and merges some of the others.
