@@ -13,6 +13,7 @@ from tokenprune.costs.conventions import CONVENTIONS
 from tokenprune.costs.memory import planned_kv_bytes_by_layer
 from tokenprune.costs.model_card import load_card
 from tokenprune.pruners.base import create_pruner
+from tokenprune.testing.pruners import Early
 
 SPEC = load_card("llava-1.5-7b").spec
 TEXT = 40
@@ -56,6 +57,22 @@ def test_printed(cases):
     (row,) = (line.split() for line in text.splitlines() if line.split()[:1] == ["exact"])
     whole, *parts = (flops.llm_prefill_flops(SPEC, case.plan, TEXT) for case in cases)
     assert [row[-5], row[-3], row[-1]] == ["8.18T", *(f"{100 * part / whole:.1f}" for part in parts)]
+
+
+def test_stages_inside_the_tower():
+    """Its later layers and the projector cost less, where its patches are the visual tokens."""
+    spec, budget = load_card("llava-1.5-7b").spec, Budget(keep_tokens=64)
+    plain, pruned = unpruned_case(spec), pruned_case(spec, Early(layers=(4, 12)), budget, 40)
+    parts = {line.name: line.values for line in lines(spec, [plain, pruned], 40)}
+    layers = [577] * 4 + [193] * 8 + [65] * 12  # 576, 192 and 64 patches, and CLS
+    saved = sum(spec.vision.layer_flops(577, 577, 577) - spec.vision.layer_flops(n, n, n) for n in layers)
+    assert parts["vision tower"][0] - parts["vision tower"][1] == saved
+    assert parts["projector"][1] * 9 == parts["projector"][0]
+    for name in ("llava-next-7b", "qwen2.5-vl-7b", "gemma-3-4b"):
+        with pytest.raises(ConfigError, match=r"tower\(4\): patches can leave .* where each is a visual token of one"):
+            pruned_case(load_card(name).spec, Early(layers=(4,)), budget, 40)
+    with pytest.raises(ConfigError, match=r"tower\(24\): the vision tower has 24 layers; allowed: 0 to 23"):
+        pruned_case(spec, Early(layers=(24,)), budget, 40)
 
 
 def test_content_decides():

@@ -66,12 +66,26 @@ def pruned_case(spec: ModelSpec, pruner: Pruner, budget: Budget, text_tokens: in
     if pruner.adaptive:
         raise ConfigError("how many tokens stay depends on the image; tokenprune run measures what that costs")
     total, steps = spec.visual_tokens, pruner.steps(spec)
+    _check_tower(spec, steps)
     counts = pruner.schedule(spec, budget, total)
     alive = pruner.alive(spec, counts, total)
     arriving = pruner.arriving(spec, counts, total)[:-1]
     selection = selection_flops(spec, steps, counts, arriving, text_tokens, _encoder(steps))
     left = tuple(zip((step.stage for step in steps), alive, strict=True))
     return Case(str(budget), pruner.plan(spec, alive, total), (total, *alive)[-1], selection, left)
+
+
+def _check_tower(spec: ModelSpec, steps: Sequence[Step]) -> None:
+    """Refuse stages inside a vision tower whose patches are not the visual tokens, or that is not so deep."""
+    for stage in (step.stage for step in steps if step.stage.place == "tower"):
+        layers = 0 if spec.vision is None else spec.vision.layers
+        if spec.vision_tiles > 1 or spec.vision_tokens - spec.vision_prefix != spec.visual_tokens:
+            raise ConfigError(
+                f"{stage}: patches can leave inside the vision tower where each is a visual token of one tile; here "
+                f"{spec.visual_tokens} visual tokens are made of {spec.vision_tokens} in {spec.vision_tiles} tiles"
+            )
+        if stage.layer is None or not 0 <= stage.layer < layers:
+            raise ConfigError(f"{stage}: the vision tower has {layers} layers; allowed: 0 to {layers - 1}")
 
 
 def _encoder(steps: Sequence[Step]) -> EncoderSize | None:
