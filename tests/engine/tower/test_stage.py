@@ -246,3 +246,23 @@ def test_later_stages_are_told_what_a_stage_in_the_tower_said(after):
         assert torch.equal(told, labels)
         assert history == tuple(2 * each if inside else each for each in arrived)
         total = labels.shape[1] // (1 + inside)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_gives_the_same_gradients(reentrant):
+    """A checkpointed layer of the tower runs again in the backward pass, on the patches that it was given."""
+    inputs = None
+    found = []
+    for checkpointing in (False, True):
+        model, processor = MLLMS["llava"].make("sdpa")
+        inputs = inputs or MLLMS["llava"].ask(processor, 1)
+        model.train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        pixels = inputs["pixel_values"].clone().requires_grad_()
+        with tp.prune(model, processor, InTower(1, 2), keep_tokens=KEEP):
+            model(**{**inputs, "pixel_values": pixels}, use_cache=False).logits[:, -1].sum().backward()
+        found.append(pixels.grad)
+    torch.testing.assert_close(*found)
+    assert found[0].abs().sum() > 0
