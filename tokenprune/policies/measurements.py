@@ -18,9 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import DataError
 from tokenprune.core.sample import Sample
-from tokenprune.costs.layer_timing import time_layers
 from tokenprune.engine.session import Session
 from tokenprune.policies.divergence import Batch, Measured, Objective, Varied, early_signals, measure
+from tokenprune.policies.layer_timing import time_layers
 from tokenprune.pruners.base import Pruner
 from tokenprune.pruners.dop import DOP
 from tokenprune.pruners.dop.depths import Depths

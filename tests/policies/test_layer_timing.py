@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tokenprune.core.errors import ModelError
-from tokenprune.costs import layer_timing
-from tokenprune.costs.layer_timing import time_layers
 from tokenprune.engine.loading import adapter_for
+from tokenprune.policies import layer_timing
+from tokenprune.policies.layer_timing import time_layers
 from tokenprune.testing.families.llava import shared_llava, tiny_llava, tiny_processor
 
 TEXT, TOTAL = 12, 25
