@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -346,3 +347,26 @@ def test_task_without_kinds_or_boxes(config, tmp_path):
     outcome = runner.run(config(task={"name": "folder", "path": str(tmp_path / "q.jsonl")}))
     assert {record.metrics["evidence_kept"] for record in outcome.records} == {None}
     assert [record.metrics["accuracy_by_kind"] for record in outcome.records] == [{}] * 5
+
+
+@pytest.mark.parametrize(
+    ("conditioning", "notes"),
+    [
+        ("prompt_embedding", []),
+        (
+            "auto",
+            [
+                "prompt_embeds stands in for clip_image_embeds, which this model does not give",
+                "prompt_mask stands in for clip_text_embeds, which this model does not give",
+            ],
+        ),
+    ],
+)
+def test_what_stands_in_for_a_signal_is_noted(config, tmp_path, conditioning, notes):
+    alone = save_llava(tmp_path / "llava")
+    shutil.rmtree(alone / "clip")  # its text tower
+    pruner = {"name": "cdpruner", "conditioning": conditioning}
+    asked = {"model": {"name": "llava", "path": str(alone)}, "task": {"name": "scenes", "num_samples": 2}}
+    records = runner.run(config(pruner=pruner, budget={"keep_tokens": 10}, **asked))
+    assert [record.notes for record in records.records if record.label.startswith("cdpruner")] == [notes]
+    assert not any(record.notes for record in records.records if record.label in ("none", "random"))

@@ -20,7 +20,7 @@ from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.steps import Step
 from tokenprune.engine.auto_check import auto_adapter
 from tokenprune.engine.prompt.question import check_words
-from tokenprune.engine.providers.base import Facts
+from tokenprune.engine.providers.base import Facts, stand_ins
 from tokenprune.engine.providers.steps import check_steps
 from tokenprune.engine.session import Session
 
@@ -55,7 +55,17 @@ class Checkpoint:
 
     def check_steps(self, steps: Sequence[Step]) -> None:
         """Raise ModelError unless the model can do these steps of a pruner, with a text tower if one is needed."""
-        check_steps(steps, Facts(self.adapter, self.config, self.text_tower))
+        check_steps(steps, self.facts)
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of the model before its weights."""
+        return Facts(self.adapter, self.config, self.text_tower)
+
+    def stand_ins(self, steps: Sequence[Step]) -> list[str]:
+        """What stands in for signals that steps read before the LLM and the model does not give, in sentences."""
+        early = [step.selector.requires for step in steps if step.stage.place in ("projector", "pre_llm")]
+        return [sentence for requires in early for sentence in stand_ins(requires, self.facts)]
 
     def check_samples(self, samples: Sequence[Sample]) -> None:
         """Raise ModelError, which says where it is written, if the model cannot be asked a sample; no weights load."""

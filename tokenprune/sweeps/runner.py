@@ -204,6 +204,7 @@ class _Driver:
             else:
                 base = unpruned.metrics if unpruned else metrics
                 metrics["retention"] = retention(metrics["accuracy"], base["accuracy"]) if base else None
+        checkpoint = state.group.experiment.model
         return RunRecord(
             run=self.name,
             cell=state.keyed.key,
@@ -219,7 +220,7 @@ class _Driver:
             finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             error=error,
             answered=state.answered,
-            notes=state.notes,
+            notes=[*state.notes, *checkpoint.stand_ins(cell.pruner.steps(checkpoint.spec))],
         )
 
     def _track(self, group: Group) -> None:

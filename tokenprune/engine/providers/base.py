@@ -158,6 +158,16 @@ def check_signals(requires: Iterable[Signal], facts: Facts, *, inside: bool = Fa
     return chosen
 
 
+def stand_ins(requires: Iterable[Signal], facts: Facts) -> list[str]:
+    """What stands in before the LLM for signals that a model cannot give, one sentence each."""
+    found = []
+    for signal in sorted(requires, key=str):
+        given, first = choose(signal, facts, inside=False), signal.alternatives[0]
+        if given is not None and given != first:
+            found.append(f"{given.plain} stands in for {first.plain}, which this model does not give")
+    return found
+
+
 def stage_signals(view: Any, selector: Selector) -> Iterator[tuple[Signal, Tensor]]:
     """The signals that a selector asks for at a stage inside the LLM.
 
