@@ -139,7 +139,7 @@ class Alive:
         rows = {name: x.repeat_interleave(heads, 0) for name in names if (x := getattr(self, name)) is not None}
         return dataclasses.replace(self, **rows, copies=heads, memo={})
 
-    def hidden(self, stay: Tensor) -> Alive:
+    def masked(self, stay: Tensor) -> Alive:
         """The tokens with all but those that ``stay``, (B, n) bool, as padding, each where it was."""
         valid = self.valid & stay
         return dataclasses.replace(self, valid=valid, visual=self.visual & valid, memo={})

@@ -34,7 +34,7 @@ def cut(storage: Any, held: Alive, stay: Tensor, *, in_place: bool) -> Alive:
     if bool((stay | ~held.valid).all()):
         return held
     if in_place:
-        return held.hidden(stay)
+        return held.masked(stay)
     check_storage(storage)
     after, order = held.keep(stay, stay.new_zeros(len(stay), 0), repack=False)
     index = rearrange(order, "(b g) n -> b g n 1", g=held.copies).to(storage.keys.device)

@@ -122,7 +122,7 @@ class InsideLLM:
         for index in sorted({_layer(step) for step in self.steps if step.stage.behind_attention}):
             layer = decoder.layers[index]
             if any(step.stage == stages.decoder(index, after="attention") for step in map(_plain, self.steps)):
-                yield before_mlp(layer).register_forward_pre_hook(functools.partial(self._attended_by, index, layer))
+                yield before_mlp(layer).register_forward_pre_hook(functools.partial(self._attended_by, layer))
                 yield from on_rows(layer.mlp, self._behind)
             yield layer.register_forward_hook(functools.partial(self._after_layer, index))
 
@@ -149,9 +149,9 @@ class InsideLLM:
         forward = self._filling()
         return None if forward is None else forward.behind
 
-    def _attended_by(self, index: int, layer: nn.Module, norm: nn.Module, args: tuple[Any, ...]) -> None:
+    def _attended_by(self, layer: nn.Module, norm: nn.Module, args: tuple[Any, ...]) -> None:
         if (forward := self._filling()) is not None:
-            forward.attended_by(index, layer, args[0])
+            forward.attended_by(layer, args[0])
 
     def _after_layer(self, index: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if (forward := self._filling()) is None:

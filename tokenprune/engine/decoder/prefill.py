@@ -175,11 +175,10 @@ class Prefill:
         self._note_stage(step, self.alive)
         return take(hidden, order)
 
-    def attended_by(self, index: int, layer: nn.Module, hidden: Tensor) -> None:
+    def attended_by(self, layer: nn.Module, hidden: Tensor) -> None:
         """Let tokens leave a layer before its MLP.
 
         Args:
-            index: of the layer.
             layer: the layer.
             hidden: (B, n, D), after its attention.
         """
@@ -215,7 +214,7 @@ class Prefill:
         if stay.dim() == 3 and self.kind == "padding":
             raise ModelError("flash attention takes one mask for all heads of a cache; load the model with sdpa")
         if self._filled is None:  # all that a cache is cut for is what comes later
-            after = held.hidden(stay) if stay.dim() == 2 else held.by_head(stay.shape[1]).hidden(stay.flatten(0, 1))
+            after = held.masked(stay) if stay.dim() == 2 else held.by_head(stay.shape[1]).masked(stay.flatten(0, 1))
         else:
             after = self.layers[index] = cut(self._filled.layers[index], held, stay, in_place=index == 0)
         self.stages.append(after)
