@@ -7,7 +7,7 @@ import tokenprune as tp
 from tokenprune.adapters.cache_argument import cache_of
 from tokenprune.core.errors import ModelError
 from tokenprune.core.stages import decoder
-from tokenprune.testing.families.llava import ask, shared_llava
+from tokenprune.testing.families.llava import ask, shared_llava, tiny_llava, tiny_processor
 from tokenprune.testing.masked_layers import masked_layers_logits
 from tokenprune.testing.pruner_on_models import TINY
 from tokenprune.testing.pruners import Within
@@ -89,3 +89,16 @@ def test_merging_is_refused(llava):
         pytest.raises(ModelError, match="at the stage layer=2, after=attention tokens can only be dropped"),
     ):
         model(**ask(processor, 1))
+
+
+def test_gradient_checkpointing_is_refused():
+    """The second run of the layer would keep all tokens."""
+    model, processor = tiny_llava("sdpa"), tiny_processor()
+    model.train()
+    model.gradient_checkpointing_enable()
+    inputs = ask(processor, 1)
+    with (
+        tp.prune(model, processor, Within(after="attention"), keep_tokens=7),
+        pytest.raises(ModelError, match="gradient checkpointing runs layers again"),
+    ):
+        model(**inputs, labels=inputs["input_ids"], use_cache=False)

@@ -83,11 +83,11 @@ def check_uncompiled(model: Any, decoder: Any) -> None:
             )
 
 
-def check_checkpointing(decoder: Any, first: int, *, operations: bool) -> None:
+def check_checkpointing(decoder: Any, first: int, *, inner: bool) -> None:
     """Refuse gradient checkpointing where a layer's second run would not do what the first did."""
     layer = decoder.layers[first]
     on = getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled()
-    if on and (operations or not HOOKS_RUN_ONCE):
+    if on and (inner or not HOOKS_RUN_ONCE):
         raise ModelError(
             "gradient checkpointing runs layers again in the backward pass, where nothing prunes inside them; call "
             "model.gradient_checkpointing_disable(), or prune before the LLM"

@@ -205,7 +205,8 @@ class InsideLLM:
 
     def _prefill(self, arguments: Arguments, cache: Any) -> Prefill:
         embeds, columns = arguments["inputs_embeds"], self.prompt.columns
-        check_checkpointing(self.decoder, self._first(), operations=self.active is not None)
+        inner = self.active is not None or any(step.stage.after for step in self.steps)
+        check_checkpointing(self.decoder, self._first(), inner=inner)
         past = int(cache.get_seq_length()) if cache is not None else 0
         if past or embeds.shape[1] < columns:
             raise ModelError(
