@@ -91,11 +91,12 @@ def test_merging_is_refused(llava):
         model(**ask(processor, 1))
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
 def test_gradient_checkpointing_is_refused():
     """The second run of the layer would keep all tokens."""
     model, processor = tiny_llava("sdpa"), tiny_processor()
     model.train()
-    model.gradient_checkpointing_enable()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
     inputs = ask(processor, 1)
     with (
         tp.prune(model, processor, Within(after="attention"), keep_tokens=7),
