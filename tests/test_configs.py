@@ -66,11 +66,13 @@ def test_studies(path):
 
 def test_the_quickstart_is_the_documented_grid():
     cells = build(load_config(ROOT / "configs/quickstart.yaml")).cells
-    before = ("random", "uniform", "divprune")
+    before = ("random", "uniform", "divprune", "visionzip")
     inside = ("fastv layer=1", "sparsevlm", "pyramiddrop", "dart layer=1", "cdpruner+fastv layer=3")
     assert [(cell.label, cell.budget and cell.budget.average_tokens) for cell in cells] == [
         ("none", None),
-        *((name, average) for name in (*before, *inside, "cdpruner") for average in (72, 48, 36)),
+        *((name, average) for name in (*before, *inside) for average in (72, 48, 36)),
+        ("dop base=none attention_depth=3 mlp_depth=1 query_depth=2 keep_tokens=144", None),
+        *(("cdpruner", average) for average in (72, 48, 36)),
     ]
 
 

@@ -18,6 +18,7 @@ from tokenprune.sweeps.evaluate import Evaluator
 from tokenprune.tasks.base import TASKS
 from tokenprune.version import __version__
 
+OPERATIONS = "dop base=none attention_depth=3 mlp_depth=1 query_depth=2 keep_tokens=144"
 QUICKSTART = str(Path(__file__).parents[2] / "configs/quickstart.yaml")
 
 
@@ -41,10 +42,11 @@ def test_quickstart(run):
     for header in ("accuracy", "unpruned", "evidence", "FLOPs", "KV"):
         assert header in result.stdout
     table = [line.partition("/144")[0].split() for line in result.stdout.splitlines() if "/144" in line]
-    names = ["random", "uniform", "divprune", "fastv layer=1", "sparsevlm", "pyramiddrop", "dart layer=1"]
-    names += ["cdpruner+fastv layer=3", "cdpruner"]
-    assert [" ".join(row[:-1]) for row in table] == ["none", *(name for name in names for _ in range(2))]
-    spent = [float(row[-1]) for row in table[1:]]
+    names = ["random", "uniform", "divprune", "visionzip", "fastv layer=1", "sparsevlm", "pyramiddrop", "dart layer=1"]
+    names += ["cdpruner+fastv layer=3", OPERATIONS, "cdpruner"]
+    rows = [name for name in names for _ in range(1 if name == OPERATIONS else 2)]
+    assert [" ".join(row[:-1]) for row in table] == ["none", *rows]
+    spent = [float(row[-1]) for row in table[1:] if " ".join(row[:-1]) != OPERATIONS]
     assert all(60 <= tokens < 63 for tokens in spent[::2])
     assert all(40 <= tokens < 44 for tokens in spent[1::2])
     assert f"report: {folder}/report.md" in result.stdout
@@ -52,7 +54,7 @@ def test_quickstart(run):
         *(".lock", "config.yaml", "results.jsonl", "samples.jsonl", "report.md", "report.tex", "report.html"),
         *("results.csv", "kinds.csv", "pairs.csv", "overlaps.csv"),
         *("pareto.png", "pareto_tokens.png", "pareto_time.png", "difference_cdpruner_random.png"),
-        *(f"kept_{name.replace(' ', '-').replace('=', '-').replace('+', '-')}.png" for name in names),
+        *(f"kept_{re.sub('[ =+]', '-', name)}.png" for name in names if name != OPERATIONS),  # of ten pruners at most
     }
 
 
@@ -64,7 +66,7 @@ def test_the_embedded_model_answers_and_pruning_costs_what_it_should(run):
     for metrics in pruned:
         assert metrics["accuracy"] <= unpruned["accuracy"] + 0.1
         assert metrics["llm_prefill_flops"] < 0.5 * unpruned["llm_prefill_flops"]
-        assert metrics["kv_cache_bytes"] < 0.5 * unpruned["kv_cache_bytes"]
+        assert metrics["kv_cache_bytes"] < 0.55 * unpruned["kv_cache_bytes"]  # half of it where operations are pruned
         assert metrics["retention"] == pytest.approx(metrics["accuracy"] / unpruned["accuracy"])
 
 
@@ -84,7 +86,7 @@ def test_again_computes_nothing_and_says_the_same(run, monkeypatch):
 def test_the_written_config_is_the_run(run):
     result = call("sweep", run[1] / "config.yaml", "--dry-run")
     assert result.exit_code == 0, result.output
-    assert "19 cells of 1 points, 19 of them finished" in " ".join(result.stdout.split())
+    assert "22 cells of 1 points, 22 of them finished" in " ".join(result.stdout.split())
 
 
 def test_a_dry_run_says_where_its_speeds_are_from(run):
