@@ -146,11 +146,11 @@ def check_signals(requires: Iterable[Signal], facts: Facts, *, inside: bool = Fa
     Raises:
         ModelError: if one cannot be given.
     """
-    wanted = list(requires)
-    if absent := missing(wanted, facts, inside=inside):
+    found = [(signal, choose(signal, facts, inside=inside)) for signal in requires]
+    if absent := [signal for signal, given in found if given is None]:
         who = f"a stage inside the LLM{where}" if inside else facts.adapter.__name__
         raise refusal(who, absent, _offered(facts, inside=inside))
-    chosen = [found for signal in wanted if (found := choose(signal, facts, inside=inside)) is not None]
+    chosen = [given for _, given in found if given is not None]
     for signal in chosen:
         provider = provider_of(signal)
         assert provider is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,10 @@ class Encoding:
         """
         if question == "other":
             return other_questions(self.samples or ())
+        return self._own
+
+    @functools.cached_property
+    def _own(self) -> tuple[str, ...]:
         if self.questions is None:
             return tuple(questions_of(self.adapter, self.inputs["input_ids"]))
         return tuple(self.questions)
