@@ -103,7 +103,7 @@ def test_report_again(run):
         path.unlink()
     result = call("report", folder)
     assert result.exit_code == 0, result.output
-    assert len(list(folder.glob("kept_*.png"))) == 9
+    assert len(list(folder.glob("kept_*.png"))) == 10
 
 
 def test_a_failed_cell_makes_exit_status_1(tmp_path, monkeypatch):
