@@ -11,6 +11,7 @@ from tiny_towers import MLLMS, PREFIX, InTower, keeps_of, layers_read, masked_fa
 import tokenprune as tp
 from tokenprune.core.signals import TowerKeys
 from tokenprune.core.stages import PRE_LLM, PROJECTOR, decoder
+from tokenprune.engine.decoder.decoder_checks import HOOKS_RUN_ONCE
 from tokenprune.engine.loading import session_for
 from tokenprune.engine.tower.forward import TowerForward
 from tokenprune.engine.trace import StageTrace
@@ -248,6 +249,7 @@ def test_later_stages_are_told_what_a_stage_in_the_tower_said(after):
         total = labels.shape[1] // (1 + inside)
 
 
+@pytest.mark.skipif(not HOOKS_RUN_ONCE, reason="transformers before 5.23 checkpoint what hooks sit on; refused there")
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_gives_the_same_gradients(reentrant):
