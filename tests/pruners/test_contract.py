@@ -4,6 +4,7 @@ from tokenprune.pruners.base import PRUNERS
 from tokenprune.testing import PrunerContract
 
 OTHERWISE = {
+    "tome": {"merges": True},
     "prumerge": {"merges": True},
     "vscan": {"grid_only": True, "merges": True},
     "prunesid": {"merges": True},  # CLS enters

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from einops import reduce
 from torch import Tensor
 
 from tokenprune.core.errors import ModelError
@@ -28,7 +29,10 @@ class RowTower(Tower):
         """The layers of a model's tower, in their order."""
 
     def check_stage(self, layer: int, config: Any) -> None:
-        """Raise ModelError unless patches can leave at the input of a layer (0-based), and the projector sees it."""
+        """Raise ModelError unless patches can leave at the input of a layer (0-based), and the projector sees it.
+
+        What leaves between attention and MLP of a layer needs the same.
+        """
         reads, where = self.reads(config), f"tower({layer})"
         if len(reads) > 1:
             raise ModelError(
@@ -46,17 +50,38 @@ class RowTower(Tower):
                 f"allowed: 0 to {reads[0]}"
             )
 
-    def aligned(self, arguments: Mapping[str, Any], kept: Tensor | None) -> Mapping[str, Any]:
+    def before_mlp(self, layer: Any) -> Any:
+        """The module of a layer that is first given the hidden states between attention and MLP."""
+        return layer.layer_norm2
+
+    def mlp_end(self, layer: Any) -> Any:
+        """The module of a layer whose output is added to the hidden states between attention and MLP."""
+        return layer.mlp
+
+    def check_bias(self, model: Any) -> None:
+        """Raise ModelError if the kernel of a model's tower takes no bias on keys."""
+        kernel = self.attention_of(self.layers(model)[0]).config._attn_implementation
+        if kernel not in ("sdpa", "eager"):
+            raise ModelError(f"a bias on keys inside the vision tower needs sdpa or eager attention, not {kernel}")
+
+    def aligned(
+        self, arguments: Mapping[str, Any], kept: Tensor | None, bias: Tensor | None = None
+    ) -> Mapping[str, Any]:
         """The keyword arguments of a layer, besides its hidden states, for the patches that are left.
 
         Args:
             arguments: for all patches.
             kept: (I, n) long, which are left; None while all are.
+            bias: (I, L), what is added to the logits of the tokens of a picture as keys; None: nothing.
 
         Raises:
-            ModelError: if an argument is of all patches and cannot be cut.
+            ModelError: if an argument is of all patches and cannot be cut, or there is no place for a bias.
         """
-        return arguments
+        if bias is None:
+            return arguments
+        if arguments.get("attention_mask") is not None:
+            raise ModelError("the vision tower has a mask of its own, so its keys can have no bias")
+        return {**arguments, "attention_mask": bias[:, None, None]}
 
     def prefix(self, config: Any) -> int:
         """How many tokens of a picture no patch makes: CLS, registers; they come first."""
@@ -92,6 +117,14 @@ class RowTower(Tower):
     def keys(self, signal: Signal, seen: TowerOutput) -> Tensor:
         attention, x = self._attending(signal, seen)
         return self.key(attention, x)[:, self.first(seen.config) :]
+
+    def head_mean(self, signal: Signal, seen: TowerOutput) -> Tensor:
+        attention, _ = self._attending(signal, seen)
+        return reduce(self.keys(signal, seen), "i n (h d) -> i n d", "mean", d=self.head_dim(attention))
+
+    def head_dim(self, attention: Any) -> int:
+        """Numbers in one head of an attention module."""
+        return int(attention.head_dim)
 
     def attention(self, signal: Signal, seen: TowerOutput) -> Tensor:
         """Attention that the patches that the projector reads get, a part of a softmax over all tokens of a picture.

@@ -57,6 +57,24 @@ class TowerKeys(Signal):
 
 
 @dataclass(frozen=True)
+class TowerHeadMean(Signal):
+    """(B, N, d) keys of a layer of the vision tower, mean over its heads.
+
+    Attributes:
+        layer: of the tower, see ``Layer``; None for the one whose output the projector reads.
+    """
+
+    plain_names: ClassVar[tuple[str, ...]] = ("mean_keys",)
+    shape: ClassVar[str] = "tokens tower_head_dim"
+    layer: Layer | None = None
+
+    @property
+    def reads_layers(self) -> bool:
+        """Whether hidden states in the tower are read: keys are always made of them."""
+        return True
+
+
+@dataclass(frozen=True)
 class TowerStates(Signal):
     """(B, N, V) hidden states behind a layer of the vision tower, before the projector.
 
@@ -157,6 +175,8 @@ class Evidence(Signal):
 
     shape: ClassVar[str] = "tokens"
 
+
+OfLayer = TowerAttention | TowerHeadMean | TowerKeys | TowerStates
 
 # What any vision tower gives that has a layer to read.
 TOWER: frozenset[Signal] = frozenset({TowerAttention("patches"), TowerKeys(), TowerStates()})
