@@ -24,6 +24,7 @@ WITHOUT_PRODUCTS = {
     "fastervlm",
     "hiprune",
     "holov",
+    "mustdrop",
     "pooling",
     "random",
     "resize",

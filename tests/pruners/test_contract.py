@@ -5,6 +5,7 @@ from tokenprune.testing import PrunerContract
 
 OTHERWISE = {
     "tome": {"merges": True},
+    "mustdrop": {"grid_only": True, "merges": True},
     "prumerge": {"merges": True},
     "vscan": {"grid_only": True, "merges": True},
     "prunesid": {"merges": True},  # CLS enters
