@@ -5,6 +5,7 @@ from tokenprune.testing import PrunerContract
 
 OTHERWISE = {
     "tome": {"merges": True},
+    "globalcom2": {"unmerged": {"order": "raster"}},
     "mustdrop": {"grid_only": True, "merges": True},
     "prumerge": {"merges": True},
     "vscan": {"grid_only": True, "merges": True},

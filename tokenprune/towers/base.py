@@ -11,7 +11,16 @@ from einops import rearrange
 from torch import Tensor
 
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import TOWER, Layer, Signal, TowerAttention, TowerHeadMean, TowerKeys, TowerStates
+from tokenprune.core.signals import (
+    TOWER,
+    Layer,
+    Signal,
+    TowerAttention,
+    TowerHeadMean,
+    TowerKeys,
+    TowerLogits,
+    TowerStates,
+)
 from tokenprune.towers.attention import layer_index
 
 
@@ -83,7 +92,7 @@ class Tower(ABC):
 
         Args:
             signal: ``TowerStates`` and ``TowerKeys`` are (..., C), ``TowerHeadMean`` is (..., d), ``TowerAttention``
-                (..., H).
+                and ``TowerLogits`` are (..., H).
             seen: what came of the tower.
 
         Raises:
@@ -94,6 +103,7 @@ class Tower(ABC):
             TowerKeys: self.keys,
             TowerHeadMean: self.head_mean,
             TowerAttention: self.attention,
+            TowerLogits: self.logits,
         }
         return make[type(signal)](signal, seen)
 
@@ -108,6 +118,10 @@ class Tower(ABC):
     def head_mean(self, signal: Signal, seen: TowerOutput) -> Tensor:
         """Keys of patches in a layer, mean over the heads; of towers that offer them."""
         raise ModelError("this vision tower does not say which part of its keys is of which head")
+
+    def logits(self, signal: Signal, seen: TowerOutput) -> Tensor:
+        """What the attention of CLS is before the softmax; of towers that offer it."""
+        raise ModelError("this vision tower does not give logits of attention")
 
     @abstractmethod
     def attention(self, signal: Signal, seen: TowerOutput) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenprune.core.errors import ModelError
 from tokenprune.core.signals import Signal, TowerStates
-from tokenprune.towers.attention import attention_to
+from tokenprune.towers.attention import attention_to, logits_to
 from tokenprune.towers.base import Tower, TowerOutput, attending
 
 
@@ -142,6 +142,11 @@ class RowTower(Tower):
         asking = x[:, :1] if by_cls else x[:, number:]  # CLS is none of the patches
         found = attention_to(self.key(attention, x), self.query(attention, asking), attention)
         return found[:, self.first(config) :]
+
+    def logits(self, signal: Signal, seen: TowerOutput) -> Tensor:
+        attention, x = self._attending(signal, seen)
+        found = logits_to(self.key(attention, x), self.query(attention, x[:, :1]), attention)
+        return found[:, self.first(seen.config) :]
 
     def _attending(self, signal: Signal, seen: TowerOutput) -> tuple[Any, Tensor]:
         """The attention module of the layer that a signal is of, and what it was given (I, L, V)."""

@@ -22,6 +22,7 @@ from tokenprune.core.signals.early import (
     TowerAttention,
     TowerHeadMean,
     TowerKeys,
+    TowerLogits,
     TowerStates,
 )
 from tokenprune.core.signals.inside import (
@@ -73,6 +74,7 @@ __all__ = [
     "TowerAttention",
     "TowerHeadMean",
     "TowerKeys",
+    "TowerLogits",
     "TowerStates",
     "parse",
     "plain_names",

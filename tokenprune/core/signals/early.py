@@ -75,6 +75,24 @@ class TowerHeadMean(Signal):
 
 
 @dataclass(frozen=True)
+class TowerLogits(Signal):
+    """(B, H, N) what the CLS token's attention to visual tokens is before the softmax, of a layer of the vision tower.
+
+    Attributes:
+        layer: of the tower, see ``Layer``; None for the one whose output the projector reads.
+    """
+
+    plain_names: ClassVar[tuple[str, ...]] = ("cls_logits",)
+    shape: ClassVar[str] = "tower_heads tokens"
+    layer: Layer | None = None
+
+    @property
+    def reads_layers(self) -> bool:
+        """Whether hidden states in the tower are read: logits are always made of them."""
+        return True
+
+
+@dataclass(frozen=True)
 class TowerStates(Signal):
     """(B, N, V) hidden states behind a layer of the vision tower, before the projector.
 
@@ -176,7 +194,7 @@ class Evidence(Signal):
     shape: ClassVar[str] = "tokens"
 
 
-OfLayer = TowerAttention | TowerHeadMean | TowerKeys | TowerStates
+OfLayer = TowerAttention | TowerHeadMean | TowerKeys | TowerLogits | TowerStates
 
 # What any vision tower gives that has a layer to read.
 TOWER: frozenset[Signal] = frozenset({TowerAttention("patches"), TowerKeys(), TowerStates()})

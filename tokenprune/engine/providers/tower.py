@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import OfLayer, TowerAttention, TowerHeadMean, TowerKeys, TowerStates
+from tokenprune.core.signals import OfLayer, TowerAttention, TowerHeadMean, TowerKeys, TowerLogits, TowerStates
 from tokenprune.engine.providers.base import Facts, provides
 from tokenprune.engine.providers.encoding import Encoding
 from tokenprune.towers.base import TowerOutput
@@ -30,6 +30,7 @@ def has_layer(signal: OfLayer, facts: Facts) -> None:
 @provides(TowerAttention, offered=in_family, check=has_layer)
 @provides(TowerHeadMean, offered=in_family, check=has_layer)
 @provides(TowerKeys, offered=in_family, check=has_layer)
+@provides(TowerLogits, offered=in_family, check=has_layer)
 @provides(TowerStates, offered=in_family, check=has_layer)
 def tower_signal(signal: OfLayer, view: Encoding) -> Tensor:
     """Signal (T, ...) of each visual token: of several patches, their mean."""

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from tokenprune.core.errors import ModelError
 from tokenprune.core.selection import TokenSelection
-from tokenprune.core.signals import Signal, TowerAttention
+from tokenprune.core.signals import Signal, TowerAttention, TowerLogits
 from tokenprune.core.stages import Stage, tower
 from tokenprune.core.steps import Step
 from tokenprune.core.tokens import VisualTokens
@@ -176,7 +176,7 @@ class TowerForward:
 
 def check_unbiased(bias: Tensor | None, signal: Signal) -> None:
     """Raise ModelError for attention that is read where keys have a bias, which what is read would lack."""
-    if bias is not None and isinstance(signal, TowerAttention):
+    if bias is not None and isinstance(signal, TowerAttention | TowerLogits):
         raise ModelError(
             f"{signal.plain} cannot be read behind a stage that puts a bias on keys; leave one of both out"
         )
