@@ -22,6 +22,7 @@ from tokenprune.towers.timm_features import EncoderSize
 TOKENS = 25
 WITHOUT_PRODUCTS = {
     "fastervlm",
+    "flowcut",
     "globalcom2",
     "hiprune",
     "holov",

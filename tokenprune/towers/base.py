@@ -20,6 +20,7 @@ from tokenprune.core.signals import (
     TowerKeys,
     TowerLogits,
     TowerStates,
+    TowerValueAttention,
 )
 from tokenprune.towers.attention import layer_index
 
@@ -91,8 +92,8 @@ class Tower(ABC):
         """A signal of each patch, (I, N, ...) by pictures, or (P, ...) if the tower packs them; see ``merged``.
 
         Args:
-            signal: ``TowerStates`` and ``TowerKeys`` are (..., C), ``TowerHeadMean`` is (..., d), ``TowerAttention``
-                and ``TowerLogits`` are (..., H).
+            signal: ``TowerStates`` and ``TowerKeys`` are (..., C), ``TowerHeadMean`` is (..., d), the others
+                are (..., H).
             seen: what came of the tower.
 
         Raises:
@@ -104,6 +105,7 @@ class Tower(ABC):
             TowerHeadMean: self.head_mean,
             TowerAttention: self.attention,
             TowerLogits: self.logits,
+            TowerValueAttention: self.value_attention,
         }
         return make[type(signal)](signal, seen)
 
@@ -116,8 +118,12 @@ class Tower(ABC):
         """Keys of patches in a layer, heads side by side."""
 
     def head_mean(self, signal: Signal, seen: TowerOutput) -> Tensor:
-        """Keys of patches in a layer, mean over the heads; of towers that offer them."""
+        """Keys or values of patches in a layer, mean over the heads; of towers that offer them."""
         raise ModelError("this vision tower does not say which part of its keys is of which head")
+
+    def value_attention(self, signal: Signal, seen: TowerOutput) -> Tensor:
+        """Attention by values that patches get of CLS in a layer; of towers that offer it."""
+        raise ModelError("this vision tower does not give its values")
 
     def logits(self, signal: Signal, seen: TowerOutput) -> Tensor:
         """What the attention of CLS is before the softmax; of towers that offer it."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import TOWER, PairedImage, TowerAttention, TowerHeadMean, TowerLogits
+from tokenprune.core.signals import TOWER, PairedImage, TowerAttention, TowerHeadMean, TowerLogits, TowerValueAttention
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers.rows import RowTower
 from tokenprune.towers.sizes import decoder_spec, has_head, vision_spec
@@ -77,4 +77,5 @@ class ClipVision(RowTower):
 
 
 UNNORMED_SIGLIP = ClipVision(TOWER | {PairedImage(), TowerHeadMean()})
-CLIP = ClipVision(UNNORMED_SIGLIP.offers | {TowerAttention("cls"), TowerLogits()})
+OF_CLS = {TowerAttention("cls"), TowerLogits(), TowerValueAttention()}
+CLIP = ClipVision(UNNORMED_SIGLIP.offers | {TowerHeadMean("values"), *OF_CLS})

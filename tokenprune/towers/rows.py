@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from einops import reduce
+from einops import rearrange, reduce
 from torch import Tensor
 
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import Signal, TowerStates
-from tokenprune.towers.attention import attention_to, logits_to
+from tokenprune.core.signals import Signal, TowerHeadMean, TowerStates
+from tokenprune.towers.attention import attention_to, logits_to, mean_attention
 from tokenprune.towers.base import Tower, TowerOutput, attending
 
 
@@ -119,8 +119,23 @@ class RowTower(Tower):
         return self.key(attention, x)[:, self.first(seen.config) :]
 
     def head_mean(self, signal: Signal, seen: TowerOutput) -> Tensor:
-        attention, _ = self._attending(signal, seen)
-        return reduce(self.keys(signal, seen), "i n (h d) -> i n d", "mean", d=self.head_dim(attention))
+        attention, x = self._attending(signal, seen)
+        of_values = isinstance(signal, TowerHeadMean) and signal.of == "values"
+        found = self.value(attention, x)[:, self.first(seen.config) :] if of_values else self.keys(signal, seen)
+        return reduce(found, "i n (h d) -> i n d", "mean", d=self.head_dim(attention))
+
+    def value(self, attention: Any, x: Tensor) -> Tensor:
+        """Values (I, L, C), heads side by side, of what an attention module is given."""
+        values: Tensor = attention.v_proj(x)
+        return values
+
+    def value_attention(self, signal: Signal, seen: TowerOutput) -> Tensor:
+        attention, x = self._attending(signal, seen)
+        values = self.value(attention, x)
+        key, query = (
+            rearrange(part, "i l (h d) -> i l h d", h=attention.num_heads) for part in (values, values[:, :1])
+        )
+        return mean_attention(key, query, 1.0)[:, self.first(seen.config) :]
 
     def head_dim(self, attention: Any) -> int:
         """Numbers in one head of an attention module."""

@@ -24,6 +24,7 @@ from tokenprune.core.signals.early import (
     TowerKeys,
     TowerLogits,
     TowerStates,
+    TowerValueAttention,
 )
 from tokenprune.core.signals.inside import (
     HeadKeys,
@@ -76,6 +77,7 @@ __all__ = [
     "TowerKeys",
     "TowerLogits",
     "TowerStates",
+    "TowerValueAttention",
     "parse",
     "plain_names",
 ]

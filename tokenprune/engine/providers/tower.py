@@ -7,7 +7,15 @@ from dataclasses import replace
 from torch import Tensor
 
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import OfLayer, TowerAttention, TowerHeadMean, TowerKeys, TowerLogits, TowerStates
+from tokenprune.core.signals import (
+    OfLayer,
+    TowerAttention,
+    TowerHeadMean,
+    TowerKeys,
+    TowerLogits,
+    TowerStates,
+    TowerValueAttention,
+)
 from tokenprune.engine.providers.base import Facts, provides
 from tokenprune.engine.providers.encoding import Encoding
 from tokenprune.towers.base import TowerOutput
@@ -32,6 +40,7 @@ def has_layer(signal: OfLayer, facts: Facts) -> None:
 @provides(TowerKeys, offered=in_family, check=has_layer)
 @provides(TowerLogits, offered=in_family, check=has_layer)
 @provides(TowerStates, offered=in_family, check=has_layer)
+@provides(TowerValueAttention, offered=in_family, check=has_layer)
 def tower_signal(signal: OfLayer, view: Encoding) -> Tensor:
     """Signal (T, ...) of each visual token: of several patches, their mean."""
     adapter, parts = view.adapter, {}
