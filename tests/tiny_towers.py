@@ -6,6 +6,7 @@ import torch
 from transformers import SiglipVisionConfig
 
 import tokenprune as tp
+from tokenprune.core.stages import Stage
 from tokenprune.pruners.base import Pruner
 from tokenprune.testing.families import families
 from tokenprune.testing.families.llava import Llava, tiny_llava, tiny_processor, tiny_vision_config
@@ -92,7 +93,7 @@ class InTower(Pruner):
     def __init__(self, *layers, after=(), positions="repacked", requires=(), select=None, inside=None):
         object.__setattr__(self, "positions", positions)
         own = {
-            "at": tuple(map(tp.stages.tower, layers)),
+            "at": tuple(each if isinstance(each, Stage) else tp.stages.tower(each) for each in layers),
             "after": after,
             "needs": frozenset(requires),
             "choose": select,

@@ -21,15 +21,16 @@ def cell(adapter, pruner):
     not known. Those of stages inside the LLM are given by all.
     """
     kind, steps = ADAPTERS.get(adapter), pruner.steps(spec_of(adapter))
+    if absent := sorted({step.stage.place for step in steps} - {*kind.places}):
+        return f"no: stage {', '.join(absent)}"
     before = [step.selector.requires for step in steps if not step.stage.inside]
     wanted, facts = sorted({signal for requires in before for signal in requires}, key=str), Facts(kind)
     if absent := sorted({signal.plain for signal in missing(wanted, facts)}):
         return f"no: {', '.join(absent)}"
-    assert {step.stage.place for step in steps} <= {*kind.places}
     inside = {step.positions for step in steps if step.stage.inside}
     assert all(inside <= {*family.inside} for family in families(adapter).values())
     given = [choose(signal, facts, inside=False) for signal in wanted if len(signal.alternatives) > 1]
-    parts = [step.stage.place for step in steps[:1] if step.stage.place == "projector"]
+    parts = [step.stage.place for step in steps[:1] if step.stage.place in ("tower", "projector")]
     parts += dict.fromkeys(step.positions for step in steps)
     return ", ".join(dict.fromkeys([*parts, *(signal.plain for signal in given)]))
 

@@ -12,7 +12,8 @@ from tokenprune.core.sizes import ModelSpec, TransformerSpec
 PLAIN = (
     "clip_image_embeds clip_text_embeds prompt_embeds prompt_mask cls_attention received_attention vision_hidden "
     "encoder_features resized_features evidence keys head_keys text_attention text_mask text_embeds image_embeds "
-    "text_keys normed_hidden text_normed_hidden rope_similarity"
+    "text_keys normed_hidden text_normed_hidden rope_similarity mean_keys cls_logits "
+    "mean_values cls_value_attention"
 )
 
 

@@ -22,8 +22,11 @@ from tokenprune.towers.timm_features import EncoderSize
 TOKENS = 25
 WITHOUT_PRODUCTS = {
     "fastervlm",
+    "flowcut",
+    "globalcom2",
     "hiprune",
     "holov",
+    "mustdrop",
     "pooling",
     "random",
     "resize",

@@ -4,6 +4,9 @@ from tokenprune.pruners.base import PRUNERS
 from tokenprune.testing import PrunerContract
 
 OTHERWISE = {
+    "tome": {"merges": True},
+    "globalcom2": {"unmerged": {"order": "raster"}},
+    "mustdrop": {"grid_only": True, "merges": True},
     "prumerge": {"merges": True},
     "vscan": {"grid_only": True, "merges": True},
     "prunesid": {"merges": True},  # CLS enters

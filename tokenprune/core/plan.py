@@ -67,7 +67,7 @@ class OperationPlan:
         cached: list[int | None] = [None] * layers
         for group, (stage, left) in enumerate(leaving):
             active[stage.first_without :, :, group] = False
-            if stage.after is not None:
+            if stage.inside and stage.after is not None:
                 active[stage.layer, Operation.MLP, group] = False
             if stage.earlier_caches:
                 cached[1 : stage.first_without] = [left] * (stage.first_without - 1)

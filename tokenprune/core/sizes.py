@@ -61,6 +61,7 @@ class ModelSpec:
         vision_tokens: tokens inside the vision tower for one image (patches and CLS), of all its tiles.
         vision_tiles: equal parts of an image that the tower sees apart, the whole image among them if it is one.
         vision_prefix: tokens of a tile that no patch makes, such as CLS.
+        vision_read: layers of the tower up to the last that the projector reads; None for all of them.
         vision_window: tokens of a window, which divides those of a tile; 0 if the tower has none.
         vision_window_layers: layers of the tower whose attention stays inside windows.
         vision_head: whether one more query and MLP pool each tile (SigLIP's head), which runs though nothing reads it.
@@ -79,6 +80,7 @@ class ModelSpec:
     vision_tokens: int = 0
     vision_tiles: int = 1
     vision_prefix: int = 0
+    vision_read: int | None = None
     vision_window: int = 0
     vision_window_layers: int = 0
     vision_head: bool = False
@@ -87,3 +89,8 @@ class ModelSpec:
     projectors: int = 1
     position_axes: int = 1
     early_stage: Stage = PRE_LLM
+
+    @property
+    def tower_layers(self) -> int:
+        """Layers whose output reaches the projector; of a classifier, which is a tower alone, all of its blocks."""
+        return (self.vision or self.llm).layers if self.vision_read is None else self.vision_read

@@ -23,8 +23,8 @@ class Stage:
     Attributes:
         place: in which part of the model.
         layer: which layer of it (0-based), or None for a place that has none.
-        after: ``attention`` for tokens that a decoder layer attends to and then lets go, before its MLP; None for its
-            input.
+        after: ``attention`` for tokens that a layer of the tower or the LLM attends to and then lets go, before its
+            MLP; None for its input.
         earlier_caches: whether what leaves in a decoder layer leaves the caches of the layers before it, too, once they
             are filled; those keep the rotations that they have.
     """
@@ -65,18 +65,22 @@ class Stage:
     def __str__(self) -> str:
         if self.layer is None:
             return self.place
-        if self.place == "decoder":
-            return f"layer={self.layer}" + (f", after={self.after}" if self.after else "")
-        return f"{self.place}({self.layer})"
+        after = f", after={self.after}" if self.after else ""
+        return f"layer={self.layer}{after}" if self.place == "decoder" else f"{self.place}({self.layer}{after})"
 
 
 PRE_LLM = Stage()
 PROJECTOR = Stage("projector")
 
 
-def tower(layer: int) -> Stage:
-    """The stage at the input of a layer of the vision tower (0-based)."""
-    return Stage("tower", layer)
+def tower(layer: int, *, after: Literal["attention"] | None = None) -> Stage:
+    """The stage at the input of a layer of the vision tower (0-based), or between its attention and its MLP.
+
+    Args:
+        layer: which.
+        after: see ``Stage``.
+    """
+    return Stage("tower", layer, after)
 
 
 def decoder(layer: int, *, after: Literal["attention"] | None = None, earlier_caches: bool = False) -> Stage:

@@ -66,21 +66,22 @@ def vision_flops(spec: ModelSpec, left: Left = ()) -> int:
         return 0
     tiles, inside = spec.vision_tiles, spec.vision_window_layers
     tile = spec.vision_tokens // tiles
-    sizes = _tower_tokens(spec, [tile] * (tower.layers - inside), left)
+    sizes = _tower_tokens(spec, [(tile, tile)] * (tower.layers - inside), left)
     embedding = 2 * (spec.vision_tokens - tiles * spec.vision_prefix) * spec.patch_inputs * tower.width
-    head = tiles * spec.vision_head * tower.layer_flops(sources=(sizes or [tile])[-1], receivers=1, mlp=1)
+    head = tiles * spec.vision_head * tower.layer_flops(sources=sizes[-1][1] if sizes else tile, receivers=1, mlp=1)
     window = spec.vision_window or tile
     windowed = spec.vision_tokens // window * tower.layer_flops(window, window, window)
-    whole = sum(tiles * tower.layer_flops(size, size, size) for size in sizes)
+    whole = sum(tiles * tower.layer_flops(attended, attended, mlp) for attended, mlp in sizes)
     return embedding + whole + inside * windowed + head
 
 
-def _tower_tokens(spec: ModelSpec, sizes: list[int], left: Left) -> list[int]:
-    """Tokens of a tile in each layer of the tower, prefix tokens included, from those before any stage."""
+def _tower_tokens(spec: ModelSpec, sizes: list[tuple[int, int]], left: Left) -> list[tuple[int, int]]:
+    """Tokens of a tile in the attention and the MLP of each layer, prefix included, from those before any stage."""
     for stage, tokens in left:
         if stage.place == "tower" and stage.layer is not None:
-            behind = len(sizes) - stage.layer
-            sizes = [*sizes[: stage.layer], *[spec.vision_prefix + tokens] * behind]
+            behind, number = len(sizes) - stage.layer, spec.vision_prefix + tokens
+            first = sizes[stage.layer][0] if stage.after else number
+            sizes = [*sizes[: stage.layer], (first, number), *[(number, number)] * (behind - 1)]
     return sizes
 
 

@@ -24,7 +24,9 @@ def hidden_patches(model: Any, stages: Any, visual: Sequence[int]) -> Iterator[N
         stages: of a trace; of those inside the tower.
         visual: visual tokens of each batch row, each of which is a patch.
     """
-    drops = {stage.stage.layer: stage.keep for stage in stages if stage.stage.place == "tower"}
+    inside = [stage for stage in stages if stage.stage.place == "tower"]
+    # What leaves between attention and MLP is seen by its own layer; an MLP sees no other tokens.
+    drops = {stage.stage.layer + (stage.stage.after is not None): stage.keep for stage in inside}
     with ExitStack() as stack:
         if drops:
             tower = adapter_class(model.config.model_type).tower

@@ -49,6 +49,14 @@ def attention_to(keys: Tensor, queries: Tensor, attention: Any) -> Tensor:
     return mean_attention(key, query, attention.scale)
 
 
+def logits_to(keys: Tensor, queries: Tensor, attention: Any) -> Tensor:
+    """What the attention of one query (I, 1, C) to keys (I, N, C) is before the softmax, (I, N, H); see the above."""
+    key, query = (widen(rearrange(x, "i l (h d) -> i l h d", h=attention.num_heads)) for x in (keys, queries))
+    with exact(key.device):
+        products = torch.einsum("ihd,ikhd->ikh", query[:, 0], key)
+    return products * float(attention.scale)
+
+
 def received_in_pictures(key: Tensor, query: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
     """Attention (P, H) that each patch receives from those of its own picture, where pictures are packed.
 

@@ -11,7 +11,17 @@ from einops import rearrange
 from torch import Tensor
 
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import TOWER, Layer, Signal, TowerAttention, TowerKeys, TowerStates
+from tokenprune.core.signals import (
+    TOWER,
+    Layer,
+    Signal,
+    TowerAttention,
+    TowerHeadMean,
+    TowerKeys,
+    TowerLogits,
+    TowerStates,
+    TowerValueAttention,
+)
 from tokenprune.towers.attention import layer_index
 
 
@@ -82,13 +92,21 @@ class Tower(ABC):
         """A signal of each patch, (I, N, ...) by pictures, or (P, ...) if the tower packs them; see ``merged``.
 
         Args:
-            signal: ``TowerStates`` and ``TowerKeys`` are (..., C), ``TowerAttention`` is (..., H).
+            signal: ``TowerStates`` and ``TowerKeys`` are (..., C), ``TowerHeadMean`` is (..., d), the others
+                are (..., H).
             seen: what came of the tower.
 
         Raises:
             ModelError: if the model does not have it.
         """
-        make = {TowerStates: self.states, TowerKeys: self.keys, TowerAttention: self.attention}
+        make = {
+            TowerStates: self.states,
+            TowerKeys: self.keys,
+            TowerHeadMean: self.head_mean,
+            TowerAttention: self.attention,
+            TowerLogits: self.logits,
+            TowerValueAttention: self.value_attention,
+        }
         return make[type(signal)](signal, seen)
 
     @abstractmethod
@@ -98,6 +116,18 @@ class Tower(ABC):
     @abstractmethod
     def keys(self, signal: Signal, seen: TowerOutput) -> Tensor:
         """Keys of patches in a layer, heads side by side."""
+
+    def head_mean(self, signal: Signal, seen: TowerOutput) -> Tensor:
+        """Keys or values of patches in a layer, mean over the heads; of towers that offer them."""
+        raise ModelError("this vision tower does not say which part of its keys is of which head")
+
+    def value_attention(self, signal: Signal, seen: TowerOutput) -> Tensor:
+        """Attention by values that patches get of CLS in a layer; of towers that offer it."""
+        raise ModelError("this vision tower does not give its values")
+
+    def logits(self, signal: Signal, seen: TowerOutput) -> Tensor:
+        """What the attention of CLS is before the softmax; of towers that offer it."""
+        raise ModelError("this vision tower does not give logits of attention")
 
     @abstractmethod
     def attention(self, signal: Signal, seen: TowerOutput) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import TOWER, PairedImage, TowerAttention
+from tokenprune.core.signals import TOWER, PairedImage, TowerAttention, TowerHeadMean, TowerLogits, TowerValueAttention
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.towers.rows import RowTower
 from tokenprune.towers.sizes import decoder_spec, has_head, vision_spec
@@ -29,7 +29,7 @@ def llava_spec(config: Any, tiles: int = 1) -> ModelSpec:
     if vision.model_type not in CLS_TOKENS:
         raise ModelError(f"vision tower {vision.model_type!r} is not known; known: {', '.join(sorted(CLS_TOKENS))}")
     tokens = (vision.image_size // vision.patch_size) ** 2 + CLS_TOKENS[vision.model_type]
-    read = vision.hidden_size * (1 if isinstance(layers, int) else len(layers))
+    reads = (layers,) if isinstance(layers, int) else layers
     width = config.text_config.hidden_size
     return ModelSpec(
         llm=decoder_spec(config.text_config),
@@ -39,9 +39,10 @@ def llava_spec(config: Any, tiles: int = 1) -> ModelSpec:
         vision_tokens=tiles * tokens,
         vision_tiles=tiles,
         vision_prefix=CLS_TOKENS[vision.model_type],
+        vision_read=max(layer % (vision.num_hidden_layers + 1) for layer in reads),
         vision_head=has_head(vision),
         patch_inputs=vision.num_channels * vision.patch_size**2,
-        projector=(read, width, width),
+        projector=(vision.hidden_size * len(reads), width, width),
     )
 
 
@@ -75,5 +76,6 @@ class ClipVision(RowTower):
         return tuple(layer % (self.depth(config) + 1) - 1 for layer in several)
 
 
-CLIP = ClipVision(TOWER | {PairedImage(), TowerAttention("cls")})
-UNNORMED_SIGLIP = ClipVision(TOWER | {PairedImage()})
+UNNORMED_SIGLIP = ClipVision(TOWER | {PairedImage(), TowerHeadMean()})
+OF_CLS = {TowerAttention("cls"), TowerLogits(), TowerValueAttention()}
+CLIP = ClipVision(UNNORMED_SIGLIP.offers | {TowerHeadMean("values"), *OF_CLS})

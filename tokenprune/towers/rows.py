@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from einops import rearrange, reduce
 from torch import Tensor
 
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import Signal, TowerStates
-from tokenprune.towers.attention import attention_to
+from tokenprune.core.signals import Signal, TowerHeadMean, TowerStates
+from tokenprune.towers.attention import attention_to, logits_to, mean_attention
 from tokenprune.towers.base import Tower, TowerOutput, attending
 
 
@@ -28,7 +29,10 @@ class RowTower(Tower):
         """The layers of a model's tower, in their order."""
 
     def check_stage(self, layer: int, config: Any) -> None:
-        """Raise ModelError unless patches can leave at the input of a layer (0-based), and the projector sees it."""
+        """Raise ModelError unless patches can leave at the input of a layer (0-based), and the projector sees it.
+
+        What leaves between attention and MLP of a layer needs the same.
+        """
         reads, where = self.reads(config), f"tower({layer})"
         if len(reads) > 1:
             raise ModelError(
@@ -46,17 +50,38 @@ class RowTower(Tower):
                 f"allowed: 0 to {reads[0]}"
             )
 
-    def aligned(self, arguments: Mapping[str, Any], kept: Tensor | None) -> Mapping[str, Any]:
+    def before_mlp(self, layer: Any) -> Any:
+        """The module of a layer that is first given the hidden states between attention and MLP."""
+        return layer.layer_norm2
+
+    def mlp_end(self, layer: Any) -> Any:
+        """The module of a layer whose output is added to the hidden states between attention and MLP."""
+        return layer.mlp
+
+    def check_bias(self, model: Any) -> None:
+        """Raise ModelError if the kernel of a model's tower takes no bias on keys."""
+        kernel = self.attention_of(self.layers(model)[0]).config._attn_implementation
+        if kernel not in ("sdpa", "eager"):
+            raise ModelError(f"a bias on keys inside the vision tower needs sdpa or eager attention, not {kernel}")
+
+    def aligned(
+        self, arguments: Mapping[str, Any], kept: Tensor | None, bias: Tensor | None = None
+    ) -> Mapping[str, Any]:
         """The keyword arguments of a layer, besides its hidden states, for the patches that are left.
 
         Args:
             arguments: for all patches.
             kept: (I, n) long, which are left; None while all are.
+            bias: (I, L), what is added to the logits of the tokens of a picture as keys; None: nothing.
 
         Raises:
-            ModelError: if an argument is of all patches and cannot be cut.
+            ModelError: if an argument is of all patches and cannot be cut, or there is no place for a bias.
         """
-        return arguments
+        if bias is None:
+            return arguments
+        if arguments.get("attention_mask") is not None:
+            raise ModelError("the vision tower has a mask of its own, so its keys can have no bias")
+        return {**arguments, "attention_mask": bias[:, None, None]}
 
     def prefix(self, config: Any) -> int:
         """How many tokens of a picture no patch makes: CLS, registers; they come first."""
@@ -93,6 +118,29 @@ class RowTower(Tower):
         attention, x = self._attending(signal, seen)
         return self.key(attention, x)[:, self.first(seen.config) :]
 
+    def head_mean(self, signal: Signal, seen: TowerOutput) -> Tensor:
+        attention, x = self._attending(signal, seen)
+        of_values = isinstance(signal, TowerHeadMean) and signal.of == "values"
+        found = self.value(attention, x)[:, self.first(seen.config) :] if of_values else self.keys(signal, seen)
+        return reduce(found, "i n (h d) -> i n d", "mean", d=self.head_dim(attention))
+
+    def value(self, attention: Any, x: Tensor) -> Tensor:
+        """Values (I, L, C), heads side by side, of what an attention module is given."""
+        values: Tensor = attention.v_proj(x)
+        return values
+
+    def value_attention(self, signal: Signal, seen: TowerOutput) -> Tensor:
+        attention, x = self._attending(signal, seen)
+        values = self.value(attention, x)
+        key, query = (
+            rearrange(part, "i l (h d) -> i l h d", h=attention.num_heads) for part in (values, values[:, :1])
+        )
+        return mean_attention(key, query, 1.0)[:, self.first(seen.config) :]
+
+    def head_dim(self, attention: Any) -> int:
+        """Numbers in one head of an attention module."""
+        return int(attention.head_dim)
+
     def attention(self, signal: Signal, seen: TowerOutput) -> Tensor:
         """Attention that the patches that the projector reads get, a part of a softmax over all tokens of a picture.
 
@@ -109,6 +157,11 @@ class RowTower(Tower):
         asking = x[:, :1] if by_cls else x[:, number:]  # CLS is none of the patches
         found = attention_to(self.key(attention, x), self.query(attention, asking), attention)
         return found[:, self.first(config) :]
+
+    def logits(self, signal: Signal, seen: TowerOutput) -> Tensor:
+        attention, x = self._attending(signal, seen)
+        found = logits_to(self.key(attention, x), self.query(attention, x[:, :1]), attention)
+        return found[:, self.first(seen.config) :]
 
     def _attending(self, signal: Signal, seen: TowerOutput) -> tuple[Any, Tensor]:
         """The attention module of the layer that a signal is of, and what it was given (I, L, V)."""

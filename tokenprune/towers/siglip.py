@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import TOWER, PairedImage, Signal
+from tokenprune.core.signals import TOWER, PairedImage, Signal, TowerHeadMean
 from tokenprune.towers.base import TowerOutput
 from tokenprune.towers.rows import NormedTower
 
@@ -51,5 +51,5 @@ def _check_whole(inputs: Mapping[str, Any]) -> None:
         raise ModelError("pixel_attention_mask hides a part of a tile, so received_attention is not known there")
 
 
-SIGLIP = SiglipVision(TOWER | {PairedImage()})
-IDEFICS = IdeficsVision(TOWER | {PairedImage()}, name="vision_model")
+SIGLIP = SiglipVision(TOWER | {PairedImage(), TowerHeadMean()})
+IDEFICS = IdeficsVision(SIGLIP.offers, name="vision_model")

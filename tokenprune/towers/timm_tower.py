@@ -12,10 +12,10 @@ from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor
 
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import Signal, TowerAttention, TowerKeys, TowerStates
+from tokenprune.core.signals import Signal, TowerAttention, TowerHeadMean, TowerKeys, TowerStates
 from tokenprune.towers.base import TowerOutput
 from tokenprune.towers.rows import RowTower
-from tokenprune.towers.timm_attention import attention_signals
+from tokenprune.towers.timm_attention import attention_signals, head_dim
 
 POST_NORM = (ResPostBlock, EvaBlockPostNorm)  # whose attention is given the block's own input
 
@@ -49,6 +49,15 @@ class TimmVision(RowTower):
         normed: Tensor = hidden if type(layer) in POST_NORM else layer.norm1(hidden)
         return normed
 
+    def before_mlp(self, layer: Any) -> Any:
+        return layer.mlp if type(layer) in POST_NORM else layer.norm2
+
+    def mlp_end(self, layer: Any) -> Any:
+        return layer.drop_path2
+
+    def head_dim(self, attention: Any) -> int:
+        return head_dim(attention)
+
     def keys(self, signal: Signal, seen: TowerOutput) -> Tensor:
         """Keys of the patches, after normalisation and rotation."""
         return self._made(signal, TowerKeys(), seen)
@@ -62,12 +71,19 @@ class TimmVision(RowTower):
         rope = seen.inputs[self.layer(signal, seen.config)].get("rope")
         return attention_signals(attention, x, rope, self.prefix(seen.config), frozenset({plain}))[plain]
 
-    def aligned(self, arguments: Mapping[str, Any], kept: Tensor | None) -> Mapping[str, Any]:
+    def check_bias(self, model: Any) -> None:
+        """All kernels of timm take one."""
+
+    def aligned(
+        self, arguments: Mapping[str, Any], kept: Tensor | None, bias: Tensor | None = None
+    ) -> Mapping[str, Any]:
         """The arguments of a block, rotary embeddings of the patches that are left among them."""
         if arguments.get("attn_mask") is not None or arguments.get("is_causal"):
             raise ModelError("attn_mask and is_causal are of all patches; leave them out where patches are pruned")
         rope = arguments.get("rope")
-        return arguments if rope is None or kept is None else {**arguments, "rope": _of_kept(rope, kept)}
+        mask = {} if bias is None else {"attn_mask": bias[:, None, None]}
+        moved = {} if rope is None or kept is None else {"rope": _of_kept(rope, kept)}
+        return {**arguments, **moved, **mask}
 
 
 def _of_kept(rope: Tensor, kept: Tensor) -> Tensor:
@@ -77,7 +93,7 @@ def _of_kept(rope: Tensor, kept: Tensor) -> Tensor:
     return whole.gather(2, index.expand(-1, whole.shape[1], -1, whole.shape[3]))
 
 
-WITHOUT_CLS = TimmVision(frozenset({TowerKeys(), TowerStates()}))
+WITHOUT_CLS = TimmVision(frozenset({TowerHeadMean(), TowerKeys(), TowerStates()}))
 TIMM = TimmVision(WITHOUT_CLS.offers | {TowerAttention("cls")})
 
 

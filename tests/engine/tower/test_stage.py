@@ -9,8 +9,9 @@ import torch
 from tiny_towers import MLLMS, PREFIX, InTower, keeps_of, layers_read, masked_family, read
 
 import tokenprune as tp
-from tokenprune.core.signals import TowerKeys
-from tokenprune.core.stages import PRE_LLM, PROJECTOR, decoder
+from tokenprune.core.errors import ModelError
+from tokenprune.core.signals import TowerAttention, TowerKeys
+from tokenprune.core.stages import PRE_LLM, PROJECTOR, Stage, decoder
 from tokenprune.engine.decoder.decoder_checks import HOOKS_RUN_ONCE
 from tokenprune.engine.loading import session_for
 from tokenprune.engine.tower.forward import TowerForward
@@ -18,8 +19,10 @@ from tokenprune.engine.trace import StageTrace
 from tokenprune.testing.adapter_state import state
 from tokenprune.testing.checks import check_identity, generated
 from tokenprune.testing.masked_layers import masked_layers_logits
+from tokenprune.towers.clip import CLIP
 
 KEEP = 7
+BEHIND = [tp.stages.tower(layer, after="attention") for layer in range(3)]
 
 
 def check_masking(name, attention, pruner, rows, positions="repacked"):
@@ -31,7 +34,9 @@ def check_masking(name, attention, pruner, rows, positions="repacked"):
         tokens, logits = generated(model, inputs)
     number = trace.counts[0][0] // max(rows[0], 1)
     inside = [stage for stage in trace.stages if stage.stage.place == "tower"]
-    family = masked_family(name, {stage.stage.layer: keeps_of(stage, number) for stage in inside})
+    # What leaves between attention and MLP is seen by its own layer.
+    first = [stage.stage.layer + (stage.stage.after is not None) for stage in inside]
+    family = masked_family(name, {at: keeps_of(stage, number) for at, stage in zip(first, inside, strict=True)})
     later = [stage for stage in trace.stages if stage.stage.place != "tower"]
     stages = [StageTrace(PRE_LLM, inside[-1].keep, inside[-1].counts), *later]
     wanted = masked_layers_logits(model, inputs, stages, [positions] * len(stages), tokens, family=family)
@@ -41,11 +46,15 @@ def check_masking(name, attention, pruner, rows, positions="repacked"):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("layers", [(2,), (0,), (1, 2)])
+@pytest.mark.parametrize(
+    "stages", [(2,), (0,), (1, 2), (BEHIND[0],), (BEHIND[2],), (1, BEHIND[1]), (BEHIND[0], 1, BEHIND[1], BEHIND[2])]
+)
 @pytest.mark.parametrize("name", MLLMS)
-def test_dropping_is_masking_from_that_layer_on(name, layers, attention):
-    trace = check_masking(name, attention, InTower(*layers), (1, 2))
-    assert [str(stage.stage) for stage in trace.stages] == [f"tower({layer})" for layer in layers]
+def test_dropping_is_masking_from_that_layer_on(name, stages, attention):
+    trace = check_masking(name, attention, InTower(*stages), (1, 2))
+    named = [each if isinstance(each, Stage) else tp.stages.tower(each) for each in stages]
+    assert [stage.stage for stage in trace.stages] == named
+    assert str(BEHIND[2]) == "tower(2, after=attention)"
 
 
 @pytest.mark.parametrize("positions", ["original", "repacked"])
@@ -60,7 +69,7 @@ def test_stages_of_other_places_follow(after, positions):
         assert set(next_one.keep[2]) < set(one.keep[2])
 
 
-@pytest.mark.parametrize("layers", [(1,), (0, 2)])
+@pytest.mark.parametrize("layers", [(1,), (0, 2), (BEHIND[0], BEHIND[2])])
 @pytest.mark.parametrize("name", MLLMS)
 def test_keeping_everything_is_the_model_bit_for_bit(name, layers):
     model, processor = MLLMS[name].build("sdpa")
@@ -152,6 +161,85 @@ def by_hand(name, model, pixels, layer, change):
             hidden = torch.cat([hidden[:, :prefix], change(hidden[:, prefix:])], 1)
         hidden = block(hidden, None)
     return read(name, model, hidden)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MLLMS)
+def test_what_is_folded_behind_an_attention_goes_through_the_mlp_of_its_layer(name):
+    def select(tokens, k):
+        keep, groups = torch.arange(k), torch.arange(tokens.num_tokens) % k
+        rows, into = tokens.batch_size, groups.repeat(tokens.batch_size, 1)
+        return tp.TokenSelection(keep.repeat(rows, 1), tokens.num_tokens, into=into)
+
+    model, processor = MLLMS[name].build("sdpa")
+    session, inputs = session_for(model, processor), MLLMS[name].ask(processor, 1, 2)
+    pruned = session.prune_inputs(inputs, InTower(BEHIND[1], select=select), tp.Budget(keep_tokens=KEEP))
+    tower, prefix = model.base_model.vision_tower, PREFIX[name]
+    hidden = tower.embeddings(inputs["pixel_values"])
+    hidden = tower.pre_layrnorm(hidden) if name == "llava" else hidden
+    share = torch.nn.functional.one_hot(torch.arange(hidden.shape[1] - prefix) % KEEP, KEEP).float().mT
+    for index, block in enumerate(tower.encoder.layers[: layers_read(name, model)]):
+        hidden = hidden + block.self_attn(block.layer_norm1(hidden), attention_mask=None)[0]
+        if index == 1:
+            means = share @ hidden[:, prefix:] / share.sum(1, keepdim=True)
+            hidden = torch.cat([hidden[:, :prefix], means], 1)
+        hidden = hidden + block.mlp(block.layer_norm2(hidden))
+    output = pruned.inputs["mm_encoder_outputs"]["image"].pooler_output
+    found = output if isinstance(output, torch.Tensor) else torch.cat(output)
+    torch.testing.assert_close(found.flatten(0, -2), read(name, model, hidden).flatten(0, 1), atol=1e-5, rtol=1e-4)
+
+
+def biased(tokens, k):
+    """Keeps the first patches, which count the more as keys the later they come; the next stage says nothing of it."""
+    keep = torch.arange(k).repeat(tokens.batch_size, 1)
+    bias = None if tokens.history else keep / 4.0
+    return tp.TokenSelection(keep, tokens.num_tokens, bias=bias)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", MLLMS)
+def test_a_bias_is_added_to_the_logits_of_keys(name, attention):
+    model, processor = MLLMS[name].build(attention)
+    session, inputs = session_for(model, processor), MLLMS[name].ask(processor, 1, 2)
+    pruned = session.prune_inputs(inputs, InTower(0, 2, select=biased), tp.Budget(keep_tokens=KEEP))
+    first, last = (int(kept.sum()) // 3 for _, kept in pruned.early)
+    tower, prefix = model.base_model.vision_tower, PREFIX[name]
+    hidden = tower.embeddings(inputs["pixel_values"])
+    hidden = tower.pre_layrnorm(hidden) if name == "llava" else hidden
+    for index, block in enumerate(tower.encoder.layers[: layers_read(name, model)]):
+        hidden = hidden[:, : prefix + (first if index < 2 else last)]
+        bias = torch.cat([torch.zeros(prefix), torch.arange(hidden.shape[1] - prefix) / 4.0])
+        hidden = block(hidden, bias.expand(3, 1, len(bias), -1))
+    output = pruned.inputs["mm_encoder_outputs"]["image"].pooler_output
+    found = output if isinstance(output, torch.Tensor) else torch.cat(output)
+    torch.testing.assert_close(found.flatten(0, -2), read(name, model, hidden).flatten(0, 1), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("stages", "after"), [((1, 2), ()), ((1,), (PRE_LLM,))], ids=str)
+def test_attention_with_a_bias_is_not_read(stages, after):
+    model, processor = MLLMS["llava"].build("sdpa")
+    session, inputs = session_for(model, processor), MLLMS["llava"].ask(processor, 1)
+    pruner = InTower(*stages, after=after, requires=[TowerAttention("cls")], select=biased)
+    with pytest.raises(ModelError, match="cls_attention cannot be read behind a stage that puts a bias on keys"):
+        session.prune_inputs(inputs, pruner, tp.Budget(keep_tokens=KEEP))
+
+
+def test_a_kernel_without_a_bias_is_refused():
+    model, _ = MLLMS["llava"].make("sdpa")
+    CLIP.check_bias(model)
+    model.base_model.vision_tower.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(ModelError, match="needs sdpa or eager attention, not flash_attention_2"):
+        CLIP.check_bias(model)
+
+
+def test_checkpointing_with_a_stage_behind_an_attention_is_refused():
+    model, processor = MLLMS["llava"].make("sdpa")
+    for layer in model.train().base_model.vision_tower.encoder.layers:
+        layer.gradient_checkpointing = True
+    session, inputs = session_for(model, processor), MLLMS["llava"].ask(processor, 1)
+    with pytest.raises(ModelError, match=r"leave behind their attention; call model\.gradient_checkpointing_disable"):
+        session.prune_inputs(inputs, InTower(BEHIND[1]), tp.Budget(keep_tokens=KEEP))
 
 
 @torch.no_grad()

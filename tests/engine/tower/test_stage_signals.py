@@ -240,10 +240,6 @@ def choosing(**more):
     ("pruner", "message"),
     [
         (
-            choosing(bias=lambda tokens, keep: torch.ones(keep.shape)),
-            r"tower\(1\): a bias on keys is for the layers of",
-        ),
-        (
             choosing(heads=lambda tokens, keep: (torch.arange(tokens.num_tokens) < KEEP).expand(len(keep), 4, -1)),
             "heads can keep different tokens in a cache only",
         ),

@@ -162,6 +162,7 @@ class Sizes:
             "width": llm.width,
             "tower_heads": tower.heads,
             "tower_width": tower.width,
+            "tower_head_dim": tower.head_dim,
             "shared": SHARED,
             "channels": self.channels or tower.width,
         }

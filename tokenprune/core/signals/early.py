@@ -57,6 +57,70 @@ class TowerKeys(Signal):
 
 
 @dataclass(frozen=True)
+class TowerHeadMean(Signal):
+    """(B, N, d) keys or values of a layer of the vision tower, mean over its heads.
+
+    Attributes:
+        of: which.
+        layer: of the tower, see ``Layer``; None for the one whose output the projector reads.
+    """
+
+    plain_names: ClassVar[tuple[str, ...]] = ("mean_keys", "mean_values")
+    shape: ClassVar[str] = "tokens tower_head_dim"
+    of: Literal["keys", "values"] = "keys"
+    layer: Layer | None = None
+
+    @property
+    def plain(self) -> str:
+        """The plain name by what the mean is of: ``mean_keys`` or ``mean_values``."""
+        return self.plain_names[self.of == "values"]
+
+    @property
+    def reads_layers(self) -> bool:
+        """Whether hidden states in the tower are read: keys and values are always made of them."""
+        return True
+
+
+@dataclass(frozen=True)
+class TowerValueAttention(Signal):
+    """(B, H, N) softmax of the products of the CLS token's value with all values of a layer of the vision tower.
+
+    It is attention with values in place of queries and keys, and without a scale.
+
+    Attributes:
+        layer: of the tower, see ``Layer``; None for the one whose output the projector reads.
+    """
+
+    plain_names: ClassVar[tuple[str, ...]] = ("cls_value_attention",)
+    shape: ClassVar[str] = "tower_heads tokens"
+    fill: ClassVar[Literal["attention"]] = "attention"
+    layer: Layer | None = None
+
+    @property
+    def reads_layers(self) -> bool:
+        """Whether hidden states in the tower are read: values are always made of them."""
+        return True
+
+
+@dataclass(frozen=True)
+class TowerLogits(Signal):
+    """(B, H, N) what the CLS token's attention to visual tokens is before the softmax, of a layer of the vision tower.
+
+    Attributes:
+        layer: of the tower, see ``Layer``; None for the one whose output the projector reads.
+    """
+
+    plain_names: ClassVar[tuple[str, ...]] = ("cls_logits",)
+    shape: ClassVar[str] = "tower_heads tokens"
+    layer: Layer | None = None
+
+    @property
+    def reads_layers(self) -> bool:
+        """Whether hidden states in the tower are read: logits are always made of them."""
+        return True
+
+
+@dataclass(frozen=True)
 class TowerStates(Signal):
     """(B, N, V) hidden states behind a layer of the vision tower, before the projector.
 
@@ -157,6 +221,8 @@ class Evidence(Signal):
 
     shape: ClassVar[str] = "tokens"
 
+
+OfLayer = TowerAttention | TowerHeadMean | TowerKeys | TowerLogits | TowerStates | TowerValueAttention
 
 # What any vision tower gives that has a layer to read.
 TOWER: frozenset[Signal] = frozenset({TowerAttention("patches"), TowerKeys(), TowerStates()})

@@ -112,10 +112,9 @@ def _after_stages(
     """Encoded images with what is left of them behind the stages inside the tower."""
     early = []
     for step in plan.steps:
-        assert step.stage.layer is not None
         parts = {}
         for name, forward in forwards.items():
-            kept = forward.left.stages[step.stage.layer]
+            kept = forward.left.stages[step.stage]
             patches = forward.left.spread(torch.ones_like(kept)[..., None])
             parts[name] = adapter.per_token(name, patches, inputs)[:, 0] > 0
         early.append((step.stage, encoded.in_order(parts).to(encoded.layout.free.device)))

@@ -7,20 +7,26 @@ from dataclasses import replace
 from torch import Tensor
 
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import TowerAttention, TowerKeys, TowerStates
+from tokenprune.core.signals import (
+    OfLayer,
+    TowerAttention,
+    TowerHeadMean,
+    TowerKeys,
+    TowerLogits,
+    TowerStates,
+    TowerValueAttention,
+)
 from tokenprune.engine.providers.base import Facts, provides
 from tokenprune.engine.providers.encoding import Encoding
 from tokenprune.towers.base import TowerOutput
 
-Of = TowerAttention | TowerKeys | TowerStates
 
-
-def in_family(signal: Of, facts: Facts) -> bool:
+def in_family(signal: OfLayer, facts: Facts) -> bool:
     """Whether the towers of a family give such a signal."""
     return replace(signal, layer=None) in facts.adapter.tower.offers
 
 
-def has_layer(signal: Of, facts: Facts) -> None:
+def has_layer(signal: OfLayer, facts: Facts) -> None:
     """Raise ModelError if the vision tower of a model has no such layer."""
     if signal.layer is None or facts.config is None:
         return
@@ -30,9 +36,12 @@ def has_layer(signal: Of, facts: Facts) -> None:
 
 
 @provides(TowerAttention, offered=in_family, check=has_layer)
+@provides(TowerHeadMean, offered=in_family, check=has_layer)
 @provides(TowerKeys, offered=in_family, check=has_layer)
+@provides(TowerLogits, offered=in_family, check=has_layer)
 @provides(TowerStates, offered=in_family, check=has_layer)
-def tower_signal(signal: Of, view: Encoding) -> Tensor:
+@provides(TowerValueAttention, offered=in_family, check=has_layer)
+def tower_signal(signal: OfLayer, view: Encoding) -> Tensor:
     """Signal (T, ...) of each visual token: of several patches, their mean."""
     adapter, parts = view.adapter, {}
     for modality, output in view.encoded.outputs.items():

@@ -14,11 +14,12 @@ from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError, TokenPruneError
 from tokenprune.core.plan import OperationPlan
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.core.stages import decoder, tower
-from tokenprune.core.steps import Selector, Step
+from tokenprune.core.stages import Stage, decoder
+from tokenprune.core.steps import Step
 from tokenprune.engine.tower.forward import TowerForward
 from tokenprune.engine.tower.hooks import TowerHooks, active
 from tokenprune.engine.tower.left import PatchesLeft
+from tokenprune.pruners.base import Pruner
 from tokenprune.towers.timm_tower import timm_tower
 
 
@@ -27,8 +28,8 @@ class VitTrace:
     """What stayed in the forwards of a ``prune_vit`` block.
 
     Attributes:
-        calls: for each forward, by layer, (B, K) long: the patches that are left from there on, by their number in the
-            image, ascending.
+        calls: for each forward, by layer, (B, K) long: the patches that are left from there on, or from its MLP on, by
+            their number in the image, ascending.
     """
 
     calls: list[dict[int, Tensor]] = field(default_factory=list)
@@ -56,31 +57,36 @@ class VitBlock:
 
     Attributes:
         model, spec: what is pruned.
-        pruner, layers, budget: and how; see ``prune_vit``.
+        pruner, stages, budget: and how; see ``prune_vit``.
+        own: whether the stages and their counts are the pruner's; else each stage leaves the same share.
         trace: for the user.
     """
 
     model: Any
     spec: ModelSpec
-    pruner: Selector
-    layers: tuple[int, ...]
+    pruner: Pruner
+    stages: tuple[Stage, ...]
     budget: Budget
+    own: bool = False
     trace: VitTrace = field(default_factory=VitTrace)
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """The pruner at each of its layers."""
-        return tuple(Step(tower(at), self.pruner, "original") for at in self.layers)
+        """The pruner at each of its stages."""
+        return tuple(Step(stage, self.pruner, "original") for stage in self.stages)
 
     def counts(self, total: int) -> tuple[int, ...]:
-        """How many of so many patches each stage leaves: the same share of what arrives at it.
+        """How many of so many patches each stage leaves: what the pruner says, or the same share of what arrives.
 
         Raises:
             BudgetError: if the budget cannot be met.
         """
-        last, stages = len(self.layers), [decoder(at) for at in self.layers]  # blocks are the layers of its spec
+        last = len(self.stages)  # blocks are the layers of its spec
+        stages = [decoder(stage.layer or 0, after=stage.after) for stage in self.stages]
 
         def left(keep: int) -> tuple[int, ...]:
+            if self.own:
+                return self.pruner.counts(self.spec, keep, total)
             return tuple(round(total * (keep / total) ** (place / last)) for place in range(1, last + 1))
 
         def spent(keep: int) -> float:
@@ -106,7 +112,8 @@ class VitBlock:
             raise ModelError(
                 f"the patches that are left are no grid; ask {entry} for output_fmt='NLC', without reshape"
             )
-        with TowerHooks(timm_tower(self.model), self.model, self._begin, owner=self).on():
+        behind = [stage.layer for stage in self.stages if stage.after and stage.layer is not None]
+        with TowerHooks(timm_tower(self.model), self.model, self._begin, behind, owner=self).on():
             return original(*args, **kwargs)
 
     def _begin(self, pictures: Tensor) -> TowerForward:
@@ -127,4 +134,4 @@ class VitBlock:
         )
 
     def _note(self, forward: TowerForward) -> None:
-        self.trace.calls.append(forward.left.stages)
+        self.trace.calls.append({stage.layer or 0: kept for stage, kept in forward.left.stages.items()})

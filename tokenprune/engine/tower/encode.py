@@ -11,13 +11,12 @@ from torch import Tensor
 
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import OfLayer, Signal
 from tokenprune.core.steps import Step
 from tokenprune.engine.decoder.decoder_checks import HOOKS_RUN_ONCE
-from tokenprune.engine.tower.forward import TowerForward
+from tokenprune.engine.tower.forward import TowerForward, check_unbiased
 from tokenprune.engine.tower.hooks import TowerHooks
 from tokenprune.engine.tower.left import PatchesLeft
-from tokenprune.engine.tower.signals import OfLayer
 from tokenprune.towers.rows import RowTower
 
 
@@ -62,7 +61,8 @@ def encode_pruned(
     """
     tower, model, forwards = adapter.tower, adapter.model, list[TowerForward]()
     assert isinstance(tower, RowTower)  # as the family has the stage
-    _check_checkpointing(tower.layers(model)[0])
+    behind = [step.stage.layer for step in plan.steps if step.stage.after and step.stage.layer is not None]
+    _check_checkpointing(tower.layers(model)[0], behind)
     of_tower = [signal for signal in later if isinstance(signal, OfLayer)]
 
     def begin(pictures: Tensor) -> TowerForward:
@@ -71,7 +71,7 @@ def encode_pruned(
         forwards.append(forward)
         return forward
 
-    with TowerHooks(tower, model, begin).on():
+    with TowerHooks(tower, model, begin, behind).on():
         output = encoder()
     if len(forwards) != 1 or len(forwards[0].left.stages) != len(plan.steps):
         raise ModelError(
@@ -79,6 +79,8 @@ def encode_pruned(
             "patches could leave inside it; compile its layers, or choose before the LLM"
         )
     (forward,) = forwards
+    for signal in later:
+        check_unbiased(forward.bias, signal)
     output.pooler_output = forward.left.spread(torch.stack(list(output.pooler_output)))
     if output.hidden_states is not None:
         output.hidden_states = tuple(
@@ -87,9 +89,19 @@ def encode_pruned(
     return output, forward
 
 
-def _check_checkpointing(layer: Any) -> None:
-    """Refuse gradient checkpointing where a layer's hooks would run again in the backward pass, and do nothing."""
+def _check_checkpointing(layer: Any, behind: Sequence[int]) -> None:
+    """Refuse gradient checkpointing where hooks would run again in the backward pass, and do nothing.
+
+    Args:
+        layer: of the tower.
+        behind: layers behind whose attention patches leave, by hooks within the layers.
+    """
     on = getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled()
+    if on and behind:
+        raise ModelError(
+            "gradient checkpointing runs the layers of the vision tower again in the backward pass, where no patches "
+            "leave behind their attention; call model.gradient_checkpointing_disable()"
+        )
     if on and not HOOKS_RUN_ONCE:
         raise ModelError(
             "gradient checkpointing runs the layers of the vision tower again in the backward pass, where no patches "

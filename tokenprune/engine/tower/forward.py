@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tokenprune.core.errors import ModelError
 from tokenprune.core.selection import TokenSelection
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import Signal, TowerAttention, TowerLogits
+from tokenprune.core.stages import Stage, tower
 from tokenprune.core.steps import Step
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.engine.stopwatch import stopwatch
@@ -47,6 +49,9 @@ class TowerForward:
         hidden_states: of layers that signals need, what each was given, (I, L, V).
         arguments: of these layers, what else each was given.
         labels: (I, n) long, what a stage handed on about the patches that are left; None if none did.
+        bias: (I, n), what layers add to the logits of the patches that are left, as keys; None: nothing.
+        made: (I, L, V) hidden states that the MLP of the layer that runs is given, if something left behind its
+            attention, and what the MLP gives for them, once it has run.
         seconds: that the selections took.
     """
 
@@ -62,6 +67,8 @@ class TowerForward:
     hidden_states: dict[int, Tensor] = field(default_factory=dict)
     arguments: dict[int, Arguments] = field(default_factory=dict)
     labels: Tensor | None = None
+    bias: Tensor | None = None
+    made: tuple[Tensor, ...] = ()
     seconds: dict[str, float] = field(default_factory=lambda: {"selection": 0.0})
 
     @property
@@ -83,17 +90,46 @@ class TowerForward:
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled layers are compiled without what selects
     def enter(self, index: int, hidden: Tensor, arguments: Arguments) -> tuple[Tensor, Arguments]:
         """What a layer is given: hidden states (I, L, V) and other arguments, of the patches that are left."""
-        for place, step in enumerate(self.steps):
-            if step.stage.layer == index:
-                if index in self.remembers:
-                    self.hidden_states[index] = hidden  # as it arrives, for what selects
-                hidden = self._shorten(place, index, hidden)
-        aligned = self.tower.aligned(arguments, self.kept)
+        if (place := self._place(tower(index))) is not None:
+            if index in self.remembers:
+                self.hidden_states[index] = hidden  # as it arrives, for what selects
+            hidden = self._shorten(place, hidden)
+        bias = None if self.bias is None else pad(self.bias, (hidden.shape[1] - self.bias.shape[1], 0)).to(hidden)
+        aligned = self.tower.aligned(arguments, self.kept, bias)
         if index in self.remembers:
             self.hidden_states[index], self.arguments[index] = hidden, aligned
         return hidden, aligned
 
-    def _shorten(self, place: int, index: int, hidden: Tensor) -> Tensor:
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def attended(self, index: int, hidden: Tensor) -> Tensor:
+        """What the MLP of a layer is given, of the hidden states (I, L, V) behind its attention."""
+        place = self._place(tower(index, after="attention"))
+        assert place is not None  # as the hook is on the layers of such stages
+        left = self._shorten(place, hidden)
+        self.made = () if left is hidden else (left,)
+        return left
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def passed(self, output: Tensor, number: int) -> Tensor:
+        """What an MLP gives (I, L, V), with zeros behind it for a layer that has not lost any of its tokens."""
+        if not self.made:
+            return output
+        self.made = (self.made[0], output)
+        return pad(output, (0, 0, 0, number - output.shape[1]))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def leave(self, index: int, output: Tensor) -> Tensor:
+        """The output (I, L, V) of a layer behind whose attention patches may have left."""
+        if tower(index, after="attention") not in self.left.stages:
+            raise ModelError(f"layer {index} of the tower ran without its hooks, as it was compiled; leave it as it is")
+        made, self.made = self.made, ()
+        return made[0] + made[1] if made else output
+
+    def _place(self, stage: Stage) -> int | None:
+        """Which step is at a stage; None if none is."""
+        return next((place for place, step in enumerate(self.steps) if step.stage == stage), None)
+
+    def _shorten(self, place: int, hidden: Tensor) -> Tensor:
         """The prefix and the patches that stay, of the hidden states (I, L, V) at a stage."""
         prefix = self.tower.prefix(self.seen.config)
         patches, kept = hidden[:, prefix:], self.kept
@@ -104,8 +140,11 @@ class TowerForward:
             selection = self._select(place, patches.detach())
         _check(selection, self.steps[place])
         alive = selection.keep if kept is None else kept.to(hidden.device).gather(1, selection.keep)
-        self.left.stages[index] = alive
-        self.labels = _labels(selection, self.labels)
+        self.left.stages[self.steps[place].stage] = alive
+        self.labels = _handed_on(selection, selection.labels, self.labels)
+        self.bias = _handed_on(selection, selection.bias, self.bias)
+        if selection.bias is not None:
+            self.tower.check_bias(self.model)
         if place == len(self.steps) - 1:
             self.chosen(self)
         if selection.merged is None and alive.shape[1] == number:
@@ -120,6 +159,7 @@ class TowerForward:
         """What a step chooses of patches (I, n, V)."""
         step, signals = self.steps[place], {}
         for asked, signal in asked_of(step, self.tower):
+            check_unbiased(self.bias, signal)
             found = self.left.last(self.tower.signal(signal, self.seen))
             axis = 1 + asked.shape.split().index("tokens")
             signals[str(asked)] = found.movedim(1, axis).to(patches.device)
@@ -134,10 +174,18 @@ class TowerForward:
         return step.selector.select(tokens, self.counts[place])
 
 
-def _labels(selection: TokenSelection, before: Tensor | None) -> Tensor | None:
-    """What is handed on about the patches that stay, (I, n) long: what was said last."""
-    if selection.labels is not None or before is None:
-        return selection.labels
+def check_unbiased(bias: Tensor | None, signal: Signal) -> None:
+    """Raise ModelError for attention that is read where keys have a bias, which what is read would lack."""
+    if bias is not None and isinstance(signal, TowerAttention | TowerLogits):
+        raise ModelError(
+            f"{signal.plain} cannot be read behind a stage that puts a bias on keys; leave one of both out"
+        )
+
+
+def _handed_on(selection: TokenSelection, said: Tensor | None, before: Tensor | None) -> Tensor | None:
+    """What later stages or layers get of the patches that stay, (I, n): what was said last."""
+    if said is not None or before is None:
+        return said
     return before.gather(1, selection.keep.to(before.device))
 
 
@@ -147,8 +195,6 @@ def _check(selection: TokenSelection, step: Step) -> None:
         raise ModelError("tokens can be appended inside the LLM only")
     if selection.sequence is not None:
         raise ModelError(f"{step.stage}: patches can be put in another order before the LLM only")
-    if selection.bias is not None:
-        raise ModelError(f"{step.stage}: a bias on keys is for the layers of the LLM; leave it out inside the tower")
     if selection.heads is not None:
         raise ModelError("heads can keep different tokens in a cache only")
     if not bool(selection.there.all()):

@@ -8,6 +8,7 @@ import torch
 from einops import repeat
 from torch import Tensor
 
+from tokenprune.core.stages import Stage
 from tokenprune.functional.vectors import take
 
 
@@ -20,12 +21,12 @@ class PatchesLeft:
 
     Attributes:
         number: N, patches of a picture before the first stage.
-        stages: by the layer at whose input they are, (I, n) long each: patches by their number in the picture,
+        stages: by the stage that they are left behind, (I, n) long each: patches by their number in the picture,
             ascending.
     """
 
     number: int
-    stages: dict[int, Tensor] = field(default_factory=dict)
+    stages: dict[Stage, Tensor] = field(default_factory=dict)
 
     @property
     def history(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ConfigError
 from tokenprune.core.sizes import ModelSpec
-from tokenprune.core.stages import PRE_LLM, tower
+from tokenprune.core.stages import PRE_LLM, Stage, tower
 from tokenprune.core.steps import Step
 from tokenprune.engine.attach.interception import Opening
 from tokenprune.engine.attach.wrapped import unwrapped
@@ -31,7 +31,7 @@ def prune_vit(
     model: Any,
     pruner: str | Pruner,
     *,
-    layer: int | Sequence[int],
+    layer: int | Sequence[int] | None = None,
     keep_tokens: int | None = None,
     keep_ratio: float | None = None,
     average_tokens: float | None = None,
@@ -48,9 +48,11 @@ def prune_vit(
 
     Args:
         model: a ``VisionTransformer`` (ViT, DeiT, DINOv2, SigLIP, ...) or ``Eva`` (EVA-02, DINOv3, ...) of timm.
-        pruner: a registered name, or a pruner; one that selects before the LLM where there is one.
+        pruner: a registered name, or a pruner; one that selects before the LLM where there is one, or one whose stages
+            are all inside a vision tower.
         layer: block of the model (0-based) at whose input patches leave; or several, ascending, each of which leaves
-            the same share of what arrives at it.
+            the same share of what arrives at it. None for a pruner that says itself where in a tower patches leave, and
+            how many.
         keep_tokens: patches of an image that are left after the last of them; or
         keep_ratio: which share of all, in (0, 1]; or
         average_tokens: patches in a block, mean over the blocks; or
@@ -68,11 +70,11 @@ def prune_vit(
     model = unwrapped(model)
     spec = vit_spec(model)
     chosen = pruner if isinstance(pruner, Pruner) else create_pruner(pruner, **options)
-    _check_pruner(model, chosen, spec)
-    layers = _layers(layer, spec.llm.layers, signals=bool(chosen.requires))
+    stages, own = _stages(chosen, layer, spec)
+    _check_pruner(model, chosen, spec, own=own)
     prefix = 0 if flops is None else model.num_prefix_tokens
     budget = Budget(keep_tokens, keep_ratio, average_tokens, flops, text_tokens=prefix)
-    block = VitBlock(model, spec, chosen, layers, budget)
+    block = VitBlock(model, spec, chosen, stages, budget, own)
     for step in block.steps:
         check_layers(step, timm_tower(model), model)
     if not model.dynamic_img_size:
@@ -84,14 +86,31 @@ def prune_vit(
         opening.close()
 
 
-def _check_pruner(model: Any, pruner: Pruner, spec: ModelSpec) -> None:
+def _stages(pruner: Pruner, layer: int | Sequence[int] | None, spec: ModelSpec) -> tuple[tuple[Stage, ...], bool]:
+    """Where patches leave, and whether it is the pruner that says so."""
+    stages = pruner.stages(spec)
+    inside = bool(stages) and all(stage.place == "tower" for stage in stages)
+    if not inside:
+        layers = _layers(layer, spec.llm.layers, signals=bool(pruner.requires))
+        return tuple(tower(at) for at in layers), False
+    if layer is not None:
+        name = type(pruner).__name__
+        raise ConfigError(f"{name} says itself at which blocks of a ViT patches leave; leave layer={layer!r} out")
+    return stages, True
+
+
+def _check_pruner(model: Any, pruner: Pruner, spec: ModelSpec, *, own: bool) -> None:
     """Refuse pruners that need text, or an LLM."""
     kind = timm_tower(model)
     if missing := absent(Step(tower(0), pruner, "original"), kind):
         lacks = "text and CLS token" if model.cls_token is None else "text"
         who = f"{type(model).__name__}, a classifier without {lacks},"
         raise refusal(who, missing, [signal.plain for signal in kind.offers])
-    if pruner.stages(spec) != (PRE_LLM,) or pruner.operations(spec) is not None or pruner.budget is not None:
+    if (
+        (not own and pruner.stages(spec) != (PRE_LLM,))
+        or pruner.operations(spec) is not None
+        or pruner.budget is not None
+    ):
         name = type(pruner).__name__
         raise ConfigError(
             f"{name} says itself where or how much to prune in an LLM; between the blocks of a ViT run pruners that "
@@ -99,10 +118,10 @@ def _check_pruner(model: Any, pruner: Pruner, spec: ModelSpec) -> None:
         )
 
 
-def _layers(layer: int | Sequence[int], depth: int, *, signals: bool) -> tuple[int, ...]:
-    layers, first = tuple(layer) if isinstance(layer, Sequence) else (layer,), int(signals)
-    known = bool(layers) and all(type(at) is int and first <= at < depth for at in layers)
-    if not known or any(a >= b for a, b in pairwise(layers)):
+def _layers(layer: int | Sequence[int] | None, depth: int, *, signals: bool) -> tuple[int, ...]:
+    asked, first = tuple(layer) if isinstance(layer, Sequence) else (layer,), int(signals)
+    layers = tuple(at for at in asked if type(at) is int and first <= at < depth)
+    if not layers or layers != asked or any(a >= b for a, b in pairwise(layers)):
         reason = ", as its signals are of the block before" if signals else ""
         raise ConfigError(
             f"layer is {layer!r}; it must be a block from {first} to {depth - 1}{reason}, or several, ascending"

@@ -1,7 +1,7 @@
 """Signals at a stage inside a vision tower: of a layer that has run, of the patches that are left.
 
-A signal that names no layer is of the one just before the stage, as it ran: ``TowerStates()`` there is what arrives at
-the stage.
+A signal that names no layer is of the one that ran last: that before the stage, or if the stage is behind an attention,
+the stage's own. ``TowerStates()`` is what the stage's layer was given.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from tokenprune.core.errors import ModelError
-from tokenprune.core.signals import Signal, TowerAttention, TowerKeys, TowerStates
+from tokenprune.core.signals import OfLayer, Signal, TowerStates
 from tokenprune.core.steps import Step
 from tokenprune.towers.attention import layer_index
 from tokenprune.towers.base import Tower
-
-OfLayer = TowerAttention | TowerKeys | TowerStates
 
 
 def chosen(asked: Signal, tower: Tower) -> OfLayer | None:
@@ -30,9 +28,15 @@ def chosen(asked: Signal, tower: Tower) -> OfLayer | None:
 def asked_of(step: Step, tower: Tower) -> Iterator[tuple[OfLayer, OfLayer]]:
     """The signals that a step gets: each as it was asked for, and with the layer that it is of."""
     for asked in step.selector.requires:
-        signal, before = chosen(asked, tower), (step.stage.layer or 0) - 1
+        signal = chosen(asked, tower)
         assert signal is not None  # as it was checked
-        yield signal, replace(signal, layer=before) if signal.layer is None else signal
+        yield signal, replace(signal, layer=_ran(step, signal)) if signal.layer is None else signal
+
+
+def _ran(step: Step, signal: OfLayer) -> int:
+    """The last layer that has run at a stage, as far as a signal is made of it; -1 if none has."""
+    own = step.stage.after is not None and not isinstance(signal, TowerStates)
+    return (step.stage.layer or 0) - 1 + own
 
 
 def absent(step: Step, tower: Tower) -> list[Signal]:
@@ -48,8 +52,9 @@ def check_layers(step: Step, tower: Tower, config: Any) -> None:
         tower: of the model.
         config: of the model.
     """
-    before, depth = (step.stage.layer or 0) - 1, tower.depth(config)
+    depth = tower.depth(config)
     for signal, named in asked_of(step, tower):
+        before = _ran(step, signal)
         if before < 0:
             raise ModelError(f"{step.stage}: no layer of the vision tower has run there, so there is no {signal.plain}")
         assert named.layer is not None
