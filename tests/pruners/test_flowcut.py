@@ -9,7 +9,8 @@ from tokenprune.core.errors import ConfigError, ModelError
 from tokenprune.core.signals import TowerAttention, TowerHeadMean, TowerValueAttention
 from tokenprune.core.stages import tower
 from tokenprune.engine.loading import session_for
-from tokenprune.pruners.flowcut import cuts, handed_on, leaving, score, signals
+from tokenprune.pruners.flowcut.score import cuts, leaving, score, signals
+from tokenprune.pruners.flowcut.stage import handed_on
 from tokenprune.testing.families.llava import ask, shared_llava
 from tokenprune.testing.pruner_on_models import TINY
 

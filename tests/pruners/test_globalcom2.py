@@ -8,7 +8,7 @@ from tokenprune.core.errors import ConfigError, SelectionError
 from tokenprune.core.signals import TowerAttention, TowerLogits
 from tokenprune.core.stages import PRE_LLM
 from tokenprune.engine.loading import session_for
-from tokenprune.pruners.globalcom2 import Tiles
+from tokenprune.pruners.globalcom2.tiles import Tiles
 from tokenprune.testing.families import families
 
 GLOBALCOM2 = create_pruner("globalcom2")
