@@ -30,8 +30,8 @@ def kept_tokens(folder: Path, budget: int) -> Kept:
     for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines():
         told = json.loads(line)
         stages = told["stages"]
-        if told["cell"] in labels and len(stages) == 1 and not stages[0]["stage"].startswith("layer"):
-            kept[labels[told["cell"]]][told["sample"]] = set(stages[0]["kept"])
+        if told["cell"] in labels and stages and not any(each["stage"].startswith("layer") for each in stages):
+            kept[labels[told["cell"]]][told["sample"]] = set(stages[-1]["kept"])
     return dict(kept)
 
 
@@ -42,7 +42,7 @@ def overlap(one: dict[str, set[int]], other: dict[str, set[int]]) -> float:
 
 def draw(table: np.ndarray, names: list[str], budget: int, path: Path) -> None:
     """Draw the shares as a heat map."""
-    figure = Figure(figsize=(9, 8), layout="constrained")
+    figure = Figure(figsize=(11, 10), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(table, cmap="viridis", vmin=0, vmax=1)
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
