@@ -20,6 +20,7 @@ from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import Signal, TowerStates
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.coverage import max_coverage
+from tokenprune.functional.gram import gram
 from tokenprune.functional.vectors import unit, widen
 from tokenprune.pruners.base import check_choice, register_pruner
 from tokenprune.pruners.dense import DensePruner
@@ -57,4 +58,4 @@ class SCOPE(DensePruner):
         heads = tokens.signal(tower_attention()).shape[1]
         weight = (heads * over_heads(tokens, tower_attention())) ** self.alpha
         how = {"factor" if self.combine == "multiply" else "bonus": weight}
-        return TokenSelection.from_order(max_coverage(states @ states.mT, k, **how), tokens.num_tokens)
+        return TokenSelection.from_order(max_coverage(gram(states), k, **how), tokens.num_tokens)
