@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-STRIP = 256  # rows at a time; of each strip only what is right of its start is computed
+STRIP = 128  # rows at a time; of each strip only what is right of its start is computed
 
 
+@torch.no_grad()
 def gram(x: Tensor) -> Tensor:
     """The matrix x x^T of each row, on a CPU for little over half the products, and exactly symmetric there.
 

@@ -20,6 +20,24 @@ def descending(scores: Tensor, allowed: Tensor | None = None) -> Tensor:
     return ranked.argsort(dim=-1, descending=True, stable=True)
 
 
+def leading(scores: Tensor, k: int) -> Tensor:
+    """The first k of ``descending``; the others are sorted, too, only if scores that matter are equal.
+
+    Args:
+        scores: (..., N).
+        k: how many, at most N.
+
+    Returns:
+        (..., k) long.
+    """
+    if k >= scores.shape[-1]:
+        return descending(scores)
+    values, index = scores.detach().topk(k + 1, dim=-1)
+    if bool((values[..., 1:] == values[..., :-1]).any()):
+        return descending(scores)[..., :k]
+    return index[..., :k]
+
+
 def highest(scores: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
     """Which entries have the k highest scores, or all that are allowed if these are fewer.
 
@@ -31,7 +49,8 @@ def highest(scores: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
     Returns:
         (..., N) bool.
     """
-    best = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, descending(scores, allowed)[..., :k], True)
+    ranked = scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)
+    best = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, leading(ranked, k), True)
     return best if allowed is None else best & allowed
 
 

@@ -59,6 +59,7 @@ class MMTok(DensePruner):
         """The question as the LLM reads it, and hidden states of the vision tower."""
         return frozenset({PromptEmbeds(), PromptMask(), TowerStates()})
 
+    @torch.no_grad()
     def cover(self, tokens: VisualTokens) -> Tensor:
         """How well each token covers words and patches, (B, P + N, N): each word 1/P in all, each patch alpha/N."""
         words, mask = prompt_tokens(tokens, "row", "own")

@@ -80,8 +80,8 @@ class VScan(DensePruner):
     def _choose(self, tokens: VisualTokens, k: int) -> TokenSelection:
         late = over_heads(tokens, tower_attention()).masked_fill(self.local(tokens, k), torch.inf)
         keep = TokenSelection.from_mask(highest(late, k)).keep
-        x = unit(widen(tokens.features))
-        nearest = keep.gather(1, (x @ take(x, keep).mT).argmax(2))
+        x = widen(tokens.features)
+        nearest = keep.gather(1, (x @ unit(take(x, keep)).mT).argmax(2))  # of a token itself the length changes nothing
         return TokenSelection(keep, tokens.num_tokens, into=nearest.scatter(1, keep, keep))
 
 

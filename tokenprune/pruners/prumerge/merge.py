@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from tokenprune.functional.ranking import descending, first_largest
-from tokenprune.functional.vectors import take, unit, widen
+from tokenprune.functional.ranking import first_largest, leading
+from tokenprune.functional.vectors import inverse_norm, take, widen
 
 
 def joined_attention(attention: Tensor) -> Tensor:
@@ -37,19 +38,28 @@ def merged(features: Tensor, keys: Tensor, attention: Tensor, picks: Tensor, nei
         of the first token in it.
     """
     places, rest = places_of(picks, features.shape[1])
-    source = torch.arange(features.shape[1], device=picks.device).repeat(len(picks), 1).scatter(1, places, picks)
-    features, keys, attention = (
-        take(features, source),
-        take(unit(keys), source),
-        attention.gather(1, source).to(features),
-    )
-    likeness = (take(keys, places) @ keys.mT).scatter(2, places[:, :, None], -torch.inf)
-    near = descending(likeness)[:, :, : min(neighbours, features.shape[1] - 1)]
-    added = attention[:, None].expand_as(likeness).gather(2, near)
-    weight = torch.zeros_like(likeness, dtype=features.dtype).scatter(2, near, added)
+    if not torch.equal(places, picks):
+        source = torch.arange(features.shape[1], device=picks.device).repeat(len(picks), 1).scatter(1, places, picks)
+        features, keys, attention = take(features, source), take(keys, source), attention.gather(1, source)
+    attention = attention.to(features)
+    likeness = (take(keys, places) @ keys.mT).mul_(inverse_norm(keys)[:, None])  # a pick's own length changes nothing
+    likeness.scatter_(2, places[:, :, None], -torch.inf)
+    near = leading(likeness, min(neighbours, features.shape[1] - 1))
     sums = (attention * rest)[:, None] @ features
     last = first_largest(rest.long())
-    return torch.cat([take(features, places) + weight @ features, sums], 1), torch.cat([places, last], 1)
+    kept = take(features, places) + weighted_sums(features, attention, near)
+    return torch.cat([kept, sums], 1), torch.cat([places, last], 1)
+
+
+def weighted_sums(x: Tensor, weight: Tensor, near: Tensor) -> Tensor:
+    """Sums (B, n, D) of some vectors (B, N, D), those at (B, n, M), with weights (B, N); nothing is copied."""
+    line = torch.arange(len(x), device=x.device)[:, None, None] * x.shape[1]
+    index = rearrange(near + line, "b n m -> (b n) m")
+    weights = weight.flatten()[index]
+    if not index.numel():
+        return x.new_zeros(*near.shape[:2], x.shape[2])
+    sums = torch.nn.functional.embedding_bag(index, x.flatten(0, 1), per_sample_weights=weights, mode="sum")
+    return rearrange(sums, "(b n) d -> b n d", b=len(x))
 
 
 def places_of(picks: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
