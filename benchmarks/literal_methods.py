@@ -138,7 +138,7 @@ def scope(inputs: Inputs, k: int) -> Tensor:
     alike, weight, lines = x @ x.mT, inputs.attention.sum(1), torch.arange(len(x))
     covered, taken, picks = torch.zeros(x.shape[:2]), torch.zeros(x.shape[:2], dtype=torch.bool), []
     for _ in range(k):
-        gain = weight * torch.clamp(alike - covered[:, None], min=0).sum(2)
+        gain = weight * (alike - covered[:, None]).clamp_(min=0).sum(2)
         pick = gain.masked_fill(taken, -torch.inf).argmax(1)
         covered = torch.maximum(covered, alike[lines, pick])
         taken[lines, pick] = True
@@ -202,7 +202,7 @@ def mmtok(inputs: Inputs, k: int) -> Tensor:
         cover, picks = torch.cat([by_words, 0.5 * by_patches]), []
         best = torch.zeros(len(cover))
         for _ in range(k):
-            gain = torch.clamp(cover - best[:, None], min=0).sum(0)
+            gain = (cover - best[:, None]).clamp_(min=0).sum(0)
             gain[picks] = -torch.inf
             picks.append(int(gain.argmax()))
             best = torch.maximum(best, cover[:, picks[-1]])

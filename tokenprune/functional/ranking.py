@@ -50,8 +50,18 @@ def highest(scores: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
         (..., N) bool.
     """
     ranked = scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)
-    best = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, leading(ranked, k), True)
+    best = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, _any_order(ranked, k), True)
     return best if allowed is None else best & allowed
+
+
+def _any_order(scores: Tensor, k: int) -> Tensor:
+    """The indices of ``leading``, in any order."""
+    if k >= scores.shape[-1]:
+        return descending(scores)
+    values, index = scores.detach().topk(k + 1, dim=-1)
+    if k and bool((values[..., k - 1] == values[..., k]).any()):
+        return descending(scores)[..., :k]
+    return index[..., :k]
 
 
 def first_largest(scores: Tensor) -> Tensor:

@@ -89,6 +89,6 @@ class TRIM(DensePruner):
         mean = rest @ features / rest.sum(2, keepdim=True)
         sequence = torch.cat([kept, first], 1)  # and is the last in the prompt
         keep = sequence.sort(1).values
-        is_mean = (keep == first)[:, :, None]
-        merged = torch.where(is_mean, mean.to(tokens.features), take(tokens.features, keep))
+        at = (keep == first).long().argmax(1)[:, None, None].expand_as(mean)
+        merged = take(tokens.features, keep).scatter_(1, at, mean.to(tokens.features))
         return TokenSelection(keep, tokens.num_tokens, merged=merged, sequence=sequence)

@@ -79,10 +79,13 @@ class VScan(DensePruner):
 
     def _choose(self, tokens: VisualTokens, k: int) -> TokenSelection:
         late = over_heads(tokens, tower_attention()).masked_fill(self.local(tokens, k), torch.inf)
-        keep = TokenSelection.from_mask(highest(late, k)).keep
+        kept = highest(late, k)
+        keep, rest = (mask.nonzero()[:, 1].view(len(kept), -1) for mask in (kept, ~kept))
         x = widen(tokens.features)
-        nearest = keep.gather(1, (x @ unit(take(x, keep)).mT).argmax(2))  # of a token itself the length changes nothing
-        return TokenSelection(keep, tokens.num_tokens, into=nearest.scatter(1, keep, keep))
+        alike = take(x, rest) @ unit(take(x, keep)).mT  # what is most alike a token does not depend on its own length
+        own = torch.arange(tokens.num_tokens, device=keep.device).expand_as(kept)
+        into = own.scatter(1, rest, keep.gather(1, alike.argmax(2)))
+        return TokenSelection(keep, tokens.num_tokens, into=into)
 
 
 def windows(grid: tuple[int, int], side: int) -> Tensor:

@@ -42,13 +42,22 @@ def merged(features: Tensor, keys: Tensor, attention: Tensor, picks: Tensor, nei
         source = torch.arange(features.shape[1], device=picks.device).repeat(len(picks), 1).scatter(1, places, picks)
         features, keys, attention = take(features, source), take(keys, source), attention.gather(1, source)
     attention = attention.to(features)
-    likeness = (take(keys, places) @ keys.mT).mul_(inverse_norm(keys)[:, None])  # a pick's own length changes nothing
-    likeness.scatter_(2, places[:, :, None], -torch.inf)
-    near = leading(likeness, min(neighbours, features.shape[1] - 1))
+    number = min(neighbours, features.shape[1] - 1)
+    near = torch.stack([nearest(row, place, number) for row, place in zip(keys, places, strict=True)])
     sums = (attention * rest)[:, None] @ features
     last = first_largest(rest.long())
     kept = take(features, places) + weighted_sums(features, attention, near)
     return torch.cat([kept, sums], 1), torch.cat([places, last], 1)
+
+
+@torch.no_grad()
+def nearest(keys: Tensor, places: Tensor, number: int) -> Tensor:
+    """Tokens (n, number) whose keys (N, C) are most similar to those at places (n,), which are none themselves.
+
+    Of one row: for several at once, pages of new memory take longer than the products.
+    """
+    likeness = (keys[places] @ keys.T).mul_(inverse_norm(keys))  # a place's own length changes nothing
+    return leading(likeness.scatter_(1, places[:, None], -torch.inf), number)
 
 
 def weighted_sums(x: Tensor, weight: Tensor, near: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenprune.functional.greedy import Array
 from tokenprune.functional.ranking import descending
-from tokenprune.functional.vectors import unit, widen
+from tokenprune.functional.vectors import inverse_norm, unit, widen
 
 REFERENCE = 32  # tokens in all for which what is more alike than the mean counts as redundant
 ROUNDING = 16  # ulps by which a cosine may be above 1
@@ -29,7 +29,7 @@ def best_of_groups(features: Tensor, score: Tensor, group: Tensor, total: int) -
     Returns:
         (B, total - 1) long.
     """
-    x = unit(widen(features))
+    x = widen(features)
     n, number = score.shape[1], int(group.max()) + 1
     picked = not_suppressed(x, score, group, threshold(x, total))
     sizes, counts = (members(group, mask, number) for mask in (torch.ones_like(picked), picked))
@@ -47,12 +47,13 @@ def threshold(x: Tensor, total: int) -> Tensor:
     """(B,) cosine above which a token suppresses another: the mean of all pairs, times a factor by the budget.
 
     Args:
-        x: (B, N, D) of unit length.
+        x: (B, N, D).
         total: what the factor is in proportion to.
     """
     n = x.shape[1]
-    own = torch.linalg.vector_norm(x, dim=2).double().square().sum(1)
-    pairs = x.sum(1).double().square().sum(1) - own  # the products of all with all, without those with itself
+    scale = inverse_norm(x)
+    whole = (scale[:, None] @ x)[:, 0].double().square().sum(1)  # the cosines of all with all
+    pairs = whole - (scale * torch.linalg.vector_norm(x, dim=2)).double().sum(1)  # without those of each with itself
     return (pairs / (n * (n - 1)) * (total / REFERENCE)).to(x.dtype)
 
 
@@ -60,7 +61,7 @@ def not_suppressed(x: Tensor, score: Tensor, group: Tensor, above: Tensor) -> Te
     """Which tokens (B, N) no better one of their group is like, by falling score; the suppressed suppress none.
 
     Args:
-        x: (B, N, D) of unit length.
+        x: (B, N, D).
         score: (B, N).
         group: (B, N) long.
         above: (B,) the cosine that suppresses.
@@ -72,7 +73,7 @@ def not_suppressed(x: Tensor, score: Tensor, group: Tensor, above: Tensor) -> Te
         if limit > 1 + ROUNDING * torch.finfo(x.dtype).eps:  # no cosine is
             continue
         for same in order[row].split(group[row].bincount().tolist()):
-            vectors = x[row, same]
+            vectors = unit(x[row, same])
             suppresses = (vectors @ vectors.T > limit).triu_(1)
             picked[row, same] = torch.from_numpy(survivors(suppresses.cpu().numpy())).to(picked.device)
     return picked
