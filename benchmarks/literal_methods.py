@@ -125,8 +125,7 @@ def holov(inputs: Inputs, k: int) -> Tensor:
         counts = (k * share).floor().long()
         counts[share.argsort(descending=True)[: k - int(counts.sum())]] += 1
         best = [
-            run[attention[run].topk(min(int(count), len(run))).indices]
-            for run, count in zip(runs, counts, strict=True)
+            run[attention[run].topk(min(int(count), len(run))).indices] for run, count in zip(runs, counts, strict=True)
         ]
         kept.append(torch.cat(best))
     return torch.nn.utils.rnn.pad_sequence(kept, batch_first=True, padding_value=-1)
