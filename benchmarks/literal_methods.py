@@ -1,7 +1,7 @@
 """How official code chooses visual tokens, written literally: its Python loops, row by row where it takes one picture.
 
-Transcribed from formulas. Each takes the inputs of ``selection_methods.py`` and T, and returns what stays of each row, in
-any order; of methods that make tokens also those. Where the rest of a formula cannot run at a point, it says so here.
+Transcribed from formulas. Each takes the inputs of ``selection_methods.py`` and T, and returns what stays of each row,
+in any order; of methods that make tokens also those.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def mmtok(inputs: Inputs, k: int) -> Tensor:
 
 
 def vscan(inputs: Inputs, k: int) -> Made:
-    """Picture by picture. The official code fails where half of T is less than a token for each window; this goes on."""
+    """Picture by picture. The official code fails where half of T is less than one a window; this goes on."""
     (height, width), kept, made = inputs.grid, [], []
     place = rearrange(torch.arange(height * width), "(y h x w) -> (y x) (h w)", h=6, x=width // 6, w=6)
     rows = zip(inputs.features, inputs.early.mean(1), inputs.attention.mean(1), strict=True)

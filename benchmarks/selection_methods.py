@@ -5,9 +5,10 @@
     python benchmarks/selection_methods.py --methods scope,mmtok    the other rows of the file stay
 
 ``literal``: the loops of ``literal_methods.py``. ``same set``: the share of their tokens that ours keeps, too. Both get
-the same tensors. Calls take turns, until each took 0.4 seconds or ran ``--repeats`` times; times in the table are the least,
-which other processes disturb least; medians are in the file. ``prunesid_within`` is PruneSID given the groups, ours and the literal loop the same;
-``prunesid`` with them, where the official code's random components keep other tokens than the exact ones.
+the same tensors. Calls take turns, until each took 0.4 seconds or ran ``--repeats`` times; times in the table are the
+least, which other processes disturb least; medians are in the file. ``prunesid_within`` is PruneSID given the groups,
+ours and the literal loop the same; ``prunesid`` with them, where the official code's random components keep other
+tokens than the exact ones.
 """
 
 from __future__ import annotations

@@ -59,6 +59,14 @@ def test_groups_are_those_of_an_exact_decomposition(name):
     assert 0.5 < agreement < 0.9
 
 
+def test_groups_of_more_tokens_than_channels():
+    x = torch.randn(1, 200, 40, generator=torch.Generator().manual_seed(0)).double()
+    before, squashed = x.clone(), x[0].sigmoid()
+    left = torch.linalg.svd(squashed - squashed.mean(1, keepdim=True), full_matrices=False).U
+    assert torch.equal(principal_groups(x, 30)[0], left[:, :30].abs().argmax(1))
+    assert torch.equal(x, before)
+
+
 def test_suppression_by_hand():
     # 0 suppresses 1; 2, which 1 is like, stays, as what is suppressed suppresses none; 3 is of another group.
     similarity = torch.eye(4)

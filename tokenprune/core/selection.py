@@ -172,7 +172,7 @@ class TokenSelection:
         slots = target + torch.arange(len(flat), device=target.device)[:, None] * sums.shape[1]
         sums.flatten(0, 1).index_add_(0, slots.flatten(), counted.flatten(0, 1))
         total = weight.new_zeros(len(flat), self.keep.shape[1] + 1).scatter_add_(1, target, weight)
-        mean = sums.div_(total.clamp_(min=torch.finfo(wide).tiny)[..., None])[:, :-1].to(x.dtype).reshape(shape)
+        mean = (sums / total.clamp(min=torch.finfo(wide).tiny)[..., None])[:, :-1].to(x.dtype).reshape(shape)
         return mean if bool(there.all()) else mean.masked_fill(~there, 0)
 
     def without_features(self) -> TokenSelection:

@@ -1,9 +1,9 @@
 """Greedy coverage: tokens that together cover as much as possible, each thing being covered by the best of them.
 
-A pick changes the gains only through the things that it covers better than all picks before it, which after a few picks
-are few. On a CPU a row's gains are brought up to date for these things alone, a block at a time that stays in the cache.
-That adds rounding, of which a bound is kept: tokens whose gains are within it of the largest are compared by gains that
-are computed afresh. On a GPU a pass over the whole matrix is cheaper than asking it which things these are.
+A pick changes the gains only through the things that it covers better than all picks before it, which after a few
+picks are few. On a CPU a row's gains are brought up to date for these things alone, a block at a time that stays in the
+cache. That adds rounding, of which a bound is kept: tokens whose gains are within it of the largest are compared by
+gains that are computed afresh. On a GPU all rows go one pick at a time over the whole matrix (not measured there).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def max_coverage(
     with exact(cover.device):
         if cover.device.type != "cpu":
             return _stepwise(cover, k, free, factor, bonus)
-        given = (x.numpy() for x in (cover.contiguous(), free, factor.double(), bonus.double()))
+        given = (x.detach().numpy() for x in (cover.contiguous(), free, factor.double(), bonus.double()))
         return torch.tensor([_Row(*row).picks(k) for row in zip(*given, strict=True)])
 
 

@@ -10,7 +10,7 @@ STRIP = 128  # rows at a time; of each strip only what is right of its start is 
 
 @torch.no_grad()
 def gram(x: Tensor) -> Tensor:
-    """The matrix x x^T of each row, on a CPU for little over half the products, and exactly symmetric there.
+    """The matrix x x^T of each row, on a CPU for little over half the products.
 
     Args:
         x: (B, N, D).

@@ -14,6 +14,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
+
 from tokenprune.conditioning.base import over_heads
 from tokenprune.core.errors import ConfigError
 from tokenprune.core.selection import TokenSelection
@@ -54,8 +56,11 @@ class SCOPE(DensePruner):
         return frozenset({tower_attention(), TowerStates()})
 
     def _choose(self, tokens: VisualTokens, k: int) -> TokenSelection:
-        states = unit(widen(tokens.signal(TowerStates())))
+        states = tokens.signal(TowerStates())
         heads = tokens.signal(tower_attention()).shape[1]
         weight = (heads * over_heads(tokens, tower_attention())) ** self.alpha
-        how = {"factor" if self.combine == "multiply" else "bonus": weight}
-        return TokenSelection.from_order(max_coverage(gram(states), k, **how), tokens.num_tokens)
+        how = "factor" if self.combine == "multiply" else "bonus"
+        step = 1 if states.device.type == "cpu" else len(states)  # pages of new memory take longer than the products
+        parts = zip(torch.split(states, step), torch.split(weight, step), strict=True)
+        picks = [max_coverage(gram(unit(widen(part))), k, **{how: share}) for part, share in parts]
+        return TokenSelection.from_order(torch.cat(picks), tokens.num_tokens)

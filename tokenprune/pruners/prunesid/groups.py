@@ -26,12 +26,12 @@ def principal_groups(x: Tensor, number: int) -> Tensor:
 
 def _components(x: Tensor, number: int) -> Tensor:
     """The first components (N, number), the largest first, of one row (N, D)."""
-    squashed = x.double().sigmoid_()
+    squashed = x.double().sigmoid()
     squashed -= squashed.mean(1, keepdim=True)
     if number >= squashed.shape[1] or len(squashed) <= squashed.shape[1]:
         return _largest(gram(squashed[None])[0], number)
-    scaled = squashed @ _largest(gram(squashed.T[None])[0], number)
-    length = torch.linalg.vector_norm(scaled, dim=0)
+    scaled: Tensor = squashed @ _largest(gram(squashed.T[None])[0], number)
+    length: Tensor = torch.linalg.vector_norm(scaled, dim=0)
     return scaled / length.clamp(min=torch.finfo(length.dtype).eps * length.max().clamp(min=1))
 
 

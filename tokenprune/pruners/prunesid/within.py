@@ -54,7 +54,8 @@ def threshold(x: Tensor, total: int) -> Tensor:
     scale = inverse_norm(x)
     whole = (scale[:, None] @ x)[:, 0].double().square().sum(1)  # the cosines of all with all
     pairs = whole - (scale * torch.linalg.vector_norm(x, dim=2)).double().sum(1)  # without those of each with itself
-    return (pairs / (n * (n - 1)) * (total / REFERENCE)).to(x.dtype)
+    above: Tensor = pairs / (n * (n - 1)) * (total / REFERENCE)
+    return above.to(x.dtype)
 
 
 def not_suppressed(x: Tensor, score: Tensor, group: Tensor, above: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ def not_suppressed(x: Tensor, score: Tensor, group: Tensor, above: Tensor) -> Te
     for row, limit in enumerate(above.tolist()):
         if limit > 1 + ROUNDING * torch.finfo(x.dtype).eps:  # no cosine is
             continue
-        for same in order[row].split(group[row].bincount().tolist()):
+        for same in torch.split(order[row], group[row].bincount().tolist()):
             vectors = unit(x[row, same])
             suppresses = (vectors @ vectors.T > limit).triu_(1)
             picked[row, same] = torch.from_numpy(survivors(suppresses.cpu().numpy())).to(picked.device)
