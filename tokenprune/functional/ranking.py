@@ -20,12 +20,13 @@ def descending(scores: Tensor, allowed: Tensor | None = None) -> Tensor:
     return ranked.argsort(dim=-1, descending=True, stable=True)
 
 
-def leading(scores: Tensor, k: int) -> Tensor:
-    """The first k of ``descending``; the others are sorted, too, only if scores that matter are equal.
+def leading(scores: Tensor, k: int, ordered: bool = True) -> Tensor:
+    """The first k of ``descending``; all are sorted only in rows where scores are equal and that matters.
 
     Args:
         scores: (..., N).
         k: how many, at most N.
+        ordered: whether their order matters.
 
     Returns:
         (..., k) long.
@@ -33,9 +34,11 @@ def leading(scores: Tensor, k: int) -> Tensor:
     if k >= scores.shape[-1]:
         return descending(scores)
     values, index = scores.detach().topk(k + 1, dim=-1)
-    if bool((values[..., 1:] == values[..., :-1]).any()):
-        return descending(scores)[..., :k]
-    return index[..., :k]
+    equal = (values[..., 1:] == values[..., :-1])[..., 0 if ordered else max(0, k - 1) :].any(-1)
+    best = index[..., :k]
+    if bool(equal.any()):
+        best[equal] = descending(scores[equal])[..., :k]
+    return best
 
 
 def highest(scores: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
@@ -50,18 +53,8 @@ def highest(scores: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
         (..., N) bool.
     """
     ranked = scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)
-    best = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, _any_order(ranked, k), True)
+    best = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, leading(ranked, k, ordered=False), True)
     return best if allowed is None else best & allowed
-
-
-def _any_order(scores: Tensor, k: int) -> Tensor:
-    """The indices of ``leading``, in any order."""
-    if k >= scores.shape[-1]:
-        return descending(scores)
-    values, index = scores.detach().topk(k + 1, dim=-1)
-    if k and bool((values[..., k - 1] == values[..., k]).any()):
-        return descending(scores)[..., :k]
-    return index[..., :k]
 
 
 def first_largest(scores: Tensor) -> Tensor:

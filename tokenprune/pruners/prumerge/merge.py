@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from tokenprune.functional.ranking import first_largest, leading
@@ -42,33 +41,27 @@ def merged(features: Tensor, keys: Tensor, attention: Tensor, picks: Tensor, nei
         source = torch.arange(features.shape[1], device=picks.device).repeat(len(picks), 1).scatter(1, places, picks)
         features, keys, attention = take(features, source), take(keys, source), attention.gather(1, source)
     attention = attention.to(features)
-    number = min(neighbours, features.shape[1] - 1)
-    near = torch.stack([nearest(row, place, number) for row, place in zip(keys, places, strict=True)])
-    sums = (attention * rest)[:, None] @ features
-    last = first_largest(rest.long())
-    kept = take(features, places) + weighted_sums(features, attention, near)
-    return torch.cat([kept, sums], 1), torch.cat([places, last], 1)
+    number, last = min(neighbours, features.shape[1] - 1), first_largest(rest.long())
+    rows = zip(features, keys, attention, places, (attention * rest)[:, None], strict=True)
+    made = [
+        torch.cat([x[place] + weighted_sums(x, weight, nearest(key, place, number)), left @ x])
+        for x, key, weight, place, left in rows  # all at once, pages of new memory take longer than the products
+    ]
+    return torch.stack(made), torch.cat([places, last], 1)
 
 
 @torch.no_grad()
 def nearest(keys: Tensor, places: Tensor, number: int) -> Tensor:
-    """Tokens (n, number) whose keys (N, C) are most similar to those at places (n,), which are none themselves.
-
-    Of one row: for several at once, pages of new memory take longer than the products.
-    """
+    """Tokens (n, number) whose keys (N, C) are most similar to those at places (n,), which are none themselves."""
     likeness = (keys[places] @ keys.T).mul_(inverse_norm(keys))  # a place's own length changes nothing
-    return leading(likeness.scatter_(1, places[:, None], -torch.inf), number)
+    return leading(likeness.scatter_(1, places[:, None], -torch.inf), number, ordered=False)
 
 
-def weighted_sums(x: Tensor, weight: Tensor, near: Tensor) -> Tensor:
-    """Sums (B, n, D) of some vectors (B, N, D), those at (B, n, M), with weights (B, N); nothing is copied."""
-    line = torch.arange(len(x), device=x.device)[:, None, None] * x.shape[1]
-    index = rearrange(near + line, "b n m -> (b n) m")
-    weights = weight.flatten()[index]
+def weighted_sums(x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    """Sums (n, D) of vectors (N, D), those at an index (n, M), with weights (N,); nothing is copied."""
     if not index.numel():
-        return x.new_zeros(*near.shape[:2], x.shape[2])
-    sums = torch.nn.functional.embedding_bag(index, x.flatten(0, 1), per_sample_weights=weights, mode="sum")
-    return rearrange(sums, "(b n) d -> b n d", b=len(x))
+        return x.new_zeros(len(index), x.shape[1])
+    return torch.nn.functional.embedding_bag(index, x, per_sample_weights=weight[index], mode="sum")
 
 
 def places_of(picks: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
