@@ -3,6 +3,7 @@
     python benchmarks/selection_methods.py            most points, a quarter of an hour and 4 GB of memory
     python benchmarks/selection_methods.py --quick    one point of each method
     python benchmarks/selection_methods.py --methods scope,mmtok    the other rows of the file stay
+    python benchmarks/selection_methods.py --rounding    no times: VisPruner's tokens in float32 and in float64
 
 ``literal``: the loops of ``literal_methods.py``. ``same set``: the share of their tokens that ours keeps, too. Both get
 the same tensors. Calls take turns, until each took 0.4 seconds or ran ``--repeats`` times; times in the table are the
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -113,15 +115,30 @@ def in_turns(works: dict[str, Call], repeats: int) -> tuple[dict[str, list[float
     return {name: spent[1:] if len(spent) > 1 else spent for name, spent in times.items()}, found
 
 
+def shared(kept: Tensor, others: Tensor) -> float:
+    """The share of kept tokens (B, K), -1 being none, that others contain, too."""
+    pairs = [
+        ({i for i in row if i >= 0}, set(other)) for row, other in zip(kept.tolist(), others.tolist(), strict=True)
+    ]
+    return sum(len(row & other) for row, other in pairs) / sum(len(row) for row, _ in pairs)
+
+
+def rounding() -> None:
+    """Print which share of the tokens of VisPruner's literal loop in float64 others keep."""
+    inputs = example(576, 16)
+    wide = replace(inputs, **{k: v.double() for k, v in vars(inputs).items() if isinstance(v, Tensor)})
+    for k in (64, 128, 320):
+        exact = literal_methods.vispruner(wide, k)
+        found = {f"{name} float32": work() for name, work in calls("vispruner", inputs, k).items()}
+        found["ours float64"] = calls("vispruner", wide, k)["ours"]()
+        print(f"T = {k}:", ", ".join(f"{name} {shared(exact, kept):.3f}" for name, kept in found.items()))
+
+
 def point(method: str, inputs: Inputs, k: int, repeats: int) -> dict[str, object]:
     """Times of one point, and how much of the set is the literal loop's."""
     times, found = in_turns(calls(method, inputs, k), repeats)
     kept = found["literal"][0] if isinstance(found["literal"], tuple) else found["literal"]
-    pairs = [
-        ({i for i in theirs if i >= 0}, set(ours))
-        for theirs, ours in zip(kept.tolist(), found["ours"].tolist(), strict=True)
-    ]
-    same = sum(len(theirs & ours) for theirs, ours in pairs) / sum(len(theirs) for theirs, _ in pairs)
+    same = shared(kept, found["ours"])
     sizes = {"method": method, "N": inputs.features.shape[1], "T": k, "batch": len(inputs.features)}
     spent = {f"{name}_ms": 1e3 * median(each) for name, each in times.items()}
     least = {f"{name}_least_ms": 1e3 * min(each) for name, each in times.items()}
@@ -146,12 +163,16 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="only N = 576, T = 128, one row")
+    parser.add_argument("--rounding", action="store_true", help="see above")
     parser.add_argument("--methods", default=",".join(METHODS), help="separated by commas")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/selection_methods.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.rounding:
+        rounding()
+        return
     wanted, machine = arguments.methods.split(","), facts(arguments.threads)
     sizes = [(576, 1)] if arguments.quick else [(n, batch) for n in GRIDS for batch in BATCHES]
     picks = (128,) if arguments.quick else PICKS
