@@ -1,6 +1,6 @@
 import torch
 
-from tokenprune.functional.coverage import max_coverage
+from tokenprune.functional.coverage import _stepwise, max_coverage
 
 COVER = torch.tensor([[[3.0, 2.0, 0.0, -9.0], [0.0, 2.0, 2.0, -9.0], [0.0, 0.0, 0.0, -9.0]]])
 
@@ -25,6 +25,19 @@ def test_a_factor_and_a_bonus_weigh_tokens():
     assert max_coverage(COVER, 1, bonus=torch.tensor([[0.0, 0.0, 3.0, 0.0]])).tolist() == [[2]]
     nothing = torch.zeros(1, 4)
     assert max_coverage(COVER, 2, factor=nothing).tolist() == [[0, 1]]
+
+
+def test_on_a_cpu_picks_are_those_of_the_plain_loop():
+    """Also where rounding matters: of float32 with many things, and of tokens that are there twice."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(2, 150, 8, generator=generator)
+    x[:, 100:] = x[:, :50]
+    x /= x.norm(dim=2, keepdim=True)
+    cover, ones = x @ x.mT, torch.ones(2, 150)
+    free, factor = ones.bool(), torch.rand(2, 150, generator=generator)
+    found = max_coverage(cover, 60, factor=factor)
+    assert torch.equal(found, _stepwise(cover.double(), 60, free, factor.double(), 0 * ones))
+    assert max_coverage(cover, 60).max() < 100  # the first of two that are the same
 
 
 def test_literal_transcription():

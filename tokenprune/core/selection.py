@@ -57,12 +57,8 @@ class TokenSelection:
             raise SelectionError(
                 f"keep must be a (B, K) long tensor of some rows, got {tuple(keep.shape)} {keep.dtype}"
             )
-        there = keep >= 0
-        increasing = (keep[:, 1:] > keep[:, :-1]) | ~there[:, 1:]
-        if not bool((there[:, :-1] | ~there[:, 1:]).all()) or not bool((increasing & (keep[:, 1:] >= -1)).all()):
-            raise SelectionError(f"keep must be strictly increasing within [0, {n}), with any -1 at the end")
-        if bool((keep >= n).any()) or bool((keep < -1).any()):
-            raise SelectionError(f"keep must be strictly increasing within [0, {n})")
+        if not _fills(keep, n):
+            self._check_padded()
         if self.scores is not None and self.scores.shape != (len(keep), n):
             raise SelectionError(f"scores must be {(len(keep), n)}, got {tuple(self.scores.shape)}")
         for name, indices in (("order", self.order), ("sequence", self.sequence)):
@@ -74,6 +70,14 @@ class TokenSelection:
             )
         self._check_handed_on()
         self._check_folding()
+
+    def _check_padded(self) -> None:
+        keep, n, there = self.keep, self.num_tokens, self.there
+        increasing = (keep[:, 1:] > keep[:, :-1]) | ~there[:, 1:]
+        if not bool((there[:, :-1] | ~there[:, 1:]).all()) or not bool((increasing & (keep[:, 1:] >= -1)).all()):
+            raise SelectionError(f"keep must be strictly increasing within [0, {n}), with any -1 at the end")
+        if bool((keep >= n).any()) or bool((keep < -1).any()):
+            raise SelectionError(f"keep must be strictly increasing within [0, {n})")
 
     def _check_handed_on(self) -> None:
         for name, value in (("bias", self.bias), ("labels", self.labels)):
@@ -113,7 +117,9 @@ class TokenSelection:
     @classmethod
     def from_mask(cls, kept: Tensor, scores: Tensor | None = None) -> TokenSelection:
         """The selection of what a (B, N) bool mask says; rows may keep different numbers."""
-        most = int(kept.sum(1).max())
+        least, most = (int(count) for count in kept.sum(1).aminmax())
+        if least == most:
+            return cls(kept.nonzero()[:, 1].view(len(kept), most), kept.shape[1], scores=scores)
         first = (~kept).long().argsort(dim=1, stable=True)[:, :most]
         return cls(first.masked_fill(~kept.gather(1, first), -1), kept.shape[1], scores=scores)
 
@@ -162,14 +168,23 @@ class TokenSelection:
         weight = x.new_ones(target.shape, dtype=wide) if self.weight is None else self.weight.to(wide)
         flat = x.flatten(2).to(wide) if x.dim() > 2 else x[..., None].to(wide)
         sums = flat.new_zeros(len(flat), self.keep.shape[1] + 1, flat.shape[2])
-        sums.scatter_add_(1, target[..., None].expand_as(flat), flat * weight[..., None])
+        counted = flat if self.weight is None else flat * weight[..., None]
+        slots = target + torch.arange(len(flat), device=target.device)[:, None] * sums.shape[1]
+        sums.flatten(0, 1).index_add_(0, slots.flatten(), counted.flatten(0, 1))
         total = weight.new_zeros(len(flat), self.keep.shape[1] + 1).scatter_add_(1, target, weight)
-        mean = (sums / total.clamp(min=torch.finfo(wide).tiny)[..., None])[:, :-1]
-        return mean.to(x.dtype).view(shape).masked_fill(~there, 0)
+        mean = (sums / total.clamp(min=torch.finfo(wide).tiny)[..., None])[:, :-1].to(x.dtype).reshape(shape)
+        return mean if bool(there.all()) else mean.masked_fill(~there, 0)
 
     def without_features(self) -> TokenSelection:
         """The selection without ``merged``, the features that the method made."""
         return self if self.merged is None else replace(self, merged=None)
+
+
+def _fills(keep: Tensor, num_tokens: int) -> bool:
+    """Whether rows of indices are strictly increasing and without padding, as nearly all are."""
+    if keep.shape[1] == 0 or not bool((keep[:, 1:] > keep[:, :-1]).all()):
+        return False
+    return int(keep[:, 0].min()) >= 0 and int(keep[:, -1].max()) < num_tokens
 
 
 def _ascending(indices: Tensor, num_tokens: int) -> Tensor:

@@ -20,6 +20,27 @@ def descending(scores: Tensor, allowed: Tensor | None = None) -> Tensor:
     return ranked.argsort(dim=-1, descending=True, stable=True)
 
 
+def leading(scores: Tensor, k: int, ordered: bool = True) -> Tensor:
+    """The first k of ``descending``; all are sorted only in rows where scores are equal and that matters.
+
+    Args:
+        scores: (..., N).
+        k: how many, at most N.
+        ordered: whether their order matters.
+
+    Returns:
+        (..., k) long.
+    """
+    if k >= scores.shape[-1]:
+        return descending(scores)
+    values, index = scores.detach().topk(k + 1, dim=-1)
+    equal = (values[..., 1:] == values[..., :-1])[..., 0 if ordered else max(0, k - 1) :].any(-1)
+    best = index[..., :k]
+    if bool(equal.any()):
+        best[equal] = descending(scores[equal])[..., :k]
+    return best
+
+
 def highest(scores: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
     """Which entries have the k highest scores, or all that are allowed if these are fewer.
 
@@ -31,7 +52,8 @@ def highest(scores: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
     Returns:
         (..., N) bool.
     """
-    best = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, descending(scores, allowed)[..., :k], True)
+    ranked = scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)
+    best = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, leading(ranked, k, ordered=False), True)
     return best if allowed is None else best & allowed
 
 

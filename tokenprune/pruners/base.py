@@ -22,6 +22,7 @@ from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import PRE_LLM, Stage, check_stages
 from tokenprune.core.steps import Placing, Positions, Segments, Step
 from tokenprune.core.tokens import VisualTokens
+from tokenprune.functional.ranking import leading
 
 P = TypeVar("P", bound="Pruner")
 Idea = Literal["attention", "relevance", "diversity", "coverage", "merging", "operations", "composition", "baseline"]
@@ -182,8 +183,7 @@ class ScorePruner(Pruner):
     def _select(self, tokens: VisualTokens, k: int) -> TokenSelection:
         scores = self.score(tokens)
         ranked = scores if tokens.valid is None else scores.masked_fill(~tokens.valid, -torch.inf)
-        best = ranked.argsort(dim=1, descending=True, stable=True)[:, :k]
-        return TokenSelection.from_order(best, tokens.num_tokens, scores)
+        return TokenSelection.from_order(leading(ranked, k), tokens.num_tokens, scores)
 
 
 def check_choice(option: str, value: object, allowed: Iterable[str]) -> None:

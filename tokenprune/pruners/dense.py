@@ -59,6 +59,11 @@ def patches_of(tokens: VisualTokens) -> Tensor:
     return torch.ones(tokens.num_tokens, dtype=torch.bool, device=tokens.features.device)
 
 
+def at_patches(tokens: VisualTokens, x: Tensor) -> Tensor:
+    """What (B, P, ...) of something (B, N, ...) is at patches; not a copy if all tokens are."""
+    return x if tokens.special is None else x[:, patches_of(tokens)]
+
+
 def _without_padding(tokens: VisualTokens, rows: Tensor, index: Tensor) -> VisualTokens:
     """Some tokens (G, n) of each of some rows (G,)."""
 

@@ -25,7 +25,7 @@ from tokenprune.core.errors import ConfigError, SelectionError
 from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import Layer, Signal, TowerAttention
 from tokenprune.core.tokens import VisualTokens
-from tokenprune.functional.ranking import descending, highest
+from tokenprune.functional.ranking import highest, leading
 from tokenprune.pruners.base import check_choice, register_pruner
 from tokenprune.pruners.dense import DensePruner
 from tokenprune.pruners.saliency import tower_attention
@@ -66,7 +66,7 @@ class HiPrune(DensePruner):
         if tokens.grid is None:
             raise SelectionError("hiprune needs visual tokens in a grid, and these rows have none; try another scope")
         objects, deep = (_from_all(tokens, layer) for layer in (self.object_layer, None))
-        anchors = descending(objects)[:, : min(round(k * self.alpha / 5), k // 5)]
+        anchors = leading(objects, min(round(k * self.alpha / 5), k // 5))
         kept = with_neighbours(anchors, tokens.grid, self.neighbours)
         return TokenSelection.from_mask(highest(deep.masked_fill(kept, torch.inf), k))
 

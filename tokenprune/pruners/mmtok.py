@@ -25,6 +25,7 @@ from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import PromptEmbeds, PromptMask, Signal, TowerStates
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.coverage import max_coverage
+from tokenprune.functional.gram import gram
 from tokenprune.functional.vectors import unit, widen
 from tokenprune.pruners.base import register_pruner
 from tokenprune.pruners.dense import DensePruner
@@ -58,13 +59,21 @@ class MMTok(DensePruner):
         """The question as the LLM reads it, and hidden states of the vision tower."""
         return frozenset({PromptEmbeds(), PromptMask(), TowerStates()})
 
+    @torch.no_grad()
     def cover(self, tokens: VisualTokens) -> Tensor:
         """How well each token covers words and patches, (B, P + N, N): each word 1/P in all, each patch alpha/N."""
         words, mask = prompt_tokens(tokens, "row", "own")
         by_words = similarity(words, tokens.features, self.text_temperature) * mask[..., None]
-        states = tokens.signal(TowerStates())
-        by_patches = similarity(states, states, self.image_temperature) / tokens.num_tokens
-        return torch.cat([by_words / mask.sum(1)[:, None, None], self.alpha * by_patches], 1)
+        by_words /= mask.sum(1)[:, None, None]
+        alike = gram(unit(widen(tokens.signal(TowerStates())))).div_(self.image_temperature)
+        (batch, count, n), kind = by_words.shape, torch.promote_types(by_words.dtype, alike.dtype)
+        cover = torch.empty(batch, count + n, n, dtype=kind, device=alike.device)
+        cover[:, :count] = by_words
+        by_patches = cover[:, count:]
+        for row, out in zip(alike, by_patches, strict=True):  # in place: new pages of memory take longer than the sums
+            torch.softmax(row, 1, dtype=kind, out=out)
+        by_patches.div_(n).mul_(self.alpha)
+        return cover
 
     def _choose(self, tokens: VisualTokens, k: int) -> TokenSelection:
         return TokenSelection.from_order(max_coverage(self.cover(tokens), k), tokens.num_tokens)

@@ -14,12 +14,15 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
+
 from tokenprune.conditioning.base import over_heads
 from tokenprune.core.errors import ConfigError
 from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import Signal, TowerStates
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.coverage import max_coverage
+from tokenprune.functional.gram import gram
 from tokenprune.functional.vectors import unit, widen
 from tokenprune.pruners.base import check_choice, register_pruner
 from tokenprune.pruners.dense import DensePruner
@@ -53,8 +56,11 @@ class SCOPE(DensePruner):
         return frozenset({tower_attention(), TowerStates()})
 
     def _choose(self, tokens: VisualTokens, k: int) -> TokenSelection:
-        states = unit(widen(tokens.signal(TowerStates())))
+        states = tokens.signal(TowerStates())
         heads = tokens.signal(tower_attention()).shape[1]
         weight = (heads * over_heads(tokens, tower_attention())) ** self.alpha
-        how = {"factor" if self.combine == "multiply" else "bonus": weight}
-        return TokenSelection.from_order(max_coverage(states @ states.mT, k, **how), tokens.num_tokens)
+        how = "factor" if self.combine == "multiply" else "bonus"
+        step = 1 if states.device.type == "cpu" else len(states)  # pages of new memory take longer than the products
+        parts = zip(torch.split(states, step), torch.split(weight, step), strict=True)
+        picks = [max_coverage(gram(unit(widen(part))), k, **{how: share}) for part, share in parts]
+        return TokenSelection.from_order(torch.cat(picks), tokens.num_tokens)

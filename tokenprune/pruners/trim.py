@@ -26,7 +26,7 @@ from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import Stage
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.outliers import high_outliers
-from tokenprune.functional.ranking import descending
+from tokenprune.functional.ranking import leading
 from tokenprune.functional.vectors import take, widen
 from tokenprune.pruners.base import check_choice, register_pruner
 from tokenprune.pruners.dense import DensePruner, patches_of
@@ -82,11 +82,13 @@ class TRIM(DensePruner):
         scores = self.score(tokens)
         if self.adaptive:
             k = min(k, 1 + int(high_outliers(scores[:, patch].softmax(1))))
-        order = descending(scores, patch)
-        kept = order[:, : k - 1].sort(1).values
-        rest = patch.expand_as(order).scatter(1, kept, False)[:, :, None]
-        mean = (widen(tokens.features) * rest).sum(1, keepdim=True) / rest.sum(1, keepdim=True)
-        sequence = order[:, :k].scatter(1, torch.arange(k - 1, device=kept.device).expand_as(kept), kept)
-        keep, at = sequence.sort(1)  # the mean has the place of the best that leaves, and is the last in the prompt
-        merged = torch.cat([take(tokens.features, kept), mean.to(tokens.features)], 1)
-        return TokenSelection(keep, tokens.num_tokens, merged=take(merged, at), sequence=sequence)
+        order = leading(scores if tokens.special is None else scores.masked_fill(~patch, -torch.inf), k)
+        kept, first = order[:, :-1].sort(1).values, order[:, -1:]  # the mean has the place of the best that leaves
+        features = widen(tokens.features)
+        rest = patch.to(features).expand(len(order), 1, -1).scatter(2, kept[:, None], 0)
+        mean = rest @ features / rest.sum(2, keepdim=True)
+        sequence = torch.cat([kept, first], 1)  # and is the last in the prompt
+        keep = sequence.sort(1).values
+        at = (keep == first).long().argmax(1)[:, None, None].expand_as(mean)
+        merged = take(tokens.features, keep).scatter_(1, at, mean.to(tokens.features))
+        return TokenSelection(keep, tokens.num_tokens, merged=merged, sequence=sequence)

@@ -67,32 +67,46 @@ class VisionZip(DensePruner):
         order, number = descending(score), k - contextual
         dominant, rest = order[:, :number].sort(1).values, order[:, number:].sort(1).values
         heads = tokens.signal(tower_attention()).shape[1]
-        metric = reduce(widen(take(tokens.signal(TowerKeys()), rest)), "b n (h d) -> b n d", "mean", h=heads)
-        targets, made = merge_evenly(widen(take(tokens.features, rest)), metric, contextual)
-        sequence = torch.cat([dominant, rest[:, targets]], 1)
+        metric = reduce(widen(tokens.signal(TowerKeys())), "b n (h d) -> b n d", "mean", h=heads)
+        targets, made = merge_evenly(widen(tokens.features), metric, rest, contextual)
+        sequence = torch.cat([dominant, targets], 1)
         merged = torch.cat([take(tokens.features, dominant), made.to(tokens.features)], 1)
         keep, order = sequence.sort(1)
         return TokenSelection(keep, tokens.num_tokens, merged=take(merged, order), sequence=sequence)
 
 
-def merge_evenly(x: Tensor, metric: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """Merge tokens into those at even steps to which they are most alike.
+def merge_evenly(x: Tensor, metric: Tensor, rest: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Merge tokens into those of them at even steps to which they are most alike.
 
     Args:
-        x: (B, R, D).
-        metric: (B, R, C), whose cosines tell what is alike.
+        x: (B, N, D).
+        metric: (B, N, C), whose cosines tell what is alike.
+        rest: (B, R) long, the tokens.
         number: of tokens that are made, fewer than R.
 
     Returns:
-        Which tokens the others are merged into, (number,) long, and the sums (B, number, D) of each and the mean of
+        Which tokens the others are merged into, (B, number) long, and the sums (B, number, D) of each and the mean of
         what is merged into it.
     """
-    target = torch.arange(number, device=x.device) * max(1, x.shape[1] // max(1, number))
-    own = x[:, target]
+    at = torch.arange(number, device=x.device) * max(1, rest.shape[1] // max(1, number))
+    target = rest[:, at]
+    own = take(x, target)
     if not number:
         return target, own
-    other = torch.ones(x.shape[1], dtype=torch.bool, device=x.device).scatter(0, target, False)
-    metric = unit(metric)
-    nearest = (metric[:, other] @ metric[:, target].mT).argmax(2)
-    member = torch.nn.functional.one_hot(nearest, number).to(x).mT
-    return target, own + member @ x[:, other] / member.sum(2, keepdim=True).clamp(min=1)
+    metric = unit(take(metric, rest))
+    is_other = torch.ones(rest.shape[1], dtype=torch.bool, device=x.device).scatter(0, at, False)
+    nearest = (metric[:, is_other] @ metric[:, at].mT).argmax(2)
+    grouped = nearest.argsort(dim=1, stable=True)
+    return target, own + means(x, rest[:, is_other].gather(1, grouped), nearest.gather(1, grouped), number)
+
+
+def means(x: Tensor, index: Tensor, group: Tensor, number: int) -> Tensor:
+    """Means (B, number, D) of vectors (B, N, D) at an index (B, n), by a group (B, n) that rises; 0 of none.
+
+    Nothing is copied on the way.
+    """
+    line = torch.arange(len(x), device=x.device)[:, None]
+    starts = torch.searchsorted(group, torch.arange(number, device=x.device).expand(len(x), -1).contiguous())
+    return torch.nn.functional.embedding_bag(
+        (index + line * x.shape[1]).flatten(), x.flatten(0, 1), (starts + line * index.shape[1]).flatten(), mode="mean"
+    ).view(len(x), number, -1)

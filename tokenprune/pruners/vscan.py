@@ -25,7 +25,7 @@ from tokenprune.core.selection import TokenSelection
 from tokenprune.core.signals import Signal
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.ranking import highest, rank_within
-from tokenprune.functional.vectors import take, unit, widen
+from tokenprune.functional.vectors import unit, widen
 from tokenprune.pruners.base import check_choice, register_pruner
 from tokenprune.pruners.dense import DensePruner
 from tokenprune.pruners.saliency import tower_attention
@@ -79,10 +79,21 @@ class VScan(DensePruner):
 
     def _choose(self, tokens: VisualTokens, k: int) -> TokenSelection:
         late = over_heads(tokens, tower_attention()).masked_fill(self.local(tokens, k), torch.inf)
-        keep = TokenSelection.from_mask(highest(late, k)).keep
-        x = unit(widen(tokens.features))
-        nearest = keep.gather(1, (x @ take(x, keep).mT).argmax(2))
-        return TokenSelection(keep, tokens.num_tokens, into=nearest.scatter(1, keep, keep))
+        kept = highest(late, k)
+        keep, rest = (mask.nonzero()[:, 1].view(len(kept), -1) for mask in (kept, ~kept))
+        x = widen(tokens.features)
+        nearest = torch.stack([most_alike(*row) for row in zip(x, keep, rest, strict=True)])
+        own = torch.arange(tokens.num_tokens, device=keep.device).expand_as(kept)
+        into = own.scatter(1, rest, nearest)
+        return TokenSelection(keep, tokens.num_tokens, into=into)
+
+
+def most_alike(x: Tensor, keep: Tensor, rest: Tensor) -> Tensor:
+    """Which kept token of one row, of indices (K,), is most like each other one, of indices (R,); x is (N, D).
+
+    Of one row: for several at once, pages of new memory take longer than the products.
+    """
+    return keep[(x[rest] @ unit(x[keep]).T).argmax(1)]  # which one does not depend on the other's own length
 
 
 def windows(grid: tuple[int, int], side: int) -> Tensor:

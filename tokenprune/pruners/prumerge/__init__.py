@@ -28,10 +28,10 @@ from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import Stage
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.functional.outliers import high_outliers
-from tokenprune.functional.ranking import descending
+from tokenprune.functional.ranking import descending, leading
 from tokenprune.functional.vectors import take, widen
 from tokenprune.pruners.base import check_choice, register_pruner
-from tokenprune.pruners.dense import DensePruner, patches_of
+from tokenprune.pruners.dense import DensePruner, at_patches, patches_of
 from tokenprune.pruners.prumerge.merge import joined_attention, merged
 from tokenprune.pruners.prumerge.spread import spread, spread_by_ratio, spread_once
 from tokenprune.pruners.saliency import tower_attention
@@ -89,7 +89,7 @@ class PruMerge(DensePruner):
         patch = patches_of(tokens)
         attention = joined_attention(tokens.signal(tower_attention(LAST))[:, :, patch])
         picks = self._outliers(attention)[:, : k - 1] if self.adaptive else self._picks(attention, k - 1)
-        features, keys = (widen(x)[:, patch] for x in (tokens.features, tokens.signal(TowerKeys(LAST))))
+        features, keys = (widen(at_patches(tokens, x)) for x in (tokens.features, tokens.signal(TowerKeys(LAST))))
         made, places = merged(features, keys, attention, picks, self.neighbours)
         sequence = patch.nonzero()[:, 0][places]
         keep, order = sequence.sort(1)
@@ -98,7 +98,7 @@ class PruMerge(DensePruner):
     def _picks(self, attention: Tensor, number: int) -> Tensor:
         """Patches (B, number) in the order of the code."""
         if not self.plus:
-            return descending(attention)[:, :number]
+            return leading(attention, number)
         return (spread if self.repeat else spread_once)(attention, number)
 
     def _outliers(self, attention: Tensor) -> Tensor:

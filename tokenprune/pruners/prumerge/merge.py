@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenprune.functional.ranking import descending, first_largest
-from tokenprune.functional.vectors import take, unit, widen
+from tokenprune.functional.ranking import first_largest, leading
+from tokenprune.functional.vectors import inverse_norm, take, widen
 
 
 def joined_attention(attention: Tensor) -> Tensor:
@@ -37,19 +37,31 @@ def merged(features: Tensor, keys: Tensor, attention: Tensor, picks: Tensor, nei
         of the first token in it.
     """
     places, rest = places_of(picks, features.shape[1])
-    source = torch.arange(features.shape[1], device=picks.device).repeat(len(picks), 1).scatter(1, places, picks)
-    features, keys, attention = (
-        take(features, source),
-        take(unit(keys), source),
-        attention.gather(1, source).to(features),
-    )
-    likeness = (take(keys, places) @ keys.mT).scatter(2, places[:, :, None], -torch.inf)
-    near = descending(likeness)[:, :, : min(neighbours, features.shape[1] - 1)]
-    added = attention[:, None].expand_as(likeness).gather(2, near)
-    weight = torch.zeros_like(likeness, dtype=features.dtype).scatter(2, near, added)
-    sums = (attention * rest)[:, None] @ features
-    last = first_largest(rest.long())
-    return torch.cat([take(features, places) + weight @ features, sums], 1), torch.cat([places, last], 1)
+    if not torch.equal(places, picks):
+        source = torch.arange(features.shape[1], device=picks.device).repeat(len(picks), 1).scatter(1, places, picks)
+        features, keys, attention = take(features, source), take(keys, source), attention.gather(1, source)
+    attention = attention.to(features)
+    number, last = min(neighbours, features.shape[1] - 1), first_largest(rest.long())
+    rows = zip(features, keys, attention, places, (attention * rest)[:, None], strict=True)
+    made = [
+        torch.cat([x[place] + weighted_sums(x, weight, nearest(key, place, number)), left @ x])
+        for x, key, weight, place, left in rows  # all at once, pages of new memory take longer than the products
+    ]
+    return torch.stack(made), torch.cat([places, last], 1)
+
+
+@torch.no_grad()
+def nearest(keys: Tensor, places: Tensor, number: int) -> Tensor:
+    """Tokens (n, number) whose keys (N, C) are most similar to those at places (n,), which are none themselves."""
+    likeness = (keys[places] @ keys.T).mul_(inverse_norm(keys))  # a place's own length changes nothing
+    return leading(likeness.scatter_(1, places[:, None], -torch.inf), number, ordered=False)
+
+
+def weighted_sums(x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    """Sums (n, D) of vectors (N, D), those at an index (n, M), with weights (N,); nothing is copied."""
+    if not index.numel():
+        return x.new_zeros(len(index), x.shape[1])
+    return torch.nn.functional.embedding_bag(index, x, per_sample_weights=weight[index], mode="sum")
 
 
 def places_of(picks: Tensor, tokens: int) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.stages import Stage
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.pruners.base import register_pruner
-from tokenprune.pruners.dense import DensePruner, patches_of
+from tokenprune.pruners.dense import DensePruner, at_patches, patches_of
 from tokenprune.pruners.prunesid.groups import principal_groups
 from tokenprune.pruners.prunesid.within import best_of_groups
 from tokenprune.pruners.saliency import tower_attention
@@ -49,9 +49,9 @@ class PruneSID(DensePruner):
 
     def _choose(self, tokens: VisualTokens, k: int) -> TokenSelection:
         patch = patches_of(tokens)
-        features, patches, cls = tokens.features[:, patch], patch.nonzero()[:, 0], (~patch).nonzero()[:1, 0]
+        features, patches, cls = at_patches(tokens, tokens.features), patch.nonzero()[:, 0], (~patch).nonzero()[:1, 0]
         total = k + 1 - len(cls)  # the code counts CLS
         groups = principal_groups(features, max(1, total // A_GROUP))
-        picks = best_of_groups(features, over_heads(tokens, tower_attention())[:, patch], groups, total)
+        picks = best_of_groups(features, at_patches(tokens, over_heads(tokens, tower_attention())), groups, total)
         sequence = torch.cat([cls.expand(len(picks), -1), patches[picks]], 1)
         return TokenSelection(sequence.sort(1).values, tokens.num_tokens, sequence=sequence)

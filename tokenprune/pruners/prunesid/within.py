@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from tokenprune.functional.greedy import Array
 from tokenprune.functional.ranking import descending
-from tokenprune.functional.vectors import take, unit, widen
+from tokenprune.functional.vectors import inverse_norm, unit, widen
 
 REFERENCE = 32  # tokens in all for which what is more alike than the mean counts as redundant
+ROUNDING = 16  # ulps by which a cosine may be above 1
 CAP, PER = 5, 64  # at most 5 tokens of a group for each 64 in all
 
 
@@ -26,10 +29,9 @@ def best_of_groups(features: Tensor, score: Tensor, group: Tensor, total: int) -
     Returns:
         (B, total - 1) long.
     """
-    x = unit(widen(features))
-    similarity = x @ x.mT
+    x = widen(features)
     n, number = score.shape[1], int(group.max()) + 1
-    picked = not_suppressed(similarity, score, group, threshold(similarity, total))
+    picked = not_suppressed(x, score, group, threshold(x, total))
     sizes, counts = (members(group, mask, number) for mask in (torch.ones_like(picked), picked))
     quota = quotas(sizes, counts, total)
     order = descending(score)
@@ -41,29 +43,50 @@ def best_of_groups(features: Tensor, score: Tensor, group: Tensor, total: int) -
     return ranked[stays].view(len(ranked), total - 1)
 
 
-def threshold(similarity: Tensor, total: int) -> Tensor:
-    """(B, 1) similarity above which a token suppresses another: the mean of all pairs, times a factor by the budget."""
-    n = similarity.shape[1]
-    above = similarity.triu(1).sum((1, 2)) / (n * (n - 1) / 2)
-    return above[:, None] * (total / REFERENCE)
+def threshold(x: Tensor, total: int) -> Tensor:
+    """(B,) cosine above which a token suppresses another: the mean of all pairs, times a factor by the budget.
+
+    Args:
+        x: (B, N, D).
+        total: what the factor is in proportion to.
+    """
+    n = x.shape[1]
+    scale = inverse_norm(x)
+    whole = (scale[:, None] @ x)[:, 0].double().square().sum(1)  # the cosines of all with all
+    pairs = whole - (scale * torch.linalg.vector_norm(x, dim=2)).double().sum(1)  # without those of each with itself
+    above: Tensor = pairs / (n * (n - 1)) * (total / REFERENCE)
+    return above.to(x.dtype)
 
 
-def not_suppressed(similarity: Tensor, score: Tensor, group: Tensor, above: Tensor) -> Tensor:
+def not_suppressed(x: Tensor, score: Tensor, group: Tensor, above: Tensor) -> Tensor:
     """Which tokens (B, N) no better one of their group is like, by falling score; the suppressed suppress none.
 
     Args:
-        similarity: (B, N, N).
+        x: (B, N, D).
         score: (B, N).
         group: (B, N) long.
-        above: (B, 1) the similarity that suppresses.
+        above: (B,) the cosine that suppresses.
     """
-    alive = torch.ones_like(group, dtype=torch.bool)
-    picked = torch.zeros_like(alive)
-    for token in torch.split(descending(score), 1, dim=1):
-        lives = alive.gather(1, token)
-        picked.scatter_(1, token, lives)
-        alive &= ~(lives & (group == group.gather(1, token)) & (take(similarity, token)[:, 0] > above))
+    picked = torch.ones_like(group, dtype=torch.bool)
+    order = descending(score)
+    order = order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))
+    for row, limit in enumerate(above.tolist()):
+        if limit > 1 + ROUNDING * torch.finfo(x.dtype).eps:  # no cosine is
+            continue
+        for same in torch.split(order[row], group[row].bincount().tolist()):
+            vectors = unit(x[row, same])
+            suppresses = (vectors @ vectors.T > limit).triu_(1)
+            picked[row, same] = torch.from_numpy(survivors(suppresses.cpu().numpy())).to(picked.device)
     return picked
+
+
+def survivors(suppresses: Array) -> Array:
+    """Which (m,) of tokens from the best on live, by which later ones each suppresses if it does, (m, m) bool."""
+    lives = np.ones(len(suppresses), dtype=bool)
+    for token in np.flatnonzero(suppresses.any(1)):
+        if lives[token]:
+            lives &= ~suppresses[token]
+    return lives
 
 
 def members(group: Tensor, mask: Tensor, number: int) -> Tensor:
