@@ -31,6 +31,7 @@ def test_the_spec_of_llava_1_5_7b():
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=32000)
     assert LlavaAdapter.spec_from_config(config) == ModelSpec(
         early_stage=PROJECTOR,
+        vision_read=23,
         llm=TransformerSpec(32, 4096, 11008, 32, 32, 128, 3),
         vocabulary=32064,
         visual_tokens=576,

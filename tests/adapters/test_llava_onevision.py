@@ -51,6 +51,7 @@ def test_the_spec_of_the_7b_model():
     )
     spec = LlavaOnevisionAdapter.spec_from_config(LlavaOnevisionConfig(text_config=text))
     assert spec == ModelSpec(
+        vision_read=26,
         llm=TransformerSpec(28, 3584, 18944, 28, 4, 128, 3),
         vocabulary=152128,
         visual_tokens=7290,
