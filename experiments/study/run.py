@@ -49,7 +49,7 @@ class Checked:
 
     checkpoint: Checkpoint
     bases: dict[str, Pruner]
-    questions: dict[str, list[Sample]]
+    questions: dict[str, Sequence[Sample]]
 
 
 def checked(config: StudyConfig) -> Checked:

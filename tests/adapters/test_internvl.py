@@ -101,7 +101,8 @@ def test_a_processor_without_a_template(model):
     bare = tiny_processor()
     bare.chat_template = None
     samples = [
-        Sample(str(seed), picture(seed, *size), "where ?", "top") for seed, size in enumerate([(70, 70), (80, 24)])
+        Sample.of(picture(seed, *size), "where ?", "top", id=str(seed))
+        for seed, size in enumerate([(70, 70), (80, 24)])
     ]
     prepared = session_for(model, bare).prepare(samples)
     assert (prepared.inputs["input_ids"] == model.config.image_token_id).sum(1).tolist() == [125, 100]

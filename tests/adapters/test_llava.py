@@ -166,7 +166,7 @@ def test_prepare(llava):
 
     model, processor = llava
     adapter = adapter_for(model, processor)
-    samples = [Sample(str(i), picture(i), text, "yes") for i, text in enumerate(["is there a star ?", "where ?"])]
+    samples = [Sample.of(picture(i), text, "yes", id=str(i)) for i, text in enumerate(["is there a star ?", "where ?"])]
     prepared = Session(adapter).prepare(samples)
     assert prepared.questions == ["is there a star ?", "where ?"]
     assert prepared.inputs["pixel_values"].shape == (2, 3, 40, 40)

@@ -154,7 +154,7 @@ def test_signals_of_newlines_are_zero(model, processor):
 @pytest.fixture
 def prepared(model, processor):
     samples = [
-        Sample(str(i), picture(i, *size), "is there a star ?", "yes")
+        Sample.of(picture(i, *size), "is there a star ?", "yes", id=str(i))
         for i, size in enumerate([(80, 80), (80, 24), (30, 90)])
     ]
     return session_for(model, processor, scope="papers").prepare(samples)

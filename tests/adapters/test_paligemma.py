@@ -175,7 +175,7 @@ def test_a_suffix_does_not_belong_to_the_prefix(built):
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_answers_that_are_given_do_not_look_ahead(built):
     """What policies are measured by: the unpruned model's own answers, seen as it saw them when it gave them."""
-    samples = [Sample(str(i), picture(i), text, "yes") for i, text in enumerate(["is there a star ?", "where ?"])]
+    samples = [Sample.of(picture(i), text, "yes", id=str(i)) for i, text in enumerate(["is there a star ?", "where ?"])]
     adapter = adapter_for(*built)
     batch = Batch(Session(adapter), samples, Objective(teacher_forced=True, max_new_tokens=6), frozenset())
     said, logits = generated(built[0], Session(adapter).prepare(samples).inputs)

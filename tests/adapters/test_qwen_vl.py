@@ -463,7 +463,7 @@ def test_a_later_turn_brings_no_images(family, plain):
 
 def test_a_processor_without_a_template(family, plain):
     model, processor = plain
-    samples = [Sample("0", Image.fromarray(pixels(0, 40, 40)), "is there a star ?", "yes")]
+    samples = [Sample.of(Image.fromarray(pixels(0, 40, 40)), "is there a star ?", "yes", id="0")]
     bare = tiny_processor(family.kind)
     bare.chat_template = None
     prepared, again = (session_for(model, each).prepare(samples) for each in (processor, bare))

@@ -47,7 +47,7 @@ def test_the_oracle_runs_where_an_image_is_one_grid(name):
     family = families()[name]
     session = session_for(*family.build("sdpa"))
     inputs, pruner = family.ask(session.adapter.processor, 1, 1), create_pruner("cdpruner", conditioning="oracle")
-    samples = [Sample(str(row), picture(row), "where ?", "", boxes=((8, 8, 24, 24),)) for row in range(2)]
+    samples = [Sample.of(picture(row), "where ?", id=str(row), boxes=((8, 8, 24, 24),)) for row in range(2)]
     how = {"budget": tp.Budget(keep_tokens=8), "samples": samples}
     if name not in ONE_GRID:
         with pytest.raises(ModelError, match="needs prompts of one image whose visual tokens are one grid"):

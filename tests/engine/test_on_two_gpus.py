@@ -263,7 +263,7 @@ def test_embeddings_elsewhere(method):
 
 
 def test_evidence_of_visual_tokens_elsewhere():
-    sample = Sample("", picture(0), "is there a star ?", "", boxes=((0, 0, 20, 20),))
+    sample = Sample.of(picture(0), "is there a star ?", boxes=((0, 0, 20, 20),))
     pruner, budget = create_pruner("cdpruner", conditioning="oracle"), Budget(keep_tokens=6)
     plain = adapter_for(*build("llava"))
     wanted = Session(plain).prune_inputs(prompt("llava"), pruner, budget, samples=[sample])

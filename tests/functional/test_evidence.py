@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from tokenprune.core.turn import only_picture
 from tokenprune.embedded.scenes import GRID, IMAGE_SIZE
 from tokenprune.functional.evidence import evidence_kept, evidence_tokens
 from tokenprune.tasks.scenes import Scenes
@@ -33,7 +34,7 @@ def test_share():
 @pytest.mark.parametrize("index", range(5))
 def test_boxes_of_scenes_cover_the_tokens_of_their_objects(index):
     sample = Scenes(num_samples=60).samples()[index * 6 + 5]  # letter: one object, drawn over its whole box
-    patches = np.asarray(sample.image.convert("L")).reshape(GRID, 8, GRID, 8).std(axis=(1, 3)).ravel()
+    patches = np.asarray(only_picture(sample.turn).convert("L")).reshape(GRID, 8, GRID, 8).std(axis=(1, 3)).ravel()
     evidence = evidence_tokens(sample.boxes, (IMAGE_SIZE, IMAGE_SIZE), (GRID, GRID))
     rest = np.setdiff1d(np.arange(GRID * GRID), evidence)
     assert 4 <= len(evidence) <= 16

@@ -19,7 +19,8 @@ class TwoColors(Task):
         colors = ["red", "blue"] * self.num_samples
         pictures = [Image.new("RGB", (96, 96), color) for color in colors[: self.num_samples]]
         return [
-            Sample(str(i), x, "what color is it ?", c) for i, (x, c) in enumerate(zip(pictures, colors, strict=False))
+            Sample.of(picture, "what color is it ?", color, id=str(number))
+            for number, (picture, color) in enumerate(zip(pictures, colors, strict=False))
         ]
 
     def score(self, sample, answer):

@@ -74,7 +74,7 @@ def test_numbers_that_are_no_grid_lose_tokens_of_the_next_larger():
 
 def test_rows_of_a_batch_are_what_they_are_alone():
     adapter = adapter_for(*load_embedded())
-    samples = [Sample("a", Image.new("RGB", (96, 96), "red"), "where ?", ""), *Scenes(num_samples=2).samples()]
+    samples = [Sample.of(Image.new("RGB", (96, 96), "red"), "where ?", id="a"), *Scenes(num_samples=2).samples()]
     together = Session(adapter).prune_inputs(
         Session(adapter).prepare(samples).inputs, create_pruner("resize"), Budget(keep_tokens=16)
     )

@@ -24,7 +24,7 @@ def test_patches_that_left_earlier_are_fainter():
 
 def test_images_of_several_rasters(tmp_path):
     """Each line says what its own image's raster is; one without is left blank."""
-    samples = [Sample(str(n), Image.new("RGB", (20, 20), (0, 0, 200)), "what?", "x") for n in range(3)]
+    samples = [Sample.of(Image.new("RGB", (20, 20), (0, 0, 200)), "what?", "x", id=str(n)) for n in range(3)]
     lines = {
         str(n): {"grid": grid, "stages": [{"kept": [0]}], "answer": "x", "correct": 1.0}
         for n, grid in enumerate(([2, 2], [3, 5], None))

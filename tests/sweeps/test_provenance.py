@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from tokenprune.core.sample import Sample
+from tokenprune.core.turn import Drawn
 from tokenprune.pruners.fastv import FastV
 from tokenprune.pruners.sparsevlm import SparseVLM
 from tokenprune.sweeps import provenance
@@ -52,11 +53,11 @@ def test_model_hash_sees_weights():
 
 
 def test_data_hash_sees_pixels_and_truth():
-    sample = Sample(id="1", image=Image.new("RGB", (2, 2)), question="?", answer="a")
+    sample = Sample.of(Image.new("RGB", (2, 2)), "?", "a", id="1")
     variants = [
         sample,
         dataclasses.replace(sample, answer="b"),
-        dataclasses.replace(sample, image=Image.new("RGB", (2, 2), "red")),
+        dataclasses.replace(sample, turn=Drawn(Image.new("RGB", (2, 2), "red"), "?")),
     ]
     assert len({provenance.data_hash([variant]) for variant in variants}) == 3
 

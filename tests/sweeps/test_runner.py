@@ -12,6 +12,7 @@ from tokenprune.core.errors import BudgetError, DataError, TokenPruneError
 from tokenprune.core.plan import OperationPlan
 from tokenprune.core.registry import Entry
 from tokenprune.core.stages import PRE_LLM
+from tokenprune.core.turn import only_picture
 from tokenprune.costs.flops import llm_prefill_flops
 from tokenprune.engine.session import Session
 from tokenprune.pruners.base import PRUNERS, ScorePruner
@@ -341,7 +342,7 @@ def test_a_batch_does_not_change_what_is_kept(config):
 
 def test_task_without_kinds_or_boxes(config, tmp_path):
     for index, sample in enumerate(Scenes(num_samples=2).samples()):
-        sample.image.save(tmp_path / f"{index}.png")
+        only_picture(sample.turn).save(tmp_path / f"{index}.png")
     rows = [{"image": f"{i}.png", "question": "what color ?", "answer": "red"} for i in range(2)]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     outcome = runner.run(config(task={"name": "folder", "path": str(tmp_path / "q.jsonl")}))

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from tokenprune.cli.main import app
 from tokenprune.core.errors import ConfigError, DataError
+from tokenprune.core.turn import only_picture
 from tokenprune.tasks.folder import Folder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -34,7 +35,7 @@ def test_jsonl(folder):
     first, second = Folder(path=path).samples()
     assert (first.id, first.question, first.answer, first.kind) == ("1", "What color?", "red", "")
     assert (second.id, second.answer, second.kind) == ("x", "3", "color")
-    assert first.image.mode == "RGB"
+    assert only_picture(first.turn).mode == "RGB"
     assert first.boxes == ()
 
 

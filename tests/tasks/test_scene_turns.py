@@ -6,6 +6,7 @@ from tokenprune.adapters.cache_argument import CACHE, cache_of
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
+from tokenprune.core.turn import only_picture
 from tokenprune.embedded.model import load_embedded
 from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.session import Session
@@ -20,7 +21,7 @@ def test_the_second_questions_are_those_of_scenes():
         assert (second.id, second.question, second.answer, second.boxes) == (
             alone.id, alone.question, alone.answer, alone.boxes,
         )  # fmt: skip
-        assert second.image.tobytes() == alone.image.tobytes()
+        assert only_picture(second.turn).tobytes() == only_picture(alone.turn).tobytes()
         assert second.other_question != second.question
         assert second.earlier == ()
     assert [sample.other_question for sample in turns] != [sample.other_question for sample in scenes]
@@ -35,7 +36,7 @@ def test_the_first_question_is_about_the_same_scene():
     right = {}
     for name, images in (("same", turns), ("another", turns[1:] + turns[:1])):
         first = [
-            Sample(t.id, image.image, t.earlier[0][0], t.earlier[0][1]) for t, image in zip(turns, images, strict=True)
+            Sample.of(only_picture(image.turn), *t.earlier[0], id=t.id) for t, image in zip(turns, images, strict=True)
         ]
         answers = Session(adapter).generate(Session(adapter).prepare(first).inputs, max_new_tokens=4).output
         right[name] = sum(Scenes().score(s, a) for s, a in zip(first, answers, strict=True))
@@ -61,7 +62,7 @@ def test_a_dialogue_is_in_the_prompt_and_the_cache_continues_it():
         .generate(Session(adapter).prune_inputs(inputs, pruner, k, samples=[sample]), max_new_tokens=4)
         .output
     )
-    start = Session(adapter).prepare([Sample("", sample.image, first, answer)]).inputs
+    start = Session(adapter).prepare([Sample.of(only_picture(sample.turn), first, answer)]).inputs
     with tp.prune(model, processor, "cdpruner", keep_tokens=24):
         ahead = model(**start, use_cache=True)
         out = model.generate(**inputs, **{CACHE: cache_of(ahead)}, max_new_tokens=4, do_sample=False)

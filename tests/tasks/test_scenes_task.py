@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from tokenprune.core.errors import ConfigError
+from tokenprune.core.turn import only_picture
 from tokenprune.embedded.questions import QUESTION_TYPES
 from tokenprune.tasks.scenes import Scenes
 
 
 def content(sample):
-    shown = sample.boxes, sample.image.tobytes()
+    shown = sample.boxes, only_picture(sample.turn).tobytes()
     return sample.id, sample.question, sample.answer, sample.kind, sample.other_question, *shown
 
 
@@ -20,7 +21,7 @@ def test_a_longer_set_begins_with_the_shorter_one():
 
 def test_seeds_and_splits_draw_other_scenes():
     drawn = {
-        (seed, split): {s.image.tobytes() for s in Scenes(seed=seed, split=split, num_samples=12).samples()}
+        (seed, split): {s.turn.digest for s in Scenes(seed=seed, split=split, num_samples=12).samples()}
         for seed in (0, 1)
         for split in ("test", "validation")
     }
@@ -61,7 +62,7 @@ def test_a_coarse_picture_lacks_detail_and_nothing_else():
     fine, coarse = (Scenes(num_samples=12, image_scale=scale).samples() for scale in (1.0, 0.25))
     for a, b in zip(fine, coarse, strict=True):
         assert content(a)[:-1] == content(b)[:-1]
-        left, right = (np.asarray(s.image).astype(float) for s in (a, b))
+        left, right = (np.asarray(only_picture(s.turn)).astype(float) for s in (a, b))
         assert left.shape == right.shape
         blocks = [x.reshape(24, 4, 24, 4, 3).mean((1, 3)) for x in (left, right)]
         assert np.abs(blocks[0] - blocks[1]).mean() < 4  # what a quarter of the sides can show stays

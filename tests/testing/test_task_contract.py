@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tokenprune.core.sample import Sample
+from tokenprune.core.turn import Drawn, only_picture
 from tokenprune.tasks.base import Task
 from tokenprune.testing import TaskContract
 
@@ -22,7 +23,7 @@ class Whole(Task):
     def samples(self):
         image = Image.new("RGB", (32, 32), "red")
         return [
-            Sample(str(number), image, "what color is it ?", "red", boxes=((0, 0, 32, 32),))
+            Sample.of(image, "what color is it ?", "red", id=str(number), boxes=((0, 0, 32, 32),))
             for number in range(self.num_samples)
         ]
 
@@ -58,6 +59,27 @@ class Mutable(Whole):
     __hash__ = None
 
 
+def grey(sample):
+    return Drawn(only_picture(sample.turn).convert("L"), sample.question)
+
+
+def marked(sample):
+    return Drawn(only_picture(sample.turn), "<image> ?")
+
+
+@dataclass(frozen=True, eq=False)
+class Larger(Drawn):
+    """Says that its picture is larger than it is."""
+
+    @property
+    def shape(self):
+        return (("image", (64, 64)),)
+
+
+def larger(sample):
+    return Larger(only_picture(sample.turn), sample.question)
+
+
 BROKEN = {
     "other samples each time": (
         changed(question=lambda s: f"{next(CALLS)} ?"),
@@ -65,7 +87,8 @@ BROKEN = {
     ),
     "one id": (changed(id=lambda s: "1"), "test_ids_are_unique"),
     "a number for an id": (changed(id=lambda s: int(s.id)), "test_ids_are_unique"),
-    "grey": (changed(image=lambda s: s.image.convert("L")), "test_samples_hold_what_they_say"),
+    "grey": (changed(turn=grey), "test_samples_hold_what_they_say"),
+    "a size that is not the picture's": (changed(turn=larger), "test_samples_hold_what_they_say"),
     "no question": (changed(question=lambda s: " "), "test_samples_hold_what_they_say"),
     "an answer that is no text": (changed(answer=lambda s: 3), "test_samples_hold_what_they_say"),
     "a box beyond the image": (changed(boxes=lambda s: ((0, 0, 33, 32),)), "test_samples_hold_what_they_say"),
@@ -73,7 +96,7 @@ BROKEN = {
     "all is right": (Generous, "test_its_own_answers_are_right"),
     "nothing is right": (Strict, "test_its_own_answers_are_right"),
     "fewer are others": (Last, "test_fewer_samples_are_the_first_of_more"),
-    "a mark in a question": (changed(question=lambda s: "<image> ?"), "test_a_model_can_be_asked"),
+    "a mark in a question": (changed(turn=marked), "test_a_model_can_be_asked"),
 }
 
 

@@ -30,7 +30,8 @@ class Squares(Task):
     def samples(self):
         colors = ("red", "blue", "green")
         asked = [(str(number), colors[number % 3]) for number in range(self.num_samples)]
-        return [Sample(name, Image.new("RGB", (32, 32), color), "what color is it ?", color) for name, color in asked]
+        square = (32, 32)
+        return [Sample.of(Image.new("RGB", square, color), "what color is it ?", color, id=id) for id, color in asked]
 '''
 
 

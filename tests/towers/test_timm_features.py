@@ -219,7 +219,7 @@ def check_places(found, places, atol=0.03):
 def test_each_token_gets_what_its_place_shows(name):
     """Whatever the scope, and the picture's size and place in the batch."""
     model, processor = families()[name].build("sdpa")
-    samples = [Sample(str(size), Image.fromarray(ramp(*size)), "where ?", "") for size in PLACES[name]]
+    samples = [Sample.of(Image.fromarray(ramp(*size)), "where ?", id=str(size)) for size in PLACES[name]]
     places = [place for each in PLACES[name].values() for place in each]
     for scope in {*type(adapter_for(model, processor)).scopes} - {"papers"}:
         adapter = adapter_for(model, processor, scope=scope)
@@ -228,7 +228,7 @@ def test_each_token_gets_what_its_place_shows(name):
 
 def test_the_papers_protocol_has_no_newlines():
     adapter = adapter_for(*families()["llava_next"].build("sdpa"), scope="papers")
-    inputs = Session(adapter).prepare([Sample("", Image.fromarray(ramp(50, 50)), "where ?", "")]).inputs
+    inputs = Session(adapter).prepare([Sample.of(Image.fromarray(ramp(50, 50)), "where ?")]).inputs
     check_places(seen(adapter, inputs), lattice(5, 5) + lattice(10, 10))
 
 

@@ -6,18 +6,22 @@ inputs must look like. What is done with a model is the same for all families, s
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tokenprune.adapters import inputs as prompts
 from tokenprune.adapters.inputs import PIXELS
 from tokenprune.core.budget import Budget
+from tokenprune.core.clip import VideoMetadata
 from tokenprune.core.errors import BudgetExceedsError, ModelError, hint
 from tokenprune.core.placement import device_of
 from tokenprune.core.signals import Signal
@@ -27,6 +31,8 @@ from tokenprune.towers import nominal
 from tokenprune.towers.base import UNKNOWN, Tower, TowerOutput
 from tokenprune.towers.items import Grid, Item, Unit
 from tokenprune.towers.pictures import Pictures
+
+Video = tuple[NDArray[np.uint8], VideoMetadata]
 
 
 class ModelAdapter(ABC):
@@ -43,6 +49,7 @@ class ModelAdapter(ABC):
         scopes: what a row that a pruner chooses among can be; the first is the default. Budgets are of an image or a
             video, unless the scope is ``per_frame``.
         any_size: whether an image or video can have more visual tokens than the nominal image of the spec.
+        text_alone: whether it answers a question about nothing that is shown.
         places: where a pruner can have a stage: ``tower`` (whose towers are ``RowTower``, with a patch for each visual
             token), ``projector`` (see ``project``), ``pre_llm``, ``decoder``, ``cache``.
     """
@@ -56,6 +63,7 @@ class ModelAdapter(ABC):
     answer_type: ClassVar[int] = 0
     scopes: ClassVar[tuple[str, ...]] = ("image",)
     any_size: ClassVar[bool] = False
+    text_alone: ClassVar[bool] = True
     places: ClassVar[tuple[str, ...]] = ("pre_llm", "decoder", "cache")
 
     def __init__(self, model: Any, processor: Any, *, text_tower: str | None = None, scope: str | None = None) -> None:
@@ -206,16 +214,23 @@ class ModelAdapter(ABC):
         with suppress(BudgetExceedsError) if cls.any_size else nullcontext():
             pruner.schedule(spec, budget, spec.visual_tokens)
 
-    def model_inputs(self, texts: Sequence[str], images: Sequence[Any]) -> dict[str, Any]:
-        """Inputs of the model, on its device and padded on the left, from prompts of one image each.
+    def model_inputs(
+        self, texts: Sequence[str], images: Sequence[Sequence[Any]], videos: Sequence[Sequence[Video]] = ()
+    ) -> dict[str, Any]:
+        """Inputs of the model, on its device and padded on the left.
 
         Args:
             texts: the prompts.
-            images: RGB, one a prompt.
+            images: RGB, of each prompt.
+            videos: of each prompt, as ``Clip.frames`` gives them.
         """
-        shown = [[image] for image in images]
-        batch = self.processor(images=shown, text=texts, padding=True, padding_side="left", return_tensors="pt")
-        return dict(batch.to(self.device))
+        given: dict[str, Any] = {"images": [list(row) for row in images]} if any(images) else {}
+        if shown := [video for row in videos for video in row]:
+            metadata = [dataclasses.asdict(about) | {"duration": about.duration} for _, about in shown]
+            given["videos"] = [frames for frames, _ in shown]
+            given["videos_kwargs"] = {"video_metadata": metadata, "do_sample_frames": False}
+        batch = self.processor(text=list(texts), padding=True, padding_side="left", return_tensors="pt", **given)
+        return {name: value for name, value in batch.to(self.device).items() if name != "video_metadata"}
 
     def forward_inputs(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Arguments of a forward over a prompt, from those of ``generate``, which may count otherwise; here equal."""

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.base import ModelAdapter, Video
 from tokenprune.adapters.inputs import no_new_images
 from tokenprune.adapters.registry import register_adapter
 from tokenprune.core.errors import ModelError
@@ -72,16 +72,18 @@ class LlavaNextAdapter(ModelAdapter):
         """Refuse images in later turns: their numbers of tokens vary, so a prompt does not tell how many there are."""
         return no_new_images(self.placeholders(ids))
 
-    def model_inputs(self, texts: Sequence[str], images: Sequence[Any]) -> dict[str, Any]:
+    def model_inputs(
+        self, texts: Sequence[str], images: Sequence[Sequence[Any]], videos: Sequence[Sequence[Video]] = ()
+    ) -> dict[str, Any]:
         """Inputs of the model; the scope ``papers`` has rules of its own for tiles and placeholders."""
-        if self.scope != "papers":
-            return super().model_inputs(texts, images)
+        if self.scope != "papers" or not any(images):
+            return super().model_inputs(texts, images, videos)
         canvas, token = self._canvas(), self.processor.image_token
         pixels = self.processor.image_processor(
-            list(images), image_grid_pinpoints=[[canvas, canvas]], return_tensors="pt"
+            [image for row in images for image in row], image_grid_pinpoints=[[canvas, canvas]], return_tensors="pt"
         )
         whole = token * (PAPERS * self._tile_tokens())
-        longer = [text.replace(token, whole, 1) for text in texts]
+        longer = [text.replace(token, whole) for text in texts]
         inputs = self.processor.tokenizer(longer, padding=True, padding_side="left", return_tensors="pt")
         inputs |= {"pixel_values": pixels.pixel_values, "image_sizes": torch.full_like(pixels.image_sizes, canvas)}
         return {name: value.to(self.device) for name, value in inputs.items()}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from tokenprune.adapters.base import ModelAdapter
+from tokenprune.adapters.base import ModelAdapter, Video
 from tokenprune.adapters.inputs import check_pixels
 from tokenprune.adapters.registry import register_adapter
 from tokenprune.core.errors import ModelError
@@ -35,6 +35,7 @@ class PaliGemmaAdapter(ModelAdapter):
     prompt = "<image>answer en {question}"
     roles = ("answer en", "\n")
     answer_type = 1
+    text_alone = False
     tower = SIGLIP
     places = ("tower", *ModelAdapter.places)
 
@@ -73,9 +74,11 @@ class PaliGemmaAdapter(ModelAdapter):
                 "the model's own processor returns them"
             )
 
-    def model_inputs(self, texts: Sequence[str], images: Sequence[Any]) -> dict[str, Any]:
+    def model_inputs(
+        self, texts: Sequence[str], images: Sequence[Sequence[Any]], videos: Sequence[Sequence[Video]] = ()
+    ) -> dict[str, Any]:
         """Inputs of the model without labels, which its processor makes whether or not there are answers."""
-        inputs = super().model_inputs(texts, images)
+        inputs = super().model_inputs(texts, images, videos)
         inputs.pop("labels", None)
         return inputs
 

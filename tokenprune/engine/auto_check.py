@@ -54,7 +54,7 @@ def auto_adapter(model: Any, processor: Any, **options: Any) -> AutoAdapter:
 @torch.no_grad()
 def _checked(adapter: AutoAdapter, options: Mapping[str, Any]) -> AutoAdapter:
     """The adapter with what encoding a picture tells of its model."""
-    inputs = Session(adapter).prepare([Sample("", _picture(), "what is this?", "")]).inputs
+    inputs = Session(adapter).prepare([Sample.of(_picture(), "what is this?")]).inputs
     encoded, tiles = Session(adapter).encode(inputs), _tiles(adapter, inputs)
     found = AutoAdapter(
         adapter.model,

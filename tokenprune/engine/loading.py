@@ -19,7 +19,7 @@ from tokenprune.core.sample import Sample
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.steps import Step
 from tokenprune.engine.auto_check import auto_adapter
-from tokenprune.engine.prompt.question import check_words
+from tokenprune.engine.prompt.question import check_shown, check_words
 from tokenprune.engine.providers.base import Facts, stand_ins
 from tokenprune.engine.providers.steps import check_steps
 from tokenprune.engine.session import Session
@@ -69,7 +69,9 @@ class Checkpoint:
 
     def check_samples(self, samples: Sequence[Sample]) -> None:
         """Raise ModelError, which says where it is written, if the model cannot be asked a sample; no weights load."""
-        check_words(_load(AutoProcessor, self.path), samples)
+        processor = _load(AutoProcessor, self.path)
+        check_shown(self.adapter, processor, samples)
+        check_words(processor, samples)
 
     def load(self) -> Session:
         """Load processor and weights.

@@ -11,6 +11,7 @@ import torch
 from tokenprune.adapters.base import ModelAdapter
 from tokenprune.adapters.inputs import Prepared
 from tokenprune.core.budget import Budget
+from tokenprune.core.clip import Clip
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
 from tokenprune.core.steps import Selector, Step
@@ -54,14 +55,17 @@ class Session:
         return steps
 
     def prepare(self, samples: Sequence[Sample]) -> Prepared:
-        """Samples as inputs of the model, padded on the left.
+        """Samples as inputs of the model, padded on the left; their pictures and videos are opened now.
 
         Raises:
             ModelError: if one cannot be asked.
+            DataError: if a picture or video cannot be decoded.
         """
-        adapter = self.adapter
-        texts = write_prompts(adapter.processor, adapter.prompt, samples)
-        inputs = adapter.model_inputs(texts, [sample.image for sample in samples])
+        adapter, parts = self.adapter, [sample.turn.parts() for sample in samples]
+        texts = write_prompts(adapter.processor, adapter.prompt, samples, parts)
+        images = [[part for part in each if not isinstance(part, str | Clip)] for each in parts]
+        videos = [[part.frames() for part in each if isinstance(part, Clip)] for each in parts]
+        inputs = adapter.model_inputs(texts, images, videos)
         return Prepared(inputs, [sample.question for sample in samples])
 
     def encode(self, inputs: Mapping[str, Any], requires: frozenset[Signal] = frozenset()) -> Encoded:

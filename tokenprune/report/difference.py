@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tokenprune.core.sample import Sample
+from tokenprune.core.turn import only_picture
 from tokenprune.sweeps.overlay import (
     FADE,
     PLAIN,
@@ -84,8 +85,9 @@ def draw_difference(
     for sample, row in zip(samples, panels, strict=True):
         for axes, (first, second) in zip(row, columns.values(), strict=True):
             a, b = first.get(sample.id), second.get(sample.id)
-            if a and b and a["grid"]:
-                axes.imshow(difference_patches(sample.image, kept_last(a), kept_last(b), tuple(a["grid"])))
+            image = only_picture(sample.turn) if a and b and a["grid"] else None
+            if a and b and image:
+                axes.imshow(difference_patches(image, kept_last(a), kept_last(b), tuple(a["grid"])))
                 write_answer(axes, a, "A")
                 write_answer(axes, b, "B", down=0.14)
     light = "#ffffff"

@@ -47,7 +47,8 @@ class Totals:
         number, plans = len(self.samples), self._plans.items()
         accuracy = fsum(value for correct in self._correct.values() for value in correct) / number
         prefill = flops.llm_prefill_flops
-        lefts = [(left_of_image(cell, spec, alive, total), n) for (alive, total, _), n in plans]
+        # A question about nothing that is shown has nothing to encode.
+        lefts = [(left_of_image(cell, spec, alive, total), n) for (alive, total, _), n in plans if total]
         weighed = [(cell.pruner.plan(spec, alive, total), text, n) for (alive, total, text), n in plans]
         return {
             "questions": number,
@@ -77,4 +78,4 @@ def left_of_image(cell: Cell, spec: ModelSpec, alive: Sequence[int], total: int)
         total: visual tokens of the prompt.
     """
     stages = zip(cell.pruner.stages(spec), alive, strict=False)
-    return tuple((stage, left * spec.visual_tokens // total) for stage, left in stages)
+    return tuple((stage, left * spec.visual_tokens // max(1, total)) for stage, left in stages)

@@ -14,6 +14,7 @@ from tokenprune.adapters.inputs import Prepared
 from tokenprune.core.errors import DataError
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
+from tokenprune.core.turn import picture_size
 from tokenprune.costs.latency import Stages, compare, time_call
 from tokenprune.costs.memory import kv_cache_bytes_by_layer
 from tokenprune.engine.prompt.encoded import Encoded
@@ -36,12 +37,13 @@ class Asked:
     Attributes:
         samples: the questions.
         prepared: the questions as a model takes them.
-        encoded: their images; signals of them are made when a pruner first needs them, and kept.
+        encoded: their images; signals of them are made when a pruner first needs them, and kept. None for questions
+            about nothing that is shown.
     """
 
     samples: Sequence[Sample]
     prepared: Prepared
-    encoded: Encoded
+    encoded: Encoded | None
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Evaluator:
             cells: tell which signals the vision tower must give.
         """
         prepared = self.session.prepare(samples)
-        return Asked(samples, prepared, self.session.encode(prepared.inputs, self._requires(cells)))
+        shown = samples[0].turn.shape  # a batch is of one kind
+        return Asked(samples, prepared, self.session.encode(prepared.inputs, self._requires(cells)) if shown else None)
 
     def _requires(self, cells: Iterable[Cell]) -> frozenset[Signal]:
         steps = [step for cell in cells for step in cell.pruner.steps(self.session.adapter.spec)]
@@ -80,6 +83,8 @@ class Evaluator:
             One line a question: what was asked, answered and kept. ``stages`` tells for each stage the live tokens
             (``kept``) and their number with those that were appended (``tokens``).
         """
+        if asked.encoded is None:
+            return self._answer_text(cell, asked)
         pruned = self._prune(cell, asked)
         ran = self.session.generate(pruned, max_new_tokens=self.max_new_tokens)
         traces, totals = stage_traces(pruned, ran.stages, len(asked.samples)), pruned.layout.free_tokens()
@@ -89,15 +94,11 @@ class Evaluator:
         for row, (sample, answer) in enumerate(zip(asked.samples, ran.output, strict=True)):
             stages = [{"stage": str(t.stage), "kept": t.keep[row], "tokens": t.counts[row]} for t in traces]
             kept, grid = traces[-1].keep[row] if traces else list(range(totals[row])), grids[row]
-            evidence = evidence_tokens(sample.boxes, sample.image.size, grid) if grid else []
+            size = picture_size(sample.turn)
+            evidence = evidence_tokens(sample.boxes, size, grid) if grid and size else []
             lines.append(
                 {
-                    "sample": sample.id,
-                    "kind": sample.kind,
-                    "question": sample.question,
-                    "truth": sample.answer,
-                    "answer": answer,
-                    "correct": self._score(sample, answer),
+                    **self._said(sample, answer),
                     "visual_tokens": totals[row],
                     "text_tokens": lengths[row] - entered[row],
                     "grid": grid and list(grid),
@@ -106,6 +107,34 @@ class Evaluator:
                 }
             )
         return lines
+
+    def _answer_text(self, cell: Cell, asked: Asked) -> list[Line]:
+        """The lines of questions about nothing that is shown: whatever the cell prunes, it has nothing to prune."""
+        inputs = asked.prepared.inputs
+        answers = self.session.generate(inputs, max_new_tokens=self.max_new_tokens).output
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        stages = [str(stage) for stage in cell.pruner.stages(self.session.adapter.spec)]
+        return [
+            {
+                **self._said(sample, answer),
+                "visual_tokens": 0,
+                "text_tokens": length,
+                "grid": None,
+                "evidence_kept": None,
+                "stages": [{"stage": stage, "kept": [], "tokens": 0} for stage in stages],
+            }
+            for sample, answer, length in zip(asked.samples, answers, lengths, strict=True)
+        ]
+
+    def _said(self, sample: Sample, answer: str) -> Line:
+        return {
+            "sample": sample.id,
+            "kind": sample.kind,
+            "question": sample.question,
+            "truth": sample.answer,
+            "answer": answer,
+            "correct": self._score(sample, answer),
+        }
 
     def _score(self, sample: Sample, answer: str) -> float:
         score = self.task.score(sample, answer)
@@ -118,12 +147,13 @@ class Evaluator:
 
         Args:
             cell: what prunes.
-            batch: questions; more than ``TIMING_BATCH`` are cut off.
+            batch: questions; those that show the kind of thing that the first with a picture or video shows are used,
+                and of these ``TIMING_BATCH`` at most.
             repeats: timed pairs; with 0 no time is measured.
         """
+        batch = _alike(batch)
         one = self.ask(batch[:1], [cell])
         alone = kv_cache_bytes_by_layer(cache_of(self.session.prefill(self._prune(cell, one)).output))
-        batch = batch[:TIMING_BATCH]
         measured: dict[str, Any] = {"kv_cache_bytes": sum(alone), "kv_cache_bytes_by_layer": alone}
         if repeats:
             unpruned = dataclasses.replace(cell, pruner=NoPruning(), budget=None)
@@ -146,3 +176,10 @@ class Evaluator:
         return self.session.prune_inputs(
             inputs, cell.pruner, cell.budget, questions, encoded=asked.encoded, samples=asked.samples
         )
+
+
+def _alike(samples: Sequence[Sample]) -> list[Sample]:
+    """The first samples that show as many things of the same kinds as the first that shows anything."""
+    kinds = [tuple(kind for kind, *_ in sample.turn.shape) for sample in samples]
+    wanted = next(filter(None, kinds))
+    return [sample for sample, shown in zip(samples, kinds, strict=True) if shown == wanted][:TIMING_BATCH]

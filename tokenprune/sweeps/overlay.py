@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from tokenprune.core.sample import Sample
+from tokenprune.core.turn import only_picture
 
 PLAIN = {"Software": None}  # metadata of a PNG: the same picture is the same file
 SIDE = 384  # pixels of the long side, or a little less
@@ -138,5 +139,7 @@ def write_answer(axes: Axes, line: Line, name: str = "", down: float = 0.03) -> 
 
 
 def _panel(axes: Axes, sample: Sample, line: Line) -> None:
-    axes.imshow(kept_patches(sample.image, [stage["kept"] for stage in line["stages"]], tuple(line["grid"])))
+    if (image := only_picture(sample.turn)) is None:
+        return
+    axes.imshow(kept_patches(image, [stage["kept"] for stage in line["stages"]], tuple(line["grid"])))
     write_answer(axes, line)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tokenprune.core.errors import DataError
 from tokenprune.core.sample import Sample
 from tokenprune.engine.providers.evidence import check_samples
 from tokenprune.sweeps.aggregate import Totals
@@ -16,6 +18,7 @@ from tokenprune.sweeps.grid import Sweep
 from tokenprune.sweeps.keys import Keyed, key_cells
 from tokenprune.sweeps.launch.base import Batch, Job, Origin, Wanted
 from tokenprune.sweeps.store import RunFolder, RunRecord
+from tokenprune.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def prepare(asked: Sweep) -> tuple[list[Group], RunFolder]:
     groups = []
     for experiment in experiments:
         task = repr(experiment.config.task)
-        questions[task] = questions.get(task) or tuple(experiment.task.samples())
+        questions[task] = questions.get(task) or _questions(experiment.task)
         if (experiment.model.path, task) not in asked_of:
             experiment.model.check_samples(questions[task])
             asked_of.add((experiment.model.path, task))
@@ -55,6 +58,15 @@ def prepare(asked: Sweep) -> tuple[list[Group], RunFolder]:
             check_samples([step.selector for step in steps], questions[task])
         groups.append(Group(experiment, questions[task], tuple(key_cells(experiment, questions[task]))))
     return groups, RunFolder(Path(config.output) / (asked.name or asked.id(config)))
+
+
+def _questions(task: Task) -> tuple[Sample, ...]:
+    """The samples of a task; DataError if there is nothing in them to prune."""
+    samples = tuple(task.samples())
+    if not any(sample.turn.shape for sample in samples):
+        name = type(task).__name__
+        raise DataError(f"no question of {name} shows a picture or a video, so there is nothing to prune")
+    return samples
 
 
 @dataclass
@@ -113,6 +125,21 @@ def states(groups: Sequence[Group], folder: RunFolder, retry_failed: bool) -> di
     return found
 
 
+def blocks_of(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
+    """Samples that go through the model together, at most ``size`` of them, always the same ones.
+
+    Those of a block show things of the same kinds (pictures, videos, nothing), and are about equally large and long:
+    what is computed does not depend on what was before, and batches take about equally long.
+    """
+
+    def kinds(sample: Sample) -> list[str]:
+        return sorted({kind for kind, *_ in sample.turn.shape})
+
+    order = sorted(samples, key=lambda sample: (kinds(sample), sample.turn.shape, sample.turn.length))
+    alike = [list(group) for _, group in itertools.groupby(order, key=kinds)]
+    return [group[i : i + size] for group in alike for i in range(0, len(group), size)]
+
+
 def job_of(group: Group, known: Mapping[str, State]) -> Job | None:
     """The work that is left to do for a group of cells; None if there is none.
 
@@ -124,11 +151,8 @@ def job_of(group: Group, known: Mapping[str, State]) -> Job | None:
     missing = {each.key: known[each.key] for each in group.cells if known[each.key].record is None}
     if not missing:
         return None
-    # Prompts of about one length together, always the same ones: what is computed does not depend on what was before.
-    order = sorted(group.samples, key=lambda sample: (sample.image.size, len(sample.question)))
-    blocks = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
     batches = []
-    for block in blocks:
+    for block in blocks_of(group.samples, config.batch_size):
         ids = tuple(sample.id for sample in block)
         cells = tuple(key for key, state in missing.items() if not state.totals.samples.issuperset(ids))
         batches += [Batch(ids, cells)] if cells else []

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import Image
 
+from tokenprune.core.turn import Turn, only_picture
 from tokenprune.sweeps.launch.base import Line
 from tokenprune.sweeps.overlay import kept_patches
 from tokenprune.sweeps.progress import State
@@ -34,11 +34,11 @@ def report_cells(states: Sequence[State], folder: RunFolder, session: Tracked) -
             told.append(line)
     for state in states:
         if state.record:
-            images = {sample.id: sample.image for sample in state.group.samples}
-            session.cell(_finished(str(state.keyed.cell), state.record, answers[state.keyed.key], images))
+            turns = {sample.id: sample.turn for sample in state.group.samples}
+            session.cell(_finished(str(state.keyed.cell), state.record, answers[state.keyed.key], turns))
 
 
-def _finished(label: str, record: RunRecord, answers: Sequence[Line], images: Mapping[str, Image]) -> Finished:
+def _finished(label: str, record: RunRecord, answers: Sequence[Line], turns: Mapping[str, Turn]) -> Finished:
     named = (Path(value) for value in record.pruner.values() if isinstance(value, str))
     return Finished(
         id=record.cell,
@@ -46,13 +46,14 @@ def _finished(label: str, record: RunRecord, answers: Sequence[Line], images: Ma
         config={**record.config, "provenance": dataclasses.asdict(record.provenance)},
         metrics=record.metrics,
         answers=answers,
-        picture=partial(_picture, images),
+        picture=partial(_picture, turns),
         files=[path for path in named if path.is_file()],  # such as a fitted policy
         error=record.error,
     )
 
 
-def _picture(images: Mapping[str, Image], line: Mapping[str, Any]) -> NDArray[np.uint8] | None:
-    if not line["grid"]:
+def _picture(turns: Mapping[str, Turn], line: Mapping[str, Any]) -> NDArray[np.uint8] | None:
+    image = only_picture(turns[line["sample"]]) if line["grid"] else None
+    if image is None:
         return None
-    return kept_patches(images[line["sample"]], [stage["kept"] for stage in line["stages"]], tuple(line["grid"]))
+    return kept_patches(image, [stage["kept"] for stage in line["stages"]], tuple(line["grid"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tokenprune.core.registry import Registry
@@ -14,10 +14,10 @@ TASKS: Registry[Task]
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """A set of questions about images. Subclasses are frozen dataclasses; their fields are the options."""
+    """A set of questions about images or videos. Subclasses are frozen dataclasses; their fields are the options."""
 
     @abstractmethod
-    def samples(self) -> list[Sample]:
+    def samples(self) -> Sequence[Sample]:
         """All questions of the set, with the same content and order on each call."""
 
     def score(self, sample: Sample, answer: str) -> float:

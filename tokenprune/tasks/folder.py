@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from tokenprune.core.errors import ConfigError, DataError, hint
 from tokenprune.core.sample import Sample
 from tokenprune.tasks.base import Task, register_task
-from tokenprune.tasks.images import load_image
+from tokenprune.tasks.images import PictureFile
 
 REQUIRED = ("image", "question", "answer")
 OPTIONAL = ("id", "kind")
@@ -46,7 +46,7 @@ class Folder(Task):
             raise DataError(f"task.path {self.path!r} does not exist or is not a file")
 
     def samples(self) -> list[Sample]:
-        """Read and check all questions and images.
+        """Read and check all questions and the headers of their images, which are decoded when they are asked about.
 
         Raises:
             DataError: naming file and line, if something cannot be read or asked, or an id occurs twice.
@@ -84,7 +84,7 @@ class Folder(Task):
             raise DataError(f"'question' has {marker[0]!r}; leave it out, the image comes before the question anyway")
         return Sample(
             id=text["id"] or str(number),
-            image=load_image(Path(self.path).parent / text["image"]),
+            turn=PictureFile.of(Path(self.path).parent / text["image"], text["question"]),
             question=text["question"],
             answer=text["answer"],
             kind=text["kind"],

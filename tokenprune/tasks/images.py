@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from tokenprune.core.errors import DataError
+from tokenprune.core.turn import hash_parts
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs, a quarter of a gigabyte of RGB
 MAX_ASPECT = 200  # long side over short side; a processor that scales the short side up makes a bomb of a sliver
@@ -28,6 +34,69 @@ def load_image(path: Path) -> Image.Image:
         DataError: if it is missing, empty, truncated, not an image, too large, too elongated, or of a value range that
             is not defined (floating point).
     """
+    with _opened(path) as image:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image), path)
+
+
+@dataclass(frozen=True, eq=False)
+class PictureFile:
+    """A turn of a picture in a file and a question after it; the file is read for its hash, and decoded when asked.
+
+    Attributes:
+        path: the file.
+        question: as it is asked.
+        size: (width, height) of the upright picture in pixels, from the header.
+    """
+
+    path: Path
+    question: str
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, path: Path, question: str) -> PictureFile:
+        """Read the header of a picture.
+
+        Raises:
+            DataError: if the file is missing, or its header shows that ``load_image`` would refuse it.
+        """
+        with _opened(path) as image:
+            _check_mode(image, path)
+            width, height = image.size
+            sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return cls(path, question, (height, width) if sideways else (width, height))
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Of the picture its kind and (width, height) in pixels."""
+        return (("image", self.size),)
+
+    @property
+    def length(self) -> int:
+        """Characters of the question."""
+        return len(self.question)
+
+    @property
+    def text(self) -> str:
+        """The question."""
+        return self.question
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the question and the bytes of the file."""
+        try:
+            return hash_parts(self.question, self.path.read_bytes())
+        except OSError as error:
+            raise DataError(f"image {str(self.path)!r} cannot be read: {error.strerror}") from None
+
+    def parts(self) -> tuple[Image.Image | str, ...]:
+        """The picture, decoded now, and then the question."""
+        return load_image(self.path), self.question
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A file of which the header is read; what Pillow raises inside comes out as one sentence."""
     if not path.is_file():
         raise DataError(f"image {str(path)!r} does not exist or is not a file")
     if path.stat().st_size == 0:
@@ -37,8 +106,7 @@ def load_image(path: Path) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below, with the file's name
             with Image.open(path) as image:
                 _check_size(image, path)
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image), path)
+                yield image
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -57,9 +125,13 @@ def _check_size(image: Image.Image, path: Path) -> None:
         raise DataError(f"image {str(path)!r} is {width} x {height} pixels; sides may differ {MAX_ASPECT}-fold at most")
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def _check_mode(image: Image.Image, path: Path) -> None:
     if image.mode == "F":
         raise DataError(f"image {str(path)!r} holds floating-point values of no defined range; save it as 8-bit")
+
+
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    _check_mode(image, path)
     if image.mode.startswith("I"):  # I;16 and its byte orders, and I, in which Pillow also opens 16-bit PGM
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:

@@ -49,11 +49,11 @@ class Scenes(Task):
         rng = random.Random(f"{self.seed}/{self.split}/{index}")
         layout, question = _scene(rng, self.split, QUESTION_TYPES[index % len(QUESTION_TYPES)])
         other = self._other(layout, question, random.Random(f"{self.seed}/{self.split}/{index}/other"))
-        return Sample(
+        return Sample.of(
+            _coarse(render(layout, rng), self.image_scale),
+            question.text,
+            question.answer,
             id=f"{self.split}-{self.seed}-{index}",
-            image=_coarse(render(layout, rng), self.image_scale),
-            question=question.text,
-            answer=question.answer,
             kind=question.type,
             boxes=tuple(_clip(layout[o].box) for o in question.objects),
             other_question=other.text,

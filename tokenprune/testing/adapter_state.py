@@ -43,7 +43,7 @@ class AdapterState:
         """Questions of samples come back from the prompts that are made of them, in each scope."""
         model, processor = self.family.build("sdpa")
         sizes = {"is there a star ?": (80, 80), "where ?": (80, 24)}
-        samples = [Sample(text, picture(1, *size), text, "yes") for text, size in sizes.items()]
+        samples = [Sample.of(picture(1, *size), text, "yes", id=text) for text, size in sizes.items()]
         for scope in type(adapter_for(model, processor)).scopes:
             session = Session(adapter_for(model, processor, scope=scope))
             prepared = session.prepare(samples)

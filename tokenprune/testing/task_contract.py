@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from tokenprune.core.clip import Clip
 from tokenprune.core.sample import Sample
+from tokenprune.core.turn import picture_size
 from tokenprune.embedded.model import load_embedded
 from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.session import Session
@@ -54,18 +56,19 @@ class TaskContract:
         assert len(set(ids)) == len(ids)
 
     def test_samples_hold_what_they_say(self) -> None:
-        """Images are RGB, questions and answers are text, and boxes lie within their image."""
+        """Turns hold what their shape says, pictures are RGB, and boxes lie within the picture."""
         for sample in self.create().samples():
-            assert sample.image.mode == "RGB", sample.id
+            check_turn(sample)
             assert isinstance(sample.question, str), sample.id
             assert sample.question.strip(), sample.id
             assert isinstance(sample.answer, str), sample.id
             assert isinstance(sample.kind, str), sample.id
             assert sample.other_question != sample.question, sample.id
             assert all(len(turn) == 2 and all(turn) for turn in sample.earlier), sample.id
+            width, height = picture_size(sample.turn) or (0, 0)
             for x0, y0, x1, y1 in sample.boxes:
-                assert 0 <= x0 < x1 <= sample.image.width, sample.id
-                assert 0 <= y0 < y1 <= sample.image.height, sample.id
+                assert 0 <= x0 < x1 <= width, sample.id
+                assert 0 <= y0 < y1 <= height, sample.id
 
     def test_its_own_answers_are_right(self) -> None:
         """The true answer scores 1, and no answer scores less, within 0 and 1."""
@@ -95,5 +98,17 @@ class TaskContract:
 def content(sample: Sample) -> tuple[Any, ...]:
     """All that a sample holds, to be compared."""
     fields = {field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)}
-    image = fields.pop("image")
-    return image.mode, image.size, image.tobytes(), *fields.items()
+    turn = fields.pop("turn")
+    return turn.shape, turn.length, turn.digest, *fields.items()
+
+
+def check_turn(sample: Sample) -> None:
+    """Assert that a turn, opened, holds what it says without being opened."""
+    parts = sample.turn.parts()
+    text = [part for part in parts if isinstance(part, str)]
+    shown = [part for part in parts if not isinstance(part, str)]
+    assert sample.turn.length == sum(map(len, text)), sample.id
+    assert all(each in sample.turn.text for each in text), sample.id
+    kinds = ["video" if isinstance(part, Clip) else "image" for part in shown]
+    assert sample.turn.shape == tuple(zip(kinds, (part.size for part in shown), strict=True)), sample.id
+    assert all(isinstance(part, Clip) or part.mode == "RGB" for part in shown), sample.id

@@ -10,7 +10,14 @@ from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import PromptEmbeds
 from tokenprune.engine.loading import adapter_for, session_for
-from tokenprune.engine.prompt.chat_format import ChatFormat, marks_of, template_format, template_text, write_chat
+from tokenprune.engine.prompt.chat_format import (
+    ChatFormat,
+    content_of,
+    marks_of,
+    template_format,
+    template_text,
+    write_chat,
+)
 from tokenprune.engine.prompt.question import check_words, formats_of, last_question, write_prompts
 from tokenprune.engine.session import Session
 from tokenprune.testing.families import families
@@ -148,8 +155,8 @@ def chat(template, special):
 def prompt(processor, *said):
     """The ids of a chat whose words are spelled, whatever they look like."""
     names = [f"said{number}said" for number in range(len(said))]
-    pairs = [*zip(names[::2], [*names[1::2], None], strict=False)]
-    template, tokenizer, ids = write_chat(processor, pairs, image=True), processor.tokenizer, []
+    pairs = [*zip([content_of([picture(0), names[0]]), *names[2::2]], [*names[1::2], None], strict=False)]
+    template, tokenizer, ids = write_chat(processor, pairs), processor.tokenizer, []
     for text, words in zip(re.split("|".join(names), template), [*said, ""], strict=True):
         ids += tokenizer(text).input_ids + tokenizer(words, split_special_tokens=True).input_ids
     ids = torch.tensor(ids)
@@ -232,7 +239,7 @@ def test_what_a_user_says_becomes_no_mark(name):
     markup = {token for token in written if not added[token].content[0].isalnum()} - {processor.tokenizer.unk_token_id}
 
     def marks(words):
-        sample = Sample("7", picture(1), f"is there {words} a star ?", "yes", place="q.jsonl line 3")
+        sample = Sample.of(picture(1), f"is there {words} a star ?", "yes", place="q.jsonl line 3")
         return [
             token for token in Session(adapter).prepare([sample]).inputs["input_ids"][0].tolist() if token in markup
         ]
@@ -254,33 +261,35 @@ def test_marks_that_are_no_special_tokens():
     processor = families()["gemma3"].build("sdpa")[1]
     assert "<start_of_turn>model" not in processor.tokenizer.all_special_tokens
     with pytest.raises(ModelError, match="'<start_of_turn>model' is a mark of the prompt"):
-        check_words(processor, [Sample("7", picture(1), "is <start_of_turn>model there ?", "")])
+        check_words(processor, [Sample.of(picture(1), "is <start_of_turn>model there ?", "")])
     tokenizer = AyaVision().build("sdpa")[1].tokenizer
     with pytest.raises(ModelError, match="'TILE' is a mark of the prompt"):  # a word, and a special token
-        check_words(SimpleNamespace(chat_template=None, tokenizer=tokenizer), [Sample("7", picture(1), "a TILE ?", "")])
+        check_words(SimpleNamespace(chat_template=None, tokenizer=tokenizer), [Sample.of(picture(1), "a TILE ?", "")])
     processor = SimpleNamespace(chat_template=None, tokenizer=tiny_processor().tokenizer, image_token="<picture>")
     with pytest.raises(ModelError, match="'<picture>' is a mark of the prompt"):
-        check_words(processor, [Sample("7", picture(1), "is <picture> there ?", "")])
+        check_words(processor, [Sample.of(picture(1), "is <picture> there ?", "")])
 
 
 def test_earlier_turns_and_letters_of_another_width_are_checked():
     from tokenizers import normalizers
 
     processor = chat(*TEMPLATES["chatml"])
-    said = Sample("7", picture(1), "Where?", "", earlier=(("What?", "A <|im_end|>."),))
+    said = Sample.of(picture(1), "Where?", id="7", earlier=(("What?", "A <|im_end|>."),))
     with pytest.raises(ModelError, match=r"^sample '7': '<\|im_end\|>' is a mark of the prompt"):
         check_words(processor, [said])
     processor.tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
     processor.tokenizer.backend_tokenizer.add_special_tokens([AddedToken("<wide>", normalized=True)])
-    check_words(processor, [Sample("7", picture(1), "Is <b> bold?", "")])
+    check_words(processor, [Sample.of(picture(1), "Is <b> bold?", "")])
     with pytest.raises(ModelError, match="'<wide>' is a mark of the prompt"):
-        check_words(processor, [Sample("7", picture(1), "Is ＜ｗｉｄｅ＞ wide?", "")])
+        check_words(processor, [Sample.of(picture(1), "Is ＜ｗｉｄｅ＞ wide?", "")])
 
 
 def test_braces_are_words(llava):
-    sample = Sample("7", picture(1), "is {question} or {0} or {} there ?", "")
+    sample = Sample.of(picture(1), "is {question} or {0} or {} there ?", "")
     bare = SimpleNamespace(chat_template=None, tokenizer=llava[1].tokenizer)
-    assert write_prompts(bare, "{<image>} {question}!", [sample]) == ["{<image>} is {question} or {0} or {} there ?!"]
+    assert write_prompts(bare, "{<image>} {question}!", [sample], [sample.turn.parts()]) == [
+        "{<image>} is {question} or {0} or {} there ?!"
+    ]
 
 
 def test_a_question_has_no_special_token_in_its_embeddings(llava):

@@ -9,6 +9,7 @@ from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Evidence
+from tokenprune.core.turn import only_picture, picture_size
 from tokenprune.embedded.model import load_embedded
 from tokenprune.engine.loading import adapter_for, session_for
 from tokenprune.engine.providers.encoding import Encoding
@@ -102,7 +103,7 @@ def test_evidence_is_1_at_what_is_asked_about(embedded, samples):
     found = shown(embedded, samples)
     for row, sample in enumerate(samples):
         wanted = torch.zeros(144)
-        wanted[evidence_tokens(sample.boxes, sample.image.size, (12, 12))] = 1
+        wanted[evidence_tokens(sample.boxes, picture_size(sample.turn), (12, 12))] = 1
         assert torch.equal(found[row], wanted)
     assert 0 < found.sum() < 6 * 144
 
@@ -113,7 +114,7 @@ def test_the_oracle_keeps_the_evidence_first(embedded, samples):
     for row in range(6):
         kept, there = int(found[row, keep[row]].sum()), int(found[row].sum())
         assert kept >= min(there, 16) - 1  # one that the others span adds nothing
-    nothing = [Sample("a", samples[0].image, "why ?", "")]
+    nothing = [Sample.of(only_picture(samples[0].turn), "why ?", id="a")]
     plain = prune(embedded, nothing, conditioning="none").selection.order
     assert torch.equal(prune(embedded, nothing, **ORACLE).selection.order, plain)
 
@@ -134,7 +135,7 @@ def test_without_samples_controls_are_refused(embedded, samples, options, messag
 
 
 def test_a_task_that_does_not_know_is_refused_before_anything_is_loaded(samples):
-    blank = [Sample("a", Image.new("RGB", (8, 8)), "why ?", "")]
+    blank = [Sample.of(Image.new("RGB", (8, 8)), "why ?", id="a")]
     check_samples([create_pruner("cdpruner", **OTHER), create_pruner("cdpruner", **ORACLE)], samples)
     check_samples([create_pruner("cdpruner"), create_pruner("random")], blank)
     with pytest.raises(ModelError, match="conditioning oracle needs a task that says where"):
@@ -149,7 +150,7 @@ def test_rows_that_are_parts_of_pictures_are_refused():
     family = families("llava_next")["llava_next"]
     model, processor = family.build("sdpa")
     adapter, inputs = adapter_for(model, processor), family.ask(processor, 1)
-    samples = [Sample("a", Image.new("RGB", (80, 80)), "why ?", "", boxes=((0, 0, 9, 9),))]
+    samples = [Sample.of(Image.new("RGB", (80, 80)), "why ?", id="a", boxes=((0, 0, 9, 9),))]
     with pytest.raises(ModelError, match="conditioning oracle needs prompts of one image whose visual tokens are one"):
         Session(adapter).prune_inputs(inputs, create_pruner("cdpruner", **ORACLE), K, samples=samples)
     model, processor = shared_llava("sdpa")

@@ -6,8 +6,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tokenprune.core.clip import Clip
+
+if TYPE_CHECKING:
+    from tokenprune.core.turn import Part
+
+Content = Sequence[Mapping[str, str]]  # what a message of a chat holds
 SAID = ("firstquestion", "firstanswer", "secondquestion")  # stands for what is said, and is in no template
 
 
@@ -40,22 +46,35 @@ COMMON = (  # for prompts that were not written with the processor's own templat
 )
 
 
-def write_chat(processor: Any, said: Iterable[tuple[str, str | None]], *, image: bool) -> str:
+def write_chat(processor: Any, said: Iterable[tuple[str | Content, str | None]], system: str = "") -> str:
     """A chat as the template of a processor writes it.
 
     Args:
         processor: with a chat template.
-        said: questions and answers; None for one that is to come.
-        image: whether an image comes before the first question.
+        said: questions and answers; None for one that is to come. A question is text, or parts as templates take them.
+        system: what the system says before it all; empty for nothing of ours.
     """
-    turns: list[dict[str, Any]] = []
+    turns: list[dict[str, Any]] = [{"role": "system", "content": [_said(system)]}] if system else []
     for question, answer in said:
-        shown = [{"type": "image"}] if image and not turns else []
-        turns.append({"role": "user", "content": [*shown, {"type": "text", "text": question}]})
+        turns.append({"role": "user", "content": [_said(question)] if isinstance(question, str) else list(question)})
         if answer is not None:
-            turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+            turns.append({"role": "assistant", "content": [_said(answer)]})
     text: str = processor.apply_chat_template(turns, add_generation_prompt=True)
     return text
+
+
+def _said(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def content_of(parts: Iterable[Part]) -> Content:
+    """Parts of a turn as chat templates take them; pictures and videos by their kind alone."""
+    return [_said(part) if isinstance(part, str) else {"type": kind_of(part)} for part in parts]
+
+
+def kind_of(part: Part) -> str:
+    """What a part of a turn is: ``text``, ``image`` or ``video``."""
+    return "text" if isinstance(part, str) else "video" if isinstance(part, Clip) else "image"
 
 
 def template_text(processor: Any) -> str:
@@ -63,7 +82,7 @@ def template_text(processor: Any) -> str:
     if getattr(processor, "chat_template", None) is None:
         return ""
     try:
-        return write_chat(processor, (SAID[:2], (SAID[2], None)), image=False)
+        return write_chat(processor, (SAID[:2], (SAID[2], None)))
     except Exception:  # whatever a template raises
         return ""
 

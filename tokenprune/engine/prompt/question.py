@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -23,6 +23,9 @@ from tokenprune.core.sample import Sample
 from tokenprune.engine.prompt.chat_format import (
     COMMON,
     ChatFormat,
+    Content,
+    content_of,
+    kind_of,
     marks_of,
     template_format,
     template_text,
@@ -31,27 +34,66 @@ from tokenprune.engine.prompt.chat_format import (
     write_chat,
 )
 
+if TYPE_CHECKING:
+    from tokenprune.core.turn import Part
+
 OPEN, CLOSE = "\ud800", "\ud801"  # around a token that is no text; no text has lone surrogates
 BLANK = rf"(?:\s|{OPEN}[^{CLOSE}]*{CLOSE})*"
 Patterns = tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]  # of ChatFormat's first, assistant and user
 
 
-def write_prompts(processor: Any, plain: str, samples: Sequence[Sample]) -> list[str]:
-    """The prompts of samples: one image, then its question, after the turns that came before.
+def write_prompts(
+    processor: Any, plain: str, samples: Sequence[Sample], parts: Sequence[Sequence[Part]], system: str = ""
+) -> list[str]:
+    """The prompts of samples: what their turns hold, after the turns that came before.
 
     Args:
         processor: with a chat template, or without.
-        plain: prompt of a ``question`` for processors without one.
+        plain: prompt of a ``question`` for processors without one; what is shown comes first there.
         samples: what is asked.
+        parts: of the turn of each.
+        system: what the system says before it all; empty for nothing of ours.
 
     Raises:
         ModelError: if one cannot be asked, see ``check_words``.
     """
     check_words(processor, samples)
     if processor.chat_template is None:
-        return [plain.replace("{question}", sample.question) for sample in samples]
-    chats = ((*sample.earlier, (sample.question, None)) for sample in samples)
-    return [write_chat(processor, chat, image=True) for chat in chats]
+        return [_plain_prompt(processor, plain, each) for each in parts]
+    return [write_chat(processor, _chat(*pair), system) for pair in zip(samples, parts, strict=True)]
+
+
+def _chat(sample: Sample, parts: Sequence[Part]) -> list[tuple[str | Content, str | None]]:
+    """Questions and answers; what is shown comes before the first question."""
+    if not sample.earlier:
+        return [(content_of(parts), None)]
+    shown = content_of(part for part in parts if not isinstance(part, str))
+    said = content_of(part for part in parts if isinstance(part, str))
+    (question, answer), *others = sample.earlier
+    return [([*shown, *content_of([question])], answer), *others, (said, None)]
+
+
+def _plain_prompt(processor: Any, plain: str, parts: Sequence[Part]) -> str:
+    tokens = {"image": "<image>", "video": getattr(processor, "video_token", None)}
+    shown = "".join(tokens[kind_of(part)] or "" for part in parts if not isinstance(part, str))
+    said = "\n".join(part for part in parts if isinstance(part, str))
+    before = plain.replace("<image>", shown, 1) if shown else re.sub(r"<image>\s?", "", plain)
+    return before.replace("{question}", said)
+
+
+def check_shown(adapter: type[ModelAdapter], processor: Any, samples: Iterable[Sample]) -> None:
+    """Refuse samples that show what a model cannot see; nothing is opened.
+
+    Raises:
+        ModelError: says which and where.
+    """
+    for sample in samples:
+        where, kinds = sample.place or f"sample {sample.id!r}", {kind for kind, *_ in sample.turn.shape}
+        if "video" in kinds and getattr(processor, "video_processor", None) is None:
+            raise ModelError(f"{where}: {type(processor).__name__} takes no videos; choose another model")
+        if not kinds and not adapter.text_alone:
+            name = adapter.__name__.removesuffix("Adapter")
+            raise ModelError(f"{where}: {name} answers no question without a picture")
 
 
 def check_words(processor: Any, samples: Iterable[Sample]) -> None:
@@ -70,7 +112,8 @@ def check_words(processor: Any, samples: Iterable[Sample]) -> None:
         if sample.earlier and processor.chat_template is None:
             kind = type(processor).__name__
             raise ModelError(f"{where}: {kind} has no chat template, so earlier turns cannot be written")
-        for text in (sample.question, *(text for turn in sample.earlier for text in turn)):
+        texts = (sample.question, sample.turn.text, *(text for turn in sample.earlier for text in turn))
+        for text in dict.fromkeys(texts):
             found = [name for name in marks.values() if name in text]
             # Some letters become a mark only when the tokenizer has made them equal, such as those of another width.
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -11,6 +11,7 @@ from tokenprune.core.errors import ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Evidence
 from tokenprune.core.steps import Selector
+from tokenprune.core.turn import picture_size
 from tokenprune.engine.providers.base import provides
 from tokenprune.engine.providers.encoding import Encoding, other_questions
 from tokenprune.functional.evidence import evidence_tokens
@@ -35,8 +36,8 @@ def evidence(signal: Evidence, view: Encoding) -> Tensor:
         raise ModelError("conditioning oracle needs prompts of one image whose visual tokens are one grid")
     found = torch.zeros(len(view.encoded.features), dtype=torch.float32, device=view.encoded.features.device)
     for tokens, grid, row in zip(layout.units, layout.grids, layout.rows.tolist(), strict=True):
-        sample = samples[row]
-        shown = evidence_tokens(sample.boxes, sample.image.size, grid) if grid else []
+        size = picture_size(samples[row].turn)
+        shown = evidence_tokens(samples[row].boxes, size, grid) if grid and size else []
         found[tokens[torch.tensor(shown, dtype=torch.long, device=tokens.device)].to(found.device)] = 1
     return found
 

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from tokenprune.core.errors import ModelError
+from tokenprune.core.errors import DataError, ModelError
 from tokenprune.core.sample import Sample
 from tokenprune.costs.memory import ran_out
 from tokenprune.engine.session import Session
@@ -35,7 +35,8 @@ class Worker:
         A cell that fails is reported and left out from then on. One that is out of memory gets smaller batches.
 
         Raises:
-            TokenPruneError: if the model cannot be loaded, or model, data or code are not those that the job is about.
+            TokenPruneError: if the model cannot be loaded, model, data or code are not those that the job is about, or
+                a picture cannot be decoded.
         """
         import_files(job.imports)
         task, samples, data = self._questions(job.task)
@@ -111,11 +112,17 @@ class _RunningJob:
             done += len(part)
 
     def _ask(self, samples: Sequence[Sample], keys: Sequence[str]) -> tuple[Asked | None, bool]:
-        """The questions encoded for these cells, or nothing, and whether that is because memory ran out."""
+        """The questions encoded for these cells, or nothing, and whether that is because memory ran out.
+
+        Raises:
+            DataError: if a picture or video cannot be decoded, which is no cell's fault.
+        """
         if not keys:
             return None, False
         try:
             return self.evaluator.ask(samples, [self.cells[key] for key in keys]), False
+        except DataError:
+            raise
         except Exception as error:  # each cell meets it again alone, or does not need what failed
             return None, ran_out(error)
 
