@@ -17,8 +17,9 @@ from tokenprune.policies.fit_config import load_fit_config
 from tokenprune.pruners.base import PRUNERS
 from tokenprune.pruners.dop import policy_file
 from tokenprune.sweeps.build import build, build_all, build_base, build_task
-from tokenprune.sweeps.config import EMBEDDED, ModelConfig, Part, load_config, parse_config
+from tokenprune.sweeps.config import Part, load_config, parse_config
 from tokenprune.sweeps.grid import load_sweep
+from tokenprune.sweeps.model_config import EMBEDDED, ModelConfig
 from tokenprune.sweeps.tracking import TRACKERS
 from tokenprune.tasks.base import TASKS
 

@@ -11,9 +11,10 @@ import pytest
 
 from tokenprune.core.budget import Budget
 from tokenprune.sweeps.build import Cell, build_checkpoint, build_task
-from tokenprune.sweeps.config import ModelConfig, Part
+from tokenprune.sweeps.config import Part
 from tokenprune.sweeps.evaluate import Evaluator
 from tokenprune.sweeps.make_parts import make_pruner
+from tokenprune.sweeps.model_config import ModelConfig
 
 ROWS = sorted(Path(__file__).parents[1].glob("experiments/*/row.jsonl"))
 SLACK = 1  # questions that another machine's rounding may answer otherwise

@@ -10,7 +10,8 @@ from typing import Any
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import ConfigError
 from tokenprune.core.options import construct
-from tokenprune.sweeps.config import ModelConfig, Part, load_mapping, parse_model
+from tokenprune.sweeps.config import Part, load_mapping, parse_model
+from tokenprune.sweeps.model_config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)

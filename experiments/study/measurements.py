@@ -154,7 +154,7 @@ class StudyMeasurements:
             found["same"].append(_bits(distances.same.tolist()))
             if split == "test":
                 pairs = zip(samples, entered.answers(plan, self.max_new_tokens), strict=True)
-                found["right"].append(_bits(self.task.score(*pair) >= RIGHT for pair in pairs))
+                found["right"].append(_bits((self.task.score(*pair) or 0) >= RIGHT for pair in pairs))
         where = {"split": split, "start": start, "set": one.name, "base": one.base, "tokens": one.tokens}
         return self._note("plans", **where, **found)
 

@@ -19,7 +19,8 @@ from tokenprune.pruners.dop import DOP, policy_file
 from tokenprune.pruners.dop.latency import LatencyModel
 from tokenprune.sweeps import provenance, runner
 from tokenprune.sweeps.build import build_base
-from tokenprune.sweeps.config import ModelConfig, Part, parse_config
+from tokenprune.sweeps.config import Part, parse_config
+from tokenprune.sweeps.model_config import ModelConfig
 from tokenprune.tasks.scenes import Scenes
 from tokenprune.testing.checkpoints import save_llava
 

@@ -12,7 +12,8 @@ from tokenprune.core.plan import OperationPlan
 from tokenprune.core.stages import PRE_LLM
 from tokenprune.costs.model_card import load_card
 from tokenprune.policies.fit_config import FitConfig, load_fit_config
-from tokenprune.sweeps.config import ModelConfig, Part, load_config
+from tokenprune.sweeps.config import Part, load_config
+from tokenprune.sweeps.model_config import ModelConfig
 
 SHIPPED = Path(__file__).parents[2] / "configs/fit_policy.yaml"
 

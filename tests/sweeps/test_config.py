@@ -7,7 +7,8 @@ import yaml
 
 from tokenprune.core.budget import Budget
 from tokenprune.core.errors import BudgetError, TokenPruneError
-from tokenprune.sweeps.config import ModelConfig, Part, RunConfig, load_config, parse_config
+from tokenprune.sweeps.config import Part, RunConfig, load_config, parse_config
+from tokenprune.sweeps.model_config import ModelConfig
 
 MINIMAL = "pruner: cdpruner\nbudget: {keep_tokens: [48, 24]}\n"
 

@@ -97,7 +97,7 @@ def test_files_of_a_run(config):
         own = [line["sample"] for line in answers if line["cell"] == record.cell]
         assert sorted(own) == [sample.id for sample in outcome.samples]
     assert answers[0].keys() == {
-        *("cell", "sample", "kind", "question", "truth", "answer", "correct"),
+        *("cell", "sample", "kind", "unit", "question", "truth", "answer", "correct", "unparsed"),
         *("visual_tokens", "text_tokens", "grid", "evidence_kept", "stages"),
     }
 
@@ -251,7 +251,9 @@ def test_retention_is_relative_to_this_run(config, monkeypatch):
             {
                 "sample": s.id,
                 "kind": s.kind,
+                "answer": cell.label,
                 "correct": right[cell.label],
+                "unparsed": False,
                 "text_tokens": 9,
                 "visual_tokens": 25,
                 "grid": [5, 5],

@@ -12,7 +12,6 @@ from tokenprune.core.errors import ConfigError
 from tokenprune.core.options import construct
 from tokenprune.core.to_yaml import to_plain
 from tokenprune.sweeps.config import (
-    ModelConfig,
     Part,
     load_mapping,
     parse_budgets,
@@ -20,6 +19,7 @@ from tokenprune.sweeps.config import (
     parse_pruner,
     parse_pruners,
 )
+from tokenprune.sweeps.model_config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from tokenprune.core.errors import BudgetError, ConfigError
 from tokenprune.core.options import construct
 from tokenprune.pruners.dop.cost import CostKind
 from tokenprune.pruners.dop.policy import AttentionReading, Direction, Positions
-from tokenprune.sweeps.config import ModelConfig, Part, load_mapping, parse_model
+from tokenprune.sweeps.config import Part, load_mapping, parse_model
+from tokenprune.sweeps.model_config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)

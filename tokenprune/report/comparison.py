@@ -122,7 +122,8 @@ def outcomes(folder: RunFolder, cells: Collection[str]) -> dict[str, dict[str, f
     for line in folder.samples:
         if line.get("cell") in found:
             try:
-                found[line["cell"]][line["sample"]] = float(line["correct"])
+                if line["correct"] is not None:  # else the task scores all answers together
+                    found[line["cell"]][line["sample"]] = float(line["correct"])
             except (KeyError, TypeError, ValueError):
                 raise DataError(f"{folder.samples.path} is of another version; run the experiment again") from None
     return found
@@ -148,8 +149,11 @@ def compare_pairs(pairs: Sequence[tuple[Row, Row]], found: Outcomes, folder: Run
 
 
 def _check(record: RunRecord, found: Mapping[str, float], folder: RunFolder) -> None:
-    if len(found) < record.metrics["questions"]:
-        number = f"{len(found)} of {record.metrics['questions']} answers"
+    needed = record.metrics.get("scored", record.metrics["questions"])
+    if not needed:
+        raise DataError(f"{record.label!r} has one score of all its answers, and none of each, so there are no pairs")
+    if len(found) < needed:
+        number = f"{len(found)} of {needed} answers"
         raise DataError(f"{folder.samples.path} holds {number} of {record.label!r}; they are needed to compare pairs")
 
 

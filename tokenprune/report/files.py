@@ -166,12 +166,12 @@ class _Maker:
         self.pairs.append((section, tested))
         blocks = [
             *results.results(section),
-            *pictures.plots(section, place),
+            *(pictures.plots(section, place) if section.scored else []),
             *results.retention(section, self.choice),
             *results.kinds(section),
             *hard.hard_questions(section, self.sections, self.outcomes),
             *told,
-            *pictures.heat_maps(section, place),
+            *(pictures.heat_maps(section, place) if section.scored else []),
         ]
         some = next((self.lines[row.any.cell] for row in section.done if row.any.cell in self.lines), {})
         samples = pictures.asked_samples(self.samples, self.shown[at], some)

@@ -52,7 +52,7 @@ def _name(row: Row) -> str:
 
 
 def _accuracy(row: Row) -> str:
-    return f"{100 * (row.number('accuracy')):.1f}"
+    return f"{100 * row.number('accuracy'):.1f}"
 
 
 def _flops(row: Row) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tokenprune.core.errors import DataError
 from tokenprune.core.sample import Sample
+from tokenprune.core.turn import picture_size
 from tokenprune.report import heatmap
 from tokenprune.report.document import Block, Heading, Paragraph, Picture
 from tokenprune.report.plots import pareto
@@ -73,13 +74,13 @@ def heat_maps(section: Section, place: Place) -> list[Block]:
 
 
 def shown_ids(samples: Sequence[Sample], answered: Mapping[str, Any]) -> list[str]:
-    """Ids of the questions in pictures: the first of each kind, or the first ones if there is one kind.
+    """Ids of the questions about one picture that are drawn: the first of each kind, or the first if there is one.
 
     Args:
         samples: in the order of the task.
         answered: by question.
     """
-    known = [sample for sample in samples if sample.id in answered]
+    known = [sample for sample in samples if sample.id in answered and picture_size(sample.turn)]
     first = {sample.kind: sample.id for sample in reversed(known)}
     kinds = dict.fromkeys(sample.kind for sample in known)
     ids = [first[kind] for kind in kinds] if len(kinds) > 1 else list(dict.fromkeys(sample.id for sample in known))

@@ -28,10 +28,14 @@ COLUMNS: Columns = (
     ),
     (
         "accuracy %",
-        "share of right answers ± its binomial standard error over the questions",
-        lambda r: f"{percent(r.number('accuracy'))}±{percent(r.number('accuracy_standard_error'))}",
+        "share of right answers, or mean of their scores, ± its standard error over the questions",
+        lambda r: _accuracy(r),
     ),
-    ("of unpruned %", "accuracy relative to no pruning", lambda r: percent(r.mean("retention"))),
+    (
+        "of unpruned %",
+        "accuracy, or the task's own score, relative to no pruning",
+        lambda r: percent(r.mean("retention")),
+    ),
     (
         "evidence kept %",
         "share of the visual tokens on the asked objects that were kept, mean over the questions that have any",
@@ -63,17 +67,41 @@ SEEDS: Columns = (
 )
 
 
+SCORE: Columns = (
+    (
+        "score",
+        "the metric that the task is known by, in the scale of papers; it is what the next columns are relative to",
+        lambda r: "-" if r.score is None else f"{r.score:.1f}",
+    ),
+)
+UNPARSED: Columns = (
+    (
+        "unparsed %",
+        "share of answers that the task could not read and counted by a rule",
+        lambda r: percent(r.mean("unparsed")),
+    ),
+)
+
+
+def _accuracy(row: Row) -> str:
+    accuracy, error = row.mean("accuracy"), row.mean("accuracy_standard_error")
+    return "-" if accuracy is None else f"{percent(accuracy)}±{percent(error)}"
+
+
 def columns_of(rows: Sequence[Row]) -> Columns:
-    """The columns of the table of results; the one of the seeds is left out if no row has several."""
+    """The columns of the table of results; those of scores, seeds and unparsed answers only if there is something."""
+    score = SCORE if any(row.own_metric for row in rows) else ()
     seeds = SEEDS if any(len(row.records) > 1 for row in rows) else ()
-    return (*COLUMNS[:2], *seeds, *COLUMNS[2:])
+    unparsed = UNPARSED if any(row.values("unparsed") for row in rows) else ()
+    return (COLUMNS[0], *score, COLUMNS[1], *unparsed, *seeds, *COLUMNS[2:])
 
 
 def console_table(records: Sequence[RunRecord]) -> ConsoleTable:
     """The result of a run for the terminal, in the order of the records; it fits into 80 columns."""
     rows = rows_of(records)
     seeded = any(len(row.records) > 1 for row in rows)
-    shown = columns_of(rows)[: -1 if seeded else None]  # the cache is left out for the seeds
+    whole = columns_of(rows)
+    shown = whole[: len(COLUMNS) + seeded - max(0, len(whole) - len(COLUMNS))]  # the last are left out for others
     columns = [Column(head.replace(" ", "\n"), justify="right", no_wrap=True) for head, *_ in shown]
     shared = len({row.section for row in rows}) == 1
     table = ConsoleTable(
@@ -82,9 +110,13 @@ def console_table(records: Sequence[RunRecord]) -> ConsoleTable:
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         cells = _cells(row, shown)
         if not shared:
-            cells[0] += f" ({row.any.config['model']['name']}, {row.any.config['task']['name']})"
+            cells[0] += f" ({row.any.config['model']['name']}, {_task(row)})"
         table.add_row(*map(escape, cells), end_section=after is None or row.label != after.label)
     return table
+
+
+def _task(row: Row) -> str:
+    return str(row.any.scoring.get("title") or row.any.config["task"]["name"])
 
 
 def _cells(row: Row, columns: Columns) -> list[str]:

@@ -10,7 +10,7 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenprune.core.errors import DataError
@@ -66,6 +66,17 @@ class Row:
         values = self.values(metric, kind)
         return statistics.fmean(values) if values else None
 
+    @property
+    def own_metric(self) -> bool:
+        """Whether the task is known by another metric than the mean score of its questions."""
+        return self.any.scoring.get("primary") in self.any.metrics.get("scores", {})
+
+    @property
+    def score(self) -> float | None:
+        """The task's primary metric in the scale of papers, mean over the seeds; None if no record has it."""
+        score = self.mean("score")
+        return None if score is None else score * float(self.any.scoring.get("scale", 100.0))
+
     def number(self, metric: str) -> float:
         """Mean over the seeds of a metric that every finished record has."""
         return statistics.fmean(self.values(metric))
@@ -86,6 +97,7 @@ class Section:
         rows: in the order of tables; those without pruning first.
         studied: label of the pruner that the configuration studies, of several that with the fewest options; empty if
             no row is of it.
+        measure: what the task calls its primary metric; empty for accuracy.
     """
 
     model: str
@@ -93,11 +105,17 @@ class Section:
     detail: str
     rows: tuple[Row, ...]
     studied: str
+    measure: str = ""
 
     @property
     def title(self) -> str:
-        """Title of the section, such as ``embedded, task scenes``."""
-        return f"{self.model}, task {self.task}{f' ({self.detail})' if self.detail else ''}"
+        """Title of the section, such as ``embedded, task scenes`` or ``llava, POPE F1``."""
+        return f"{self.model}, {self.measure or f'task {self.task}'}{f' ({self.detail})' if self.detail else ''}"
+
+    @property
+    def scored(self) -> bool:
+        """Whether each finished row has an accuracy."""
+        return all(row.mean("accuracy") is not None for row in self.done)
 
     @property
     def done(self) -> list[Row]:
@@ -143,7 +161,8 @@ def sections_of(records: Iterable[RunRecord], config: Mapping[str, Any]) -> list
         studied = [row.label for row in last if _named_values(parts[-1], row.any.pruner)] or [row.label for row in last]
         plainest = min(studied, key=lambda label: label.count("="), default="")
         model, task = _names(json.loads(key))
-        sections.append(Section(model, task, "", tuple(row for _, row in ranked), plainest))
+        measure = str(rows[0].any.scoring.get("title", ""))
+        sections.append(Section(model, task, "", tuple(row for _, row in ranked), plainest, measure))
     return sorted(_distinguish(sections), key=lambda section: natural(section.title))
 
 
@@ -208,7 +227,7 @@ def _distinguish(sections: Sequence[Section]) -> list[Section]:
         own = _flat(json.loads(section.rows[0].section))
         differing = [key for key in own if len({each.get(key) for each in same}) > 1]
         detail = ", ".join(f"{key}={own[key]}" for key in differing) if number[section.title] > 1 else ""
-        titled.append(Section(section.model, section.task, detail, section.rows, section.studied))
+        titled.append(replace(section, detail=detail))
     return titled
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from math import fsum
 from statistics import fmean
 from typing import Any
@@ -18,14 +19,11 @@ from tokenprune.sweeps.retention import standard_error
 
 
 class Totals:
-    """Answers of one cell. Its metrics do not depend on the order in which they come, to the last bit.
-
-    Attributes:
-        samples: ids of the questions that are answered.
-    """
+    """Answers of one cell. Its metrics do not depend on the order in which they come, to the last bit."""
 
     def __init__(self) -> None:
-        self.samples: set[str] = set()
+        self._answers: dict[str, bytes] = {}  # a hash of each
+        self._unparsed = 0
         self._correct: dict[str, array[float]] = {}
         self._evidence = array("d")
         self._grids: set[tuple[int, ...]] = set()
@@ -33,28 +31,43 @@ class Totals:
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Count a line of ``samples.jsonl``; one whose question is answered already must not be given."""
-        self.samples.add(sys.intern(line["sample"]))
-        self._correct.setdefault(line["kind"], array("d")).append(line["correct"])
+        said = hashlib.blake2b(line["answer"].encode(errors="surrogatepass"), digest_size=8).digest()
+        self._answers[sys.intern(line["sample"])] = said
+        self._unparsed += line["unparsed"]
+        if line["correct"] is not None:
+            self._correct.setdefault(line["kind"], array("d")).append(line["correct"])
         if line["evidence_kept"] is not None:
             self._evidence.append(line["evidence_kept"])
         self._grids.add(tuple(line["grid"] or ()))
         alive = tuple(stage["tokens"] for stage in line["stages"])
         self._plans[alive, line["visual_tokens"], line["text_tokens"]] += 1
 
+    @property
+    def samples(self) -> Set[str]:
+        """Ids of the questions that are answered."""
+        return self._answers.keys()
+
+    def changed(self, other: Totals) -> float | None:
+        """Share of the answers that differ from another cell's; None if they share no question."""
+        both = self._answers.keys() & other._answers.keys()
+        return sum(self._answers[each] != other._answers[each] for each in both) / len(both) if both else None
+
     def metrics(self, cell: Cell, spec: ModelSpec) -> dict[str, Any]:
         """Metrics of the cell by name, from the answers and the model's sizes; FLOPs are means over the questions."""
         by_kind = {kind: fmean(correct) for kind, correct in sorted(self._correct.items())}
         number, plans = len(self.samples), self._plans.items()
-        accuracy = fsum(value for correct in self._correct.values() for value in correct) / number
+        scores = [value for correct in self._correct.values() for value in correct]
         prefill = flops.llm_prefill_flops
         # A question about nothing that is shown has nothing to encode.
         lefts = [(left_of_image(cell, spec, alive, total), n) for (alive, total, _), n in plans if total]
         weighed = [(cell.pruner.plan(spec, alive, total), text, n) for (alive, total, text), n in plans]
         return {
             "questions": number,
-            "accuracy": accuracy,
-            "accuracy_standard_error": standard_error(accuracy, number),
+            "scored": len(scores),
+            "accuracy": fsum(scores) / len(scores) if scores else None,
+            "accuracy_standard_error": standard_error(scores) if scores else None,
             "accuracy_by_kind": by_kind if list(by_kind) != [""] else {},
+            "unparsed": self._unparsed / number,
             "visual_tokens": sum(total * n for (_, total, _), n in plans) / number,
             "kept_tokens": sum((alive[-1] if alive else total) * n for (alive, total, _), n in plans) / number,
             "average_tokens": fsum(plan.mean_tokens * n for plan, _, n in weighed) / number,

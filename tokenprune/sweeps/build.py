@@ -16,9 +16,10 @@ from tokenprune.embedded.model import WEIGHTS
 from tokenprune.engine.loading import Checkpoint, find_checkpoint
 from tokenprune.pruners.base import PRUNERS, Pruner
 from tokenprune.pruners.none import NoPruning
-from tokenprune.sweeps.config import EMBEDDED, ModelConfig, Part, RunConfig
+from tokenprune.sweeps.config import Part, RunConfig
 from tokenprune.sweeps.labels import labels_of
 from tokenprune.sweeps.make_parts import make_part, make_pruner
+from tokenprune.sweeps.model_config import EMBEDDED, ModelConfig
 from tokenprune.sweeps.tracking import TRACKERS, Tracker
 from tokenprune.tasks.base import TASKS, Task
 
@@ -93,6 +94,7 @@ def build_all(runs: Sequence[RunConfig], names: Sequence[str] = ()) -> tuple[Exp
             if config.model not in checkpoints:
                 checkpoints[config.model] = build_checkpoint(config.model)
             task = make_part(config.task, TASKS, "task")
+            config = with_length(config, task[1])
             shared = [
                 dataclasses.asdict(config.model),
                 task[0].to_mapping(),
@@ -112,9 +114,18 @@ def cells_of(config: RunConfig, checkpoint: Checkpoint) -> tuple[Cell, ...]:
     Raises:
         TokenPruneError: see ``build``.
     """
-    maker = _Maker(config, checkpoint, *make_part(config.task, TASKS, "task"))
+    task = make_part(config.task, TASKS, "task")
+    config = with_length(config, task[1])
+    maker = _Maker(config, checkpoint, *task)
     maker.add(config)
     return maker.experiment().cells
+
+
+def with_length(config: RunConfig, task: Task) -> RunConfig:
+    """The configuration of a run, whose answers are as long as its task wants them unless it says otherwise."""
+    if config.max_new_tokens is not None:
+        return config
+    return dataclasses.replace(config, max_new_tokens=task.max_new_tokens)
 
 
 @contextmanager

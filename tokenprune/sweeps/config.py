@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
@@ -20,8 +20,8 @@ from tokenprune.core.errors import ConfigError
 from tokenprune.core.options import construct
 from tokenprune.core.to_yaml import to_plain
 from tokenprune.sweeps.imports import absolute_paths, import_files
+from tokenprune.sweeps.model_config import ModelConfig
 
-EMBEDDED = "embedded"  # the model that ships with the package
 MALFORMED = (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError)  # what reading and overriding raise
 
 
@@ -60,38 +60,6 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Which model runs, and how.
-
-    Attributes:
-        name: ``embedded``, or an adapter's name.
-        path: hub id or folder of the checkpoint; none for ``embedded``.
-        dtype: of the weights.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ...
-        attention: attention implementation.
-        text_tower: hub id or folder of the CLIP or SigLIP that pairs with the vision tower, or
-            ``open_clip:<model>[@<tag>]``; None lets the adapter find it.
-        scope: which segment a pruner chooses among, see ``ModelAdapter.scopes``; None is the adapter's default.
-        device_map: ``auto`` lets accelerate spread the weights over all GPUs and the main memory; ``device`` is unused.
-    """
-
-    name: str = EMBEDDED
-    path: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    device: str = "cpu"
-    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
-    text_tower: str | None = None
-    scope: str | None = None
-    device_map: Literal["auto"] | None = None
-
-    def __post_init__(self) -> None:
-        if self.name == EMBEDDED and self.path is not None:
-            raise ConfigError(f"{self.name!r} takes no path")
-        if self.name != EMBEDDED and not self.path:
-            raise ConfigError(f"{self.name!r} needs a path: a hub id or the folder of a checkpoint")
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A run: one pruner and its baselines, each at each budget, on one model and task.
 
@@ -106,7 +74,7 @@ class RunConfig:
             cell, with that.
         seed: of every pruner that has an option ``seed`` which is not set.
         batch_size: questions at a time.
-        max_new_tokens: longest answer, tokens.
+        max_new_tokens: longest answer, tokens; None takes the task's.
         timing_repeats: timed pairs of prefills per cell; 0 measures no time.
         output: folder of the runs' folders.
         tracking: where records go besides the disk.
@@ -114,14 +82,14 @@ class RunConfig:
         imports: Python files that register pruners, tasks and the like; in YAML relative to the file's folder.
     """
 
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = field(default_factory=ModelConfig)
     task: Part = Part("scenes")
     pruner: Part
     baselines: tuple[Part, ...] = ()
     budget: tuple[Budget, ...]
     seed: int = 0
     batch_size: int = 32
-    max_new_tokens: int = 4
+    max_new_tokens: int | None = None
     timing_repeats: int = 5
     output: str = "runs"
     tracking: Part = Part("none")
@@ -130,7 +98,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for key, least in {"batch_size": 1, "max_new_tokens": 1, "timing_repeats": 0, "seed": 0}.items():
-            if getattr(self, key) < least:
+            value = getattr(self, key)
+            if value is not None and value < least:
                 raise ConfigError(f"{key} must be at least {least}, got {getattr(self, key)}")
         given = [part.name for part in (*self.baselines, self.pruner)]
         always = [Part(name) for name in ("none", "random") if name not in given]

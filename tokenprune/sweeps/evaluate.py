@@ -11,7 +11,6 @@ import torch
 
 from tokenprune.adapters.cache_argument import cache_of
 from tokenprune.adapters.inputs import Prepared
-from tokenprune.core.errors import DataError
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
 from tokenprune.core.turn import picture_size
@@ -24,6 +23,7 @@ from tokenprune.engine.trace import stage_traces
 from tokenprune.functional.evidence import evidence_kept, evidence_tokens
 from tokenprune.pruners.none import NoPruning
 from tokenprune.sweeps.build import Cell
+from tokenprune.sweeps.scores import score_answer
 from tokenprune.tasks.base import Task
 
 TIMING_BATCH = 8  # questions whose prefill is timed: enough to fill two cores, few enough to repeat
@@ -126,21 +126,17 @@ class Evaluator:
             for sample, answer, length in zip(asked.samples, answers, lengths, strict=True)
         ]
 
-    def _said(self, sample: Sample, answer: str) -> Line:
+    def _said(self, sample: Sample, generated: str) -> Line:
+        answer = self.task.finish(generated)
         return {
             "sample": sample.id,
             "kind": sample.kind,
+            "unit": sample.unit,
             "question": sample.question,
             "truth": sample.answer,
             "answer": answer,
-            "correct": self._score(sample, answer),
+            **score_answer(self.task, sample, answer),
         }
-
-    def _score(self, sample: Sample, answer: str) -> float:
-        score = self.task.score(sample, answer)
-        if not 0 <= score <= 1:  # not a number is neither
-            raise DataError(f"{type(self.task).__name__} scores {answer!r} with {score}; a score is in [0, 1]")
-        return float(score)
 
     def measure(self, cell: Cell, batch: Sequence[Sample], repeats: int) -> dict[str, Any]:
         """Time the prefill of a batch next to the unpruned one, and weigh the cache of one question.

@@ -77,13 +77,13 @@ def _asked(experiment: Experiment, cell: Cell) -> dict[str, Any]:
 
 
 def code_hashes(cells: Mapping[T, Cell], task: Task, spec: ModelSpec, adapter: type[ModelAdapter]) -> dict[T, str]:
-    """Hash of the source that decides about each cell."""
+    """Hash of the source that decides about each cell, and of what its task says decides outside of it."""
     known: dict[frozenset[type], str] = {}
     hashes = {}
     for name, cell in cells.items():
         selectors = (step.selector for step in cell.pruner.steps(spec))
         classes = frozenset({type(task), adapter, type(cell.pruner), *map(type, selectors)})
         if classes not in known:
-            known[classes] = provenance.code_hash(*classes)
+            known[classes] = provenance.digest(provenance.code_hash(*classes), task.fingerprint())
         hashes[name] = known[classes]
     return hashes

@@ -132,9 +132,15 @@ def write_answer(axes: Axes, line: Line, name: str = "", down: float = 0.03) -> 
         name: who answers.
         down: how far below, as a share of the image's height.
     """
-    right = line["correct"] >= 0.5
-    text = textwrap.shorten(f"{name} {'✓' if right else '✗'} {line['answer']}".strip(), LONGEST)
-    how: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 10, "color": RIGHT if right else WRONG}
+    scored, right = line["correct"] is not None, (line["correct"] or 0) >= 0.5
+    mark = ("✓" if right else "✗") if scored else ""
+    text = textwrap.shorten(f"{name} {mark} {line['answer']}".strip(), LONGEST)
+    how: dict[str, Any] = {
+        "ha": "center",
+        "va": "top",
+        "fontsize": 10,
+        "color": RIGHT if right or not scored else WRONG,
+    }
     axes.text(0.5, -down, text, transform=axes.transAxes, **how)
 
 

@@ -154,14 +154,14 @@ def job_of(group: Group, known: Mapping[str, State]) -> Job | None:
     batches = []
     for block in blocks_of(group.samples, config.batch_size):
         ids = tuple(sample.id for sample in block)
-        cells = tuple(key for key, state in missing.items() if not state.totals.samples.issuperset(ids))
+        cells = tuple(key for key, state in missing.items() if not state.totals.samples >= {*ids})
         batches += [Batch(ids, cells)] if cells else []
     origin = group.cells[0].origin
     wanted = {key: state.keyed.cell for key, state in missing.items()}
     return Job(
         model=config.model,
         task=config.task,
-        max_new_tokens=config.max_new_tokens,
+        max_new_tokens=config.max_new_tokens or group.experiment.task.max_new_tokens,
         timing_repeats=config.timing_repeats,
         cells={key: Wanted(key, cell.label, cell.part, cell.budget) for key, cell in wanted.items()},
         batches=tuple(batches),

@@ -1,25 +1,28 @@
-"""How much accuracy is left after pruning, and how well a finite number of questions tells."""
+"""How much is left of a score after pruning, and how well a finite number of questions tells."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
-def retention(accuracy: float, unpruned: float) -> float | None:
-    """Accuracy as a share of the unpruned one; above 1 if pruning helped, None if there was nothing to keep.
-
-    Args:
-        accuracy: with pruning, in [0, 1].
-        unpruned: without, in [0, 1].
-    """
-    return accuracy / unpruned if unpruned > 0 else None
-
-
-def standard_error(accuracy: float, questions: int) -> float:
-    """Binomial standard error of an accuracy.
+def retention(score: float | None, unpruned: float | None) -> float | None:
+    """Score as a share of the unpruned one; above 1 if pruning helped, None if there was nothing to keep.
 
     Args:
-        accuracy: in [0, 1].
-        questions: how many it was measured on, at least 1.
+        score: with pruning.
+        unpruned: without.
     """
-    return math.sqrt(accuracy * (1 - accuracy) / questions)
+    if score is None or unpruned is None:
+        return None
+    return score / unpruned if unpruned > 0 else None
+
+
+def standard_error(scores: Sequence[float]) -> float:
+    """Standard error of a mean by the variance of the sample, which is the binomial one if scores are 0 or 1.
+
+    Args:
+        scores: at least one.
+    """
+    mean = math.fsum(scores) / len(scores)
+    return math.sqrt(math.fsum((score - mean) ** 2 for score in scores)) / len(scores)

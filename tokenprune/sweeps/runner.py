@@ -28,10 +28,12 @@ from tokenprune.sweeps.merge_folders import merge_folders, select_cell, source_f
 from tokenprune.sweeps.progress import Group, State, job_of, prepare, states
 from tokenprune.sweeps.report_cells import report_cells
 from tokenprune.sweeps.retention import retention
+from tokenprune.sweeps.scores import scores_corpus, scores_of, scoring_of
 from tokenprune.sweeps.store import RunFolder, RunRecord
 from tokenprune.sweeps.tracking import Tracked, Tracker, start_tracking
 
 log = logging.getLogger(__name__)
+UNCHANGED = "0 % of the answers differ from those without pruning: the method never engaged, or made no difference"
 
 
 @dataclass(frozen=True)
@@ -189,21 +191,31 @@ class _Driver:
         for each in group.cells:
             state = self.states[each.key]
             if state.record is None and state.complete and (state is unpruned or unpruned.record):
-                state.record = self._record(state, unpruned.record)
+                state.record = self._record(state, unpruned)
                 self.folder.samples.sync()
                 self.folder.results.append(state.record.to_mapping())
         self._track(group)
 
-    def _record(self, state: State, unpruned: RunRecord | None) -> RunRecord:
+    def _metrics(self, state: State, unpruned: State) -> dict[str, Any]:
+        """Metrics of a cell that is answered and measured."""
+        task, key = state.group.experiment.task, state.keyed.key
+        metrics = state.totals.metrics(state.keyed.cell, state.group.experiment.model.spec) | (state.costs or {})
+        lines = self.folder.answers({key}).get(key, {}) if scores_corpus(task) else {}
+        answers = {sample: line["answer"] for sample, line in lines.items()}
+        metrics |= scores_of(task, state.group.samples, answers, metrics)
+        base = metrics if state is unpruned else unpruned.record.metrics if unpruned.record else {}
+        metrics["retention"] = retention(metrics["score"], base["score"]) if base else None
+        metrics["changed"] = state.totals.changed(unpruned.totals) if base and state is not unpruned else None
+        return metrics
+
+    def _record(self, state: State, unpruned: State) -> RunRecord:
         cell, metrics, error = state.keyed.cell, dict[str, Any](), state.error
         if error is None:
             try:
-                metrics = state.totals.metrics(cell, state.group.experiment.model.spec) | (state.costs or {})
-            except Exception:  # a pruner's plan may fail as anything of it
+                metrics = self._metrics(state, unpruned)
+            except Exception:  # a pruner's plan may fail as anything of it, and so may a task's metrics
                 error = traceback.format_exc()
-            else:
-                base = unpruned.metrics if unpruned else metrics
-                metrics["retention"] = retention(metrics["accuracy"], base["accuracy"]) if base else None
+                log.error("%s failed: %s", cell, error.strip().rpartition("\n")[2])
         checkpoint = state.group.experiment.model
         return RunRecord(
             run=self.name,
@@ -220,7 +232,12 @@ class _Driver:
             finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             error=error,
             answered=state.answered,
-            notes=[*state.notes, *checkpoint.stand_ins(cell.pruner.steps(checkpoint.spec))],
+            scoring=scoring_of(state.group.experiment.task),
+            notes=[
+                *state.notes,
+                *checkpoint.stand_ins(cell.pruner.steps(checkpoint.spec)),
+                *([UNCHANGED] if metrics.get("changed") == 0 else []),
+            ],
         )
 
     def _track(self, group: Group) -> None:

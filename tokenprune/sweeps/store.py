@@ -50,6 +50,7 @@ class RunRecord:
         answered: questions that took these seconds; fewer than all if an earlier process answered the others.
         finished: time of the record, ISO 8601, UTC.
         error: traceback if it failed.
+        scoring: how tables show the task's primary metric, see ``scores.scoring_of``.
         notes: what else one should know, such as that memory ran out and batches were made smaller.
     """
 
@@ -67,6 +68,7 @@ class RunRecord:
     finished: str
     error: str | None = None
     answered: int = 0
+    scoring: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def to_mapping(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tokenprune.core.turn import picture_size
 from tokenprune.embedded.model import load_embedded
 from tokenprune.engine.loading import adapter_for
 from tokenprune.engine.session import Session
-from tokenprune.tasks.base import TASKS, Task
+from tokenprune.tasks.base import MEAN, TASKS, Task
 
 ASKED = 4  # samples that a model is asked
 
@@ -71,12 +71,27 @@ class TaskContract:
                 assert 0 <= y0 < y1 <= height, sample.id
 
     def test_its_own_answers_are_right(self) -> None:
-        """The true answer scores 1, and no answer scores less, within 0 and 1."""
+        """The true answer scores 1, and no answer scores less, within 0 and 1, wherever a sample has a score."""
         task = self.create()
         for sample in task.samples():
-            assert task.score(sample, sample.answer) == 1.0, sample.id
-            assert 0.0 <= task.score(sample, "") < 1.0, sample.id
-            assert 0.0 <= task.score(sample, "neither this nor that") <= 1.0, sample.id
+            if (right := task.score(sample, task.finish(sample.answer))) is not None:
+                assert right == 1.0, sample.id
+                assert not task.unparsed(sample, sample.answer), sample.id
+            for wrong in ("", "neither this nor that"):
+                assert 0.0 <= (task.score(sample, wrong) or 0.0) <= 1.0, sample.id
+                assert isinstance(task.unparsed(sample, wrong), bool), sample.id
+            assert right is None or (task.score(sample, "") or 0.0) < 1.0, sample.id
+
+    def test_its_primary_metric_is_one_that_it_gives(self) -> None:
+        """The metrics of all true answers are numbers, and the primary one is among them or is the mean score."""
+        task = self.create()
+        found = task.metrics([(sample, task.finish(sample.answer)) for sample in task.samples()])
+        assert all(isinstance(value, int | float) for value in found.values())
+        assert task.primary in {MEAN, *found}
+        assert task.scale > 0
+        assert task.max_new_tokens >= 1
+        assert isinstance(task.title, str)
+        assert task.fingerprint() == self.create().fingerprint()
 
     def test_fewer_samples_are_the_first_of_more(self) -> None:
         """A task with ``num_samples`` begins the same, however many there are."""

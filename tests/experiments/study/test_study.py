@@ -21,7 +21,8 @@ from tokenprune.policies.divergence import Batch, Objective
 from tokenprune.pruners.dop import DOP
 from tokenprune.pruners.dop.depths import Depths
 from tokenprune.sweeps.build import build_base
-from tokenprune.sweeps.config import ModelConfig, Part
+from tokenprune.sweeps.config import Part
+from tokenprune.sweeps.model_config import ModelConfig
 from tokenprune.tasks.scenes import Scenes
 from tokenprune.testing.checkpoints import save_llava
 

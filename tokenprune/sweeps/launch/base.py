@@ -14,7 +14,8 @@ from typing import Any
 
 from tokenprune.core.budget import Budget
 from tokenprune.core.registry import Registry
-from tokenprune.sweeps.config import ModelConfig, Part
+from tokenprune.sweeps.config import Part
+from tokenprune.sweeps.model_config import ModelConfig
 
 Line = dict[str, Any]  # of ``samples.jsonl``: one answer
 

@@ -13,12 +13,13 @@ from tokenprune.costs.memory import ran_out
 from tokenprune.engine.session import Session
 from tokenprune.sweeps import provenance
 from tokenprune.sweeps.build import Cell, build_checkpoint, build_task
-from tokenprune.sweeps.config import ModelConfig, Part
+from tokenprune.sweeps.config import Part
 from tokenprune.sweeps.evaluate import Asked, Evaluator
 from tokenprune.sweeps.imports import import_files
 from tokenprune.sweeps.keys import code_hashes
 from tokenprune.sweeps.launch.base import Answered, Batch, Event, Failed, Halved, Job, Measured
 from tokenprune.sweeps.make_parts import make_pruner
+from tokenprune.sweeps.model_config import ModelConfig
 from tokenprune.tasks.base import Task
 
 
