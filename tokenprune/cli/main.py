@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from typer.core import TyperGroup
 
 from tokenprune.cli import report as cli_report
+from tokenprune.cli import rescore as cli_rescore
 from tokenprune.cli import sweep as cli_sweep
 from tokenprune.core.errors import TokenPruneError
 from tokenprune.version import __version__
@@ -69,6 +70,7 @@ app.command("wandb-sync")(cli_sweep.wandb_sync_command)
 app.command("wandb-sweep")(cli_sweep.wandb_sweep_command)
 app.command("report")(cli_report.report_command)
 app.command("compare")(cli_report.compare_command)
+app.command("rescore")(cli_rescore.rescore_command)
 
 
 @app.command("fit-policy")

@@ -52,22 +52,28 @@ class Totals:
         both = self._answers.keys() & other._answers.keys()
         return sum(self._answers[each] != other._answers[each] for each in both) / len(both) if both else None
 
+    def scores(self) -> dict[str, Any]:
+        """Metrics that answers alone decide, by name."""
+        by_kind = {kind: fmean(correct) for kind, correct in sorted(self._correct.items())}
+        scores = [value for correct in self._correct.values() for value in correct]
+        return {
+            "questions": len(self.samples),
+            "scored": len(scores),
+            "accuracy": fsum(scores) / len(scores) if scores else None,
+            "accuracy_standard_error": standard_error(scores) if scores else None,
+            "accuracy_by_kind": by_kind if list(by_kind) != [""] else {},
+            "unparsed": self._unparsed / len(self.samples),
+        }
+
     def metrics(self, cell: Cell, spec: ModelSpec) -> dict[str, Any]:
         """Metrics of the cell by name, from the answers and the model's sizes; FLOPs are means over the questions."""
-        by_kind = {kind: fmean(correct) for kind, correct in sorted(self._correct.items())}
         number, plans = len(self.samples), self._plans.items()
-        scores = [value for correct in self._correct.values() for value in correct]
         prefill = flops.llm_prefill_flops
         # A question about nothing that is shown has nothing to encode.
         lefts = [(left_of_image(cell, spec, alive, total), n) for (alive, total, _), n in plans if total]
         weighed = [(cell.pruner.plan(spec, alive, total), text, n) for (alive, total, text), n in plans]
         return {
-            "questions": number,
-            "scored": len(scores),
-            "accuracy": fsum(scores) / len(scores) if scores else None,
-            "accuracy_standard_error": standard_error(scores) if scores else None,
-            "accuracy_by_kind": by_kind if list(by_kind) != [""] else {},
-            "unparsed": self._unparsed / number,
+            **self.scores(),
             "visual_tokens": sum(total * n for (_, total, _), n in plans) / number,
             "kept_tokens": sum((alive[-1] if alive else total) * n for (alive, total, _), n in plans) / number,
             "average_tokens": fsum(plan.mean_tokens * n for plan, _, n in weighed) / number,

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import json
 import logging
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,6 +162,24 @@ class RunFolder:
         number = next(n for n in itertools.count(1) if not any(self.path.glob(f"*.{n}.jsonl")))
         for file in files:
             file.rename(file.with_suffix(f".{number}.jsonl"))
+
+    def replace(self, samples: Journal, results: Sequence[Mapping[str, Any]]) -> None:
+        """Put other answers and records in the place of those that are there, which are kept as with ``fresh``.
+
+        Args:
+            samples: a file in the folder, which is moved.
+            results: lines of ``results.jsonl``.
+
+        Raises:
+            DataError: if they cannot be written.
+        """
+        new = Journal(self.path / "results.new.jsonl")
+        new.path.unlink(missing_ok=True)
+        new.append(*results)
+        with self._named():
+            self._set_aside()
+            samples.path.rename(self.samples.path)
+            new.path.rename(self.results.path)
 
     def records(self) -> list[RunRecord]:
         """The latest record of each cell that was asked for, in the order in which the cells first appear."""
