@@ -172,9 +172,37 @@ def test_nothing_to_compare(folder, tmp_path):
         compare(folder, Choice())
 
 
-def test_scores_in_between(folder):
+def test_scores_in_between(folder, tmp_path):
     folder.samples.append({"cell": "random-72", "sample": "q0", "correct": 0.5})
-    with pytest.raises(DataError, match="must be 0 or 1; a score in between"):
+    tests = [pair.test for pair in compare(folder, Choice())]
+    assert {test.test for test in tests} == {"mcnemar", "sign flips"}
+    assert call("compare", str(folder.path)).exit_code == 0
+    assert "signs of the differences flipped" in (folder.path / "comparison.md").read_text()
+
+
+def test_questions_of_a_unit_are_flipped_together(folder):
+    alone = compare(folder, Choice())
+    for cell in {line["cell"] for line in folder.samples}:
+        lines = [line for line in folder.samples if line["cell"] == cell]
+        folder.samples.append(*({**line, "unit": f"u{int(line['sample'][1:]) // 4}"} for line in lines))
+    together = compare(folder, Choice())
+    for one, other in zip(alone, together, strict=True):
+        first, second = (
+            [float(at in right) for at in range(QUESTIONS)]
+            for label, tokens, _, right in CELLS
+            for row in (other.first, other.second)
+            if row.any.cell == f"{label}-{tokens}"
+        )
+        units = [f"u{at // 4}" for at in range(QUESTIONS)]
+        expected = {compare_paired(first, second, units).p, compare_paired(second, first, units).p}
+        assert other.test.p in expected
+        assert other.test.test == "sign flips"
+        assert other.test.difference == pytest.approx(one.test.difference)
+
+
+def test_an_outcome_outside_0_to_1(folder):
+    folder.samples.append({"cell": "random-72", "sample": "q0", "correct": 1.5})
+    with pytest.raises(DataError, match=r"must be in \[0, 1\]"):
         compare(folder, Choice())
 
 

@@ -6,7 +6,7 @@ import pytest
 from report_runs import leave, rbf, record, usual
 
 from tokenprune.report.comparison import Choice, outcomes
-from tokenprune.report.document import Paragraph, Table
+from tokenprune.report.document import Items, Paragraph, Table
 from tokenprune.report.pairs import MANY, choose_pairs, section_pairs
 from tokenprune.report.rows import sections_of
 from tokenprune.report.significance import compare_seeds, holm
@@ -69,7 +69,9 @@ def test_answers_that_are_missing_are_told(tmp_path):
 def test_scores_in_between_are_told(folder, samples):
     line = {"cell": usual()[7].cell, "sample": samples[0].id, "correct": 0.5}
     folder.samples.append(line)
-    assert "must be 0 or 1" in section_pairs(folder, *sectioned(folder), Choice())[1][1].text
+    blocks = section_pairs(folder, *sectioned(folder), Choice())[1]
+    (items,) = (block for block in blocks if isinstance(block, Items))
+    assert "signs of the differences flipped" in dict(items.pairs)["p"]
 
 
 def test_no_pruning_is_no_partner(tmp_path, samples):

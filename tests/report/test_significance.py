@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from tokenprune.core.errors import DataError
-from tokenprune.report.significance import bootstrap_interval, compare_paired, compare_seeds, holm, mcnemar
+from tokenprune.report.significance import bootstrap_interval, compare_paired, compare_seeds, holm, mcnemar, sign_flips
 
 
 def outcomes(both, first_only, second_only, neither, seed=0):
@@ -105,8 +105,8 @@ def test_holm_rejects_what_the_step_down_procedure_rejects():
     [
         ([], [], "at least one"),
         ([1, 0], [1], "as many for both"),
-        ([1, 0.5], [1, 0], "must be 0 or 1"),
-        ([1, float("nan")], [1, 0], "must be 0 or 1"),
+        ([1, 1.5], [1, 0], r"must be in \[0, 1\]"),
+        ([1, float("nan")], [1, 0], r"must be in \[0, 1\]"),
     ],
 )
 def test_what_is_no_pair_of_outcomes(first, second, message):
@@ -149,7 +149,106 @@ def test_seeds_that_spread_make_the_interval_wider():
     assert wide.high - wide.low > 3 * (narrow.high - narrow.low)
 
 
-@pytest.mark.parametrize("seeds", [[[1, 0], [1, 0.5]], [[1, 0], [1, float("nan")]]])
+@pytest.mark.parametrize("seeds", [[[1, 0], [1, -0.5]], [[1, 0], [1, float("nan")]]])
 def test_every_seed_is_checked(seeds):
-    with pytest.raises(DataError, match="all seeds must be 0 or 1"):
+    with pytest.raises(DataError, match="for all seeds"):
         compare_seeds(seeds, [[1, 0]])
+
+
+def slow_flips(differences):
+    found = abs(sum(differences))
+    sums = [
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(differences))
+    ]
+    return sum(each >= found - 1e-12 for each in sums) / len(sums)
+
+
+def test_sign_flips_by_hand():
+    """Three differences of one sign: the sum is as far out for 2 of 8 flips."""
+    assert sign_flips(np.array([0.5, 0.25, 0.1])) == pytest.approx(2 / 8)
+    assert sign_flips(np.array([0.5, 0.0, -0.5])) == 1
+    assert sign_flips(np.zeros(4)) == 1
+
+
+@pytest.mark.parametrize("number", [1, 4, 9, 12])
+def test_sign_flips_are_the_share_of_all_flips(number):
+    draw = np.random.default_rng(number)
+    for _ in range(5):
+        differences = draw.choice([-1, -0.5, 0, 0.3, 0.6, 1], size=number)
+        assert sign_flips(differences) == pytest.approx(slow_flips(differences))
+
+
+def test_sign_flips_of_right_and_wrong_are_the_exact_mcnemar_test():
+    for first_only, second_only in ((6, 0), (9, 3), (5, 5)):
+        assert sign_flips(np.array([1.0] * first_only + [-1.0] * second_only + [0.0] * 7)) == pytest.approx(
+            mcnemar(first_only, second_only)
+        )
+
+
+def test_many_sign_flips_are_drawn_near_the_exact_share():
+    differences = np.array([1.0] * 40 + [-1.0] * 24)
+    assert sign_flips(differences) == pytest.approx(mcnemar(40, 24), abs=0.006)
+    assert sign_flips(differences) == sign_flips(differences)
+    assert sign_flips(differences, seed=1) != sign_flips(differences)
+    assert sign_flips(np.ones(60)) == 1 / 10_001  # never 0: what was found is one of the flips
+
+
+def test_fractions():
+    draw = np.random.default_rng(2)
+    first, second = draw.choice([0, 0.3, 0.6, 1], size=(2, 300))
+    found = compare_paired(first, second)
+    assert found.test == "sign flips"
+    assert found.difference == pytest.approx(first.mean() - second.mean())
+    assert (found.first_only, found.second_only) == (int((first > second).sum()), int((second > first).sum()))
+    drawn = draw.integers(300, size=(20_000, 300))
+    slow = np.quantile((first - second)[drawn].mean(1), (0.025, 0.975))
+    assert (found.low, found.high) == pytest.approx(slow, abs=0.005)
+    normal = math.erfc(
+        abs(first - second).sum() and abs((first - second).sum()) / math.sqrt(2 * ((first - second) ** 2).sum())
+    )
+    assert found.p == pytest.approx(normal, abs=0.02)
+
+
+def test_units_are_flipped_and_drawn_whole():
+    """Each question ten times: the interval is that of the tenth, and p too; counted singly both are too sure."""
+    first, second = outcomes(both=10, first_only=9, second_only=3, neither=8)
+    many = [value for value in first for _ in range(10)], [value for value in second for _ in range(10)]
+    units = [str(number) for number in range(30) for _ in range(10)]
+    alone, singly, whole = compare_paired(first, second), compare_paired(*many), compare_paired(*many, units)
+    assert whole.test == "sign flips"
+    assert whole.p == pytest.approx(alone.p)
+    assert (whole.difference, whole.low, whole.high) == pytest.approx(
+        (alone.difference, alone.low, alone.high), abs=0.03
+    )
+    assert singly.p < alone.p / 5
+    assert whole.high - whole.low > 2.5 * (singly.high - singly.low)
+
+
+def test_units_of_unequal_sizes_count_by_their_questions():
+    first, second, units = [1, 1, 1, 0, 0], [0, 0, 0, 0, 1], ["a", "a", "a", "", ""]
+    found = compare_paired(first, second, units)
+    assert found.difference == pytest.approx(0.4)
+    assert found.p == pytest.approx(slow_flips([3, 0, -1]))
+
+
+def test_units_of_their_own_are_no_units():
+    first, second = outcomes(both=5, first_only=4, second_only=1, neither=5)
+    assert compare_paired(first, second, [""] * 15) == compare_paired(first, second)
+    assert compare_paired(first, second, [str(n) for n in range(15)]) == compare_paired(first, second)
+    with pytest.raises(DataError, match="15 paired outcomes have 2 units"):
+        compare_paired(first, second, ["a", "a"])
+
+
+def test_seeds_with_units():
+    draw = np.random.default_rng(5)
+    a, b = draw.choice([0.0, 0.5, 1.0], size=(2, 3, 60))
+    units = [str(n // 4) for n in range(60)]
+    found = compare_seeds(a.tolist(), b.tolist(), units)
+    assert found.difference == pytest.approx(a.mean() - b.mean())
+    assert found.p == compare_paired(a[0], b[0], units).p
+    slow = []
+    for _ in range(4000):
+        chosen = (draw.integers(15, size=15)[:, None] * 4 + np.arange(4)).ravel()
+        slow.append(a[draw.integers(3, size=3)][:, chosen].mean() - b[draw.integers(3, size=3)][:, chosen].mean())
+    assert (found.low, found.high) == pytest.approx(np.quantile(slow, (0.025, 0.975)), abs=0.015)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tokenprune.core.errors import ConfigError, DataError, hint
@@ -16,7 +16,19 @@ from tokenprune.report.significance import Paired, compare_seeds, holm
 from tokenprune.sweeps.store import RunFolder, RunRecord
 
 COSTS = {"flops": "llm_prefill_flops", "average_tokens": "average_tokens"}  # by the names of the option --by
-Outcomes = Mapping[str, Mapping[str, float]]  # whether each question was answered rightly, by cell and question
+
+
+class Outcomes(dict[str, dict[str, float]]):
+    """Scores of answers, by cell and question.
+
+    Attributes:
+        units: what each question belongs to, by cell and question; of those alone that belong to something.
+    """
+
+    def __init__(self, cells: Iterable[str]) -> None:
+        """Know nothing of some cells yet."""
+        super().__init__({cell: {} for cell in cells})
+        self.units: dict[str, dict[str, str]] = {cell: {} for cell in self}
 
 
 @dataclass(frozen=True)
@@ -90,7 +102,7 @@ def compare(folder: RunFolder, choice: Choice) -> list[Pair]:
 
     Raises:
         DataError: if there is no such folder, it holds no records, there is no such pair, or a cell's answers are
-            missing or no plain right or wrong.
+            missing.
     """
     if not folder.path.is_dir():
         raise DataError(f"there is no folder {str(folder.path)!r}")
@@ -108,8 +120,8 @@ def compare(folder: RunFolder, choice: Choice) -> list[Pair]:
     return compare_pairs(pairs, outcomes(folder, cells), folder)
 
 
-def outcomes(folder: RunFolder, cells: Collection[str]) -> dict[str, dict[str, float]]:
-    """Whether each question was answered rightly, by cell and question; a large file need not fit into memory.
+def outcomes(folder: RunFolder, cells: Collection[str]) -> Outcomes:
+    """How right each answer is, by cell and question; a large file need not fit into memory.
 
     Args:
         folder: of the run.
@@ -118,12 +130,14 @@ def outcomes(folder: RunFolder, cells: Collection[str]) -> dict[str, dict[str, f
     Raises:
         DataError: if the file is of another version.
     """
-    found: dict[str, dict[str, float]] = {cell: {} for cell in cells}
+    found = Outcomes(cells)
     for line in folder.samples:
         if line.get("cell") in found:
             try:
                 if line["correct"] is not None:  # else the task scores all answers together
                     found[line["cell"]][line["sample"]] = float(line["correct"])
+                    if line.get("unit"):
+                        found.units[line["cell"]][line["sample"]] = line["unit"]
             except (KeyError, TypeError, ValueError):
                 raise DataError(f"{folder.samples.path} is of another version; run the experiment again") from None
     return found
@@ -165,4 +179,6 @@ def _test(first: Row, second: Row, found: Outcomes) -> Paired:
             if found[record.cell].keys() != set(questions):
                 raise DataError(f"{first.label!r} and {second.label!r} did not answer the same questions")
             into.append([found[record.cell][question] for question in questions])
-    return compare_seeds(*lines)
+    units = found.units[first.any.cell]
+    of_questions = [units.get(question, "") for question in questions] if units else None
+    return compare_seeds(lines[0], lines[1], of_questions)

@@ -41,6 +41,15 @@ COLUMNS: tuple[tuple[str, str, Callable[[Pair], str]], ...] = (
     ("FLOPs A", "of the decoder layers for one question", lambda p: _flops(p.first)),
     ("FLOPs B", "", lambda p: _flops(p.second)),
 )
+FLIPPED = {  # where scores are in between, or questions belong together
+    "A %": "mean score",
+    "B %": "mean score",
+    "A - B": "difference of mean scores, points",
+    "95 % interval": "of the difference, points; bootstrap over the questions or what they belong to, paired",
+    "A : B": "questions that A and that B answers better",
+    "p": "signs of the differences flipped, of all questions of a unit together, two-sided",
+}
+TESTED = "is the mean score of the questions, also where the task is known by another metric, such as an F1"
 SEEDS = (
     "A row of several seeds has their mean accuracy, and its interval draws seeds anew besides questions. A : B and p "
     "are of the first seed of each, as McNemar's test knows right and wrong alone."
@@ -100,7 +109,7 @@ def section_pairs(
         heading,
         Paragraph(" ".join(said)),
         table(pairs, f"Pairs of equal cost, {section.title}"),
-        meanings(),
+        meanings(pairs),
     ]
 
 
@@ -109,9 +118,12 @@ def table(pairs: Sequence[Pair], caption: str) -> Table:
     return Table(caption, [header for header, *_ in COLUMNS], _cells(pairs), words=2)
 
 
-def meanings() -> Items:
+def meanings(pairs: Sequence[Pair]) -> Items:
     """What the columns of the table of pairs mean."""
-    return Items([(header, meaning) for header, meaning, _ in COLUMNS if meaning])
+    other = FLIPPED if any(pair.test.test != "mcnemar" for pair in pairs) else {}
+    told = [(header, other.get(header, meaning)) for header, meaning, _ in COLUMNS if meaning]
+    own = any(row.own_metric for pair in pairs for row in (pair.first, pair.second))
+    return Items([*told, *([("tested", TESTED)] if own else [])])
 
 
 def _cells(pairs: Sequence[Pair]) -> list[list[str]]:
@@ -147,7 +159,7 @@ def write(pairs: Sequence[Pair], choice: Choice, path: Path) -> None:
             Heading(f"Pairs of equal cost, run {record.run}", 1),
             Paragraph(f"{record.metrics['questions']} questions; {len(pairs)} pairs: {' '.join(options)}."),
             table(pairs, ""),
-            meanings(),
+            meanings(pairs),
         ]
     )
     try:
