@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,6 +19,7 @@ from tokenprune.core.sample import Sample
 from tokenprune.core.sizes import ModelSpec
 from tokenprune.core.steps import Step
 from tokenprune.engine.auto_check import auto_adapter
+from tokenprune.engine.processor_options import check_system, mean_colour, with_options
 from tokenprune.engine.prompt.question import check_shown, check_words
 from tokenprune.engine.providers.base import Facts, stand_ins
 from tokenprune.engine.providers.steps import check_steps
@@ -41,6 +42,9 @@ class Checkpoint:
         options: of the model's ``from_pretrained``.
         text_tower, scope: see ``ModelAdapter``.
         commit: of the hub's repository; None for a folder.
+        processor: options of its pictures and videos, see ``with_options``.
+        system: what the system says before each question; empty for nothing of ours.
+        square: whether pictures are padded to squares with the processor's mean colour.
     """
 
     path: str
@@ -52,6 +56,9 @@ class Checkpoint:
     text_tower: str | None
     scope: str | None
     commit: str | None = None
+    processor: Mapping[str, Any] = field(default_factory=dict)
+    system: str = ""
+    square: bool = False
 
     def check_steps(self, steps: Sequence[Step]) -> None:
         """Raise ModelError unless the model can do these steps of a pruner, with a text tower if one is needed."""
@@ -68,21 +75,34 @@ class Checkpoint:
         return [sentence for requires in early for sentence in stand_ins(requires, self.facts)]
 
     def check_samples(self, samples: Sequence[Sample]) -> None:
-        """Raise ModelError, which says where it is written, if the model cannot be asked a sample; no weights load."""
-        processor = _load(AutoProcessor, self.path)
+        """Raise ModelError, which says where it is written, if the model cannot be asked a sample; no weights load.
+
+        What is said of the processor is checked, too: ConfigError if it has no such option.
+        """
+        processor = self._processor()
+        check_system(processor, self.system)
+        if self.square:
+            mean_colour(processor)
         check_shown(self.adapter, processor, samples)
         check_words(processor, samples)
+
+    def _processor(self) -> Any:
+        return with_options(_load(AutoProcessor, self.path), self.processor)
 
     def load(self) -> Session:
         """Load processor and weights.
 
         Raises:
             ModelError: if they cannot be loaded.
+            ConfigError: if the processor has no such option.
         """
-        processor = _load(AutoProcessor, self.path)
+        processor = self._processor()
+        check_system(processor, self.system)
+        padding = mean_colour(processor) if self.square else None
         model = _load(AutoModelForImageTextToText, self.path, **self.options)
         placed = model.eval() if "device_map" in self.options else model.eval().to(self.device)
-        return Session(self.adapter(placed, processor, text_tower=self.text_tower, scope=self.scope))
+        adapter = self.adapter(placed, processor, text_tower=self.text_tower, scope=self.scope)
+        return Session(adapter, self.system, padding)
 
 
 def find_checkpoint(
@@ -94,6 +114,9 @@ def find_checkpoint(
     text_tower: str | None = None,
     scope: str | None = None,
     device_map: str | None = None,
+    processor: Mapping[str, Any] | None = None,
+    system: str = "",
+    square: bool = False,
 ) -> Checkpoint:
     """Read the config of a checkpoint, and check that it can run as wanted.
 
@@ -105,6 +128,9 @@ def find_checkpoint(
         text_tower: see ``ModelAdapter``.
         scope: likewise.
         device_map: ``auto`` lets accelerate spread the weights over what devices there are; None uses ``device``.
+        processor: see ``Checkpoint``.
+        system: likewise.
+        square: likewise.
 
     Raises:
         ConfigError: if dtype, device or attention are unknown, or do not go together, or accelerate is missing.
@@ -120,7 +146,8 @@ def find_checkpoint(
     adapter.check_scope(scope)
     commit = getattr(config, "_commit_hash", None)
     spec = adapter.spec_from_config(config)
-    return Checkpoint(path, adapter, config, spec, place, options, text_tower, scope, commit)
+    found = Checkpoint(path, adapter, config, spec, place, options, text_tower, scope, commit)
+    return replace(found, processor=processor or {}, system=system, square=square)
 
 
 def running(dtype: str, device: str, attention: str) -> tuple[torch.device, dict[str, Any]]:

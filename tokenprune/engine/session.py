@@ -14,6 +14,7 @@ from tokenprune.core.budget import Budget
 from tokenprune.core.clip import Clip
 from tokenprune.core.sample import Sample
 from tokenprune.core.signals import Signal
+from tokenprune.core.square import Colour, square_sample
 from tokenprune.core.steps import Selector, Step
 from tokenprune.core.tokens import VisualTokens
 from tokenprune.engine.prompt import pruned, run
@@ -34,9 +35,13 @@ class Session:
 
     Attributes:
         adapter: of the model.
+        system: what the system says before each question; empty for nothing of ours.
+        padding: colour with which pictures are padded to squares, RGB in 0 to 255; None leaves them as they are.
     """
 
     adapter: ModelAdapter
+    system: str = ""
+    padding: Colour | None = None
 
     @property
     def facts(self) -> Facts:
@@ -54,6 +59,10 @@ class Session:
         check_steps(steps, self.facts)
         return steps
 
+    def seen(self, sample: Sample) -> Sample:
+        """The sample as the model sees it: with padded pictures, if they are, and boxes in them."""
+        return sample if self.padding is None else square_sample(sample, self.padding)
+
     def prepare(self, samples: Sequence[Sample]) -> Prepared:
         """Samples as inputs of the model, padded on the left; their pictures and videos are opened now.
 
@@ -61,8 +70,8 @@ class Session:
             ModelError: if one cannot be asked.
             DataError: if a picture or video cannot be decoded.
         """
-        adapter, parts = self.adapter, [sample.turn.parts() for sample in samples]
-        texts = write_prompts(adapter.processor, adapter.prompt, samples, parts)
+        adapter, parts = self.adapter, [self.seen(sample).turn.parts() for sample in samples]
+        texts = write_prompts(adapter.processor, adapter.prompt, samples, parts, self.system)
         images = [[part for part in each if not isinstance(part, str | Clip)] for each in parts]
         videos = [[part.frames() for part in each if isinstance(part, Clip)] for each in parts]
         inputs = adapter.model_inputs(texts, images, videos)

@@ -21,6 +21,7 @@ from tokenprune.report.numbers import budget
 from tokenprune.report.page import page
 from tokenprune.report.rows import Section, sections_of
 from tokenprune.report.sections import SECTIONS
+from tokenprune.sweeps.overlay import as_seen
 from tokenprune.sweeps.store import RunFolder, RunRecord
 
 EQUAL = Choice()  # FLOPs within 2 %
@@ -174,7 +175,8 @@ class _Maker:
             *(pictures.heat_maps(section, place) if section.scored else []),
         ]
         some = next((self.lines[row.any.cell] for row in section.done if row.any.cell in self.lines), {})
-        samples = pictures.asked_samples(self.samples, self.shown[at], some)
+        asked = pictures.asked_samples(self.samples, self.shown[at], some)
+        samples = [as_seen(sample, section.rows[0].any.config["model"]) for sample in asked]
         blocks += pictures.kept_pictures(section, samples, self.lines, place)
         if two:
             sheet, compared = contrast.difference(section, two, samples, self.lines, place)

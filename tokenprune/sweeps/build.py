@@ -225,6 +225,9 @@ def build_checkpoint(config: ModelConfig) -> Checkpoint:
         text_tower=config.text_tower,
         scope=config.scope,
         device_map=config.device_map,
+        processor=config.processor,
+        system=config.system,
+        square=config.square == "pad",
     )
     if config.name != EMBEDDED and found.adapter is not ADAPTERS.get(config.name):
         raise ModelError(f"model {config.path!r} is not one that the adapter {config.name!r} serves; change model.name")

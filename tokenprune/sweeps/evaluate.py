@@ -68,6 +68,7 @@ class Evaluator:
             samples: the questions.
             cells: tell which signals the vision tower must give.
         """
+        samples = [self.session.seen(sample) for sample in samples]
         prepared = self.session.prepare(samples)
         shown = samples[0].turn.shape  # a batch is of one kind
         return Asked(samples, prepared, self.session.encode(prepared.inputs, self._requires(cells)) if shown else None)
@@ -161,6 +162,7 @@ class Evaluator:
 
     @torch.no_grad()
     def _stages(self, cell: Cell, batch: Sequence[Sample]) -> Stages:
+        batch = [self.session.seen(sample) for sample in batch]
         prepared = self.session.prepare(batch)  # not encoded yet, so that all of it is timed
         pruned = self.session.prune_inputs(prepared.inputs, cell.pruner, cell.budget, prepared.questions, samples=batch)
         ran, prefill = time_call(lambda: self.session.prefill(pruned), self.session.adapter.device)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from tokenprune.core.errors import ConfigError
 
@@ -24,6 +25,9 @@ class ModelConfig:
             ``open_clip:<model>[@<tag>]``; None lets the adapter find it.
         scope: which segment a pruner chooses among, see ``ModelAdapter.scopes``; None is the adapter's default.
         device_map: ``auto`` lets accelerate spread the weights over all GPUs and the main memory; ``device`` is unused.
+        processor: options of the image and video processor, such as ``max_pixels``; each goes to those that know it.
+        system: what the system says before each question; empty leaves that to the chat template.
+        square: ``pad`` puts pictures in the middle of squares of the processor's mean colour.
     """
 
     name: str = EMBEDDED
@@ -34,6 +38,9 @@ class ModelConfig:
     text_tower: str | None = None
     scope: str | None = None
     device_map: Literal["auto"] | None = None
+    processor: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    system: str = ""
+    square: Literal["none", "pad"] = "none"
 
     def __post_init__(self) -> None:
         if self.name == EMBEDDED and self.path is not None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from tokenprune.core.sample import Sample
+from tokenprune.core.square import square_sample
 from tokenprune.core.turn import only_picture
 
 PLAIN = {"Software": None}  # metadata of a PNG: the same picture is the same file
@@ -76,6 +77,11 @@ def kept_patches(image: Image.Image, stages: Sequence[Sequence[int]], grid: tupl
     side = patch_side(grid)
     spread = fade.reshape(grid).repeat(side, 0).repeat(side, 1)[..., None]
     return fade_pixels(model_view(image, grid), spread).astype(np.uint8)
+
+
+def as_seen(sample: Sample, model: Mapping[str, Any]) -> Sample:
+    """The sample as a model of this configuration sees it: padded to a square, if its pictures are."""
+    return square_sample(sample, (PAPER,) * 3) if model.get("square") == "pad" else sample
 
 
 def draw_kept(samples: Sequence[Sample], columns: Mapping[str, Mapping[str, Line]], title: str, path: Path) -> None:

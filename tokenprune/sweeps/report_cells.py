@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tokenprune.core.turn import Turn, only_picture
 from tokenprune.sweeps.launch.base import Line
-from tokenprune.sweeps.overlay import kept_patches
+from tokenprune.sweeps.overlay import as_seen, kept_patches
 from tokenprune.sweeps.progress import State
 from tokenprune.sweeps.store import RunFolder, RunRecord
 from tokenprune.sweeps.tracking import Finished, Tracked
@@ -34,7 +34,8 @@ def report_cells(states: Sequence[State], folder: RunFolder, session: Tracked) -
             told.append(line)
     for state in states:
         if state.record:
-            turns = {sample.id: sample.turn for sample in state.group.samples}
+            model = state.keyed.asked["model"]
+            turns = {sample.id: as_seen(sample, model).turn for sample in state.group.samples}
             session.cell(_finished(str(state.keyed.cell), state.record, answers[state.keyed.key], turns))
 
 

@@ -92,9 +92,9 @@ def sweep(
         TokenPruneError: if something is wrong with configuration, data, results folder or checkpoint; nothing has been
             computed then. Or if the disk is full. An error inside a cell is recorded instead, and the others go on.
     """
-    groups, folder = prepare(asked)
+    launcher = make_part(asked.runs[0].launcher, LAUNCHERS, "launcher")[1]
+    groups, folder = launcher.load(lambda: prepare(asked))
     config, tracker, whole = groups[0].experiment.config, groups[0].experiment.tracker, folder.path.name
-    launcher = make_part(config.launcher, LAUNCHERS, "launcher")[1]
     launcher.check()
     tracker.check()
     if launcher.assist():

@@ -48,10 +48,50 @@ def test_alone_it_is_refused(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match="needs the processes of a program such as torchrun: torchrun --nproc"):
-        Distributed().assist()
+        Distributed().load(lambda: None)
     assert not dist.is_initialized()
 
 
 def test_options():
     with pytest.raises(ConfigError, match="timeout must be above 0 seconds, got 0"):
         Distributed(timeout=0)
+
+
+LOADING = """
+import sys, time
+from pathlib import Path
+from tokenprune.core.errors import DataError
+from tokenprune.sweeps.launch.distributed import Distributed
+import torch.distributed as dist
+
+folder, wrong = Path(sys.argv[1]), sys.argv[2] == "wrong"
+
+def prepare():
+    assert dist.is_initialized(), "data loads before the group is there"
+    rank = dist.get_rank()
+    if rank == 0:
+        time.sleep(1)
+        if wrong:
+            raise DataError("no such data")
+        (folder / "cache").touch()
+    assert (folder / "cache").exists(), "another process loads before the first one has"
+    return rank
+
+try:
+    (folder / str(Distributed().load(prepare))).touch()
+    dist.destroy_process_group()
+except DataError as error:
+    assert not dist.is_initialized()
+    print(f"said {error}")
+"""
+
+
+@pytest.mark.parametrize("what", ["right", "wrong"])
+def test_the_first_process_loads_before_the_others(tmp_path, what):
+    (tmp_path / "loading.py").write_text(LOADING)
+    command = [*TORCHRUN[:-2], str(tmp_path / "loading.py"), str(tmp_path), what]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = {path.name for path in tmp_path.iterdir()} - {"loading.py"}
+    assert found == ({"cache", "0", "1"} if what == "right" else set())
+    assert done.stdout.count("said no such data") == (0 if what == "right" else 2)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenprune.core.budget import Budget
 from tokenprune.core.registry import Registry
 from tokenprune.sweeps.config import Part
 from tokenprune.sweeps.model_config import ModelConfig
 
+T = TypeVar("T")
 Line = dict[str, Any]  # of ``samples.jsonl``: one answer
 
 
@@ -167,6 +168,17 @@ class Launcher(ABC):
         Raises:
             TokenPruneError: if it cannot run here: a package is missing, a cluster is out of reach.
         """
+
+    def load(self, prepare: Callable[[], T]) -> T:
+        """Check a sweep and load its data, in the order in which several processes should do so.
+
+        Args:
+            prepare: does it in this process.
+
+        Raises:
+            TokenPruneError: if something is wrong; in every process of a group then.
+        """
+        return prepare()
 
     def assist(self) -> bool:
         """Do another process's jobs until it is done, if this process is there for that; called after the checks.

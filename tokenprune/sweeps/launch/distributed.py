@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from tokenprune.core.errors import ConfigError, TokenPruneError
 from tokenprune.sweeps.launch.base import LAUNCHERS, Event, Job, Launcher
 from tokenprune.sweeps.launch.worker import Worker
+
+T = TypeVar("T")
 
 
 @LAUNCHERS.register("distributed")
@@ -34,11 +36,14 @@ class Distributed(Launcher):
         if not self.timeout > 0:
             raise ConfigError(f"launcher 'distributed': timeout must be above 0 seconds, got {self.timeout}")
 
-    def assist(self) -> bool:
-        """Join the group; then do the share of a process that is not its first one.
+    def load(self, prepare: Callable[[], T]) -> T:
+        """Join the group, and load the data in its first process before the others, which then find caches warm.
+
+        Nothing that loads data can start another group then.
 
         Raises:
             ConfigError: if this process is not one of a group.
+            TokenPruneError: what the first process says is wrong, in all of them.
         """
         try:  # gloo: what is sent are jobs and answers, which are not on a GPU
             dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=self.timeout))
@@ -47,6 +52,14 @@ class Distributed(Launcher):
                 "launcher 'distributed' needs the processes of a program such as torchrun: "
                 "torchrun --nproc-per-node 2 -m tokenprune sweep FILE --launcher distributed"
             ) from None
+        try:
+            return _first_then_others(prepare)
+        except BaseException:
+            dist.destroy_process_group()
+            raise
+
+    def assist(self) -> bool:
+        """Do the share of a process that is not the first one of the group."""
         if dist.get_rank() == 0:
             return False
         try:
@@ -67,6 +80,21 @@ class Distributed(Launcher):
             yield from _rounds(jobs)
         finally:
             dist.destroy_process_group()
+
+
+def _first_then_others(prepare: Callable[[], T]) -> T:
+    """What ``prepare`` returns in this process; the first process calls it before the others do."""
+    wrong: list[TokenPruneError | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            made = prepare()
+        except TokenPruneError as error:
+            wrong = [error]
+    with _report_gone():
+        dist.broadcast_object_list(wrong)
+    if wrong[0] is not None:
+        raise wrong[0]
+    return made if dist.get_rank() == 0 else prepare()
 
 
 def _rounds(jobs: Sequence[Job]) -> Iterator[Event]:
