@@ -60,7 +60,15 @@ def write_prompts(
     check_words(processor, samples)
     if processor.chat_template is None:
         return [_plain_prompt(processor, plain, each) for each in parts]
-    return [write_chat(processor, _chat(*pair), system) for pair in zip(samples, parts, strict=True)]
+    return [_written(processor, *pair, system) for pair in zip(samples, parts, strict=True)]
+
+
+def _written(processor: Any, sample: Sample, parts: Sequence[Part], system: str) -> str:
+    try:
+        return write_chat(processor, _chat(sample, parts), system)
+    except Exception as error:  # whatever a template raises
+        where, name = sample.place or f"sample {sample.id!r}", type(processor).__name__
+        raise ModelError(f"{where}: the chat template of {name} cannot write it: {error}") from error
 
 
 def _chat(sample: Sample, parts: Sequence[Part]) -> list[tuple[str | Content, str | None]]:

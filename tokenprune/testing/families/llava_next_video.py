@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from tokenprune.testing.families.llava import tiny_vision_config
-from tokenprune.testing.families.parts import finish, text_config
+from tokenprune.testing.families.parts import finish, text_config, with_videos
 from tokenprune.testing.families.tiles import CANVASES, Mixed, Tiles
 from tokenprune.testing.pictures import IMAGE_SIZE
 
@@ -33,7 +33,7 @@ def tiny_processor() -> Any:
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=with_videos(CHAT_TEMPLATE),
     )
 
 

@@ -6,7 +6,7 @@ Of more than two tiles' tokens it makes fewer, so that the largest pictures are 
 from typing import Any, ClassVar
 
 from tokenprune.testing.families.llava import PATCH_SIZE
-from tokenprune.testing.families.parts import finish, text_config
+from tokenprune.testing.families.parts import finish, text_config, with_videos
 from tokenprune.testing.families.tiles import CANVASES, Mixed, Tiles
 from tokenprune.testing.pictures import IMAGE_SIZE
 
@@ -40,7 +40,7 @@ def tiny_processor() -> Any:
         num_image_tokens=25,
         vision_feature_select_strategy="full",
         vision_aspect_ratio=MOST,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=with_videos(CHAT_TEMPLATE),
     )
 
 

@@ -38,3 +38,8 @@ def finish(model: Any, attention: str, *silent: int) -> Any:
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = model.config.text_config.pad_token_id
     return model
+
+
+def with_videos(template: str) -> str:
+    """A chat template that writes images and text, and videos, too."""
+    return template.replace("{% else %}", "{% elif part['type'] == 'video' %}{{ '<video>\\n' }}{% else %}")
