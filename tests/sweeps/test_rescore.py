@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -107,6 +108,13 @@ def test_a_question_that_is_another_one_changes_nothing(folder, monkeypatch):
         rescore(folder)
     assert (folder.samples.path.read_bytes(), folder.results.path.read_bytes()) == before
     assert len([*folder.path.glob("*.jsonl")]) == 2
+
+
+def test_a_question_of_other_words_changes_nothing(folder, monkeypatch):
+    samples = [replace(sample, question="why ?") for sample in Scenes(num_samples=6).samples()]
+    monkeypatch.setattr(Scenes, "samples", lambda self: samples)
+    with pytest.raises(DataError, match="the task of 'none' has another question 'test-0-"):
+        rescore(folder)
 
 
 def test_answers_that_are_missing_are_named(folder):

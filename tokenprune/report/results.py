@@ -164,7 +164,8 @@ def retention(section: Section, choice: Choice) -> list[Block]:
             f"Unequal: the FLOPs differ by more than {100 * choice.within:g} % from those of random at this budget. "
             "That is no comparison; tokenprune report --within allows more."
         )
-    table = Table(f"Accuracy in % of that without pruning, {section.title}", ["pruner", *columns], cells)
+    what = "Score" if any(row.own_metric for row in pruned) else "Accuracy"
+    table = Table(f"{what} in % of that without pruning, {section.title}", ["pruner", *columns], cells)
     return [Heading("Retention by budget"), table, *map(Paragraph, said)]
 
 

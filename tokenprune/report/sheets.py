@@ -14,7 +14,7 @@ from tokenprune.report.rows import Row, Section
 METRICS = (
     *("accuracy", "accuracy_standard_error", "retention", "evidence_kept", "visual_tokens", "kept_tokens"),
     *("average_tokens", "text_tokens", "llm_prefill_flops", "kv_cache_bytes", "prefill_time_ratio"),
-    *("vision_seconds", "selection_seconds", "prefill_seconds"),
+    *("vision_seconds", "selection_seconds", "prefill_seconds", "score", "unparsed", "changed"),
 )
 WHERE = ("model", "task", "detail")
 
