@@ -14,7 +14,7 @@ def test_retention():
 def test_standard_error_of_right_and_wrong_is_the_binomial_one():
     assert standard_error([0, 1] * 50) == pytest.approx(0.05)
     assert standard_error([1] * 10) == 0.0
-    assert standard_error([1, 0, 0]) == pytest.approx((1 / 3 * 2 / 3 / 3) ** 0.5)
+    assert standard_error([1, 0, 0]) == (1 / 3 * (1 - 1 / 3) / 3) ** 0.5
 
 
 def test_standard_error_of_fractions():

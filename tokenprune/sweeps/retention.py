@@ -25,4 +25,8 @@ def standard_error(scores: Sequence[float]) -> float:
         scores: at least one.
     """
     mean = math.fsum(scores) / len(scores)
-    return math.sqrt(math.fsum((score - mean) ** 2 for score in scores)) / len(scores)
+    if all(score in (0, 1) for score in scores):  # so that it is the binomial one to the last bit
+        variance = mean * (1 - mean)
+    else:
+        variance = math.fsum((score - mean) ** 2 for score in scores) / len(scores)
+    return math.sqrt(variance / len(scores))
