@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: run check lint types test full oldest bench clean
+.PHONY: run check lint types test full oldest eval bench clean
 
 run: $(STAMP)
 	$(BIN)/tokenprune run configs/quickstart.yaml
@@ -31,7 +31,7 @@ test: $(STAMP)
 
 # With the products of cases of which `make test` runs a covering design; see CONTRIBUTING.
 full: $(STAMP)
-	$(PYTEST) -m 'not gpu and not slow and not network'
+	$(PYTEST) -m 'not gpu and not slow and not network and not lmms'
 
 # What meets transformers, on the oldest version that pyproject.toml allows: laid over the environment, for these tests only.
 OLD := .oldest
@@ -44,11 +44,25 @@ $(OLD)/.installed: $(STAMP)
 	$(BIN)/pip install --quiet --no-deps --target $(OLD) 'transformers==5.20.0'
 	touch $@
 
+# Benchmarks through lmms-eval, in an environment of its own that lies over the other one: what lmms-eval declares would
+# pin wandb, av and protobuf, and few of its tasks need that, so the extra names the packages that those here do.
+EVAL := .eval
+SITE := import site; print(site.getsitepackages()[0])
+eval: $(EVAL)/.installed
+	OMP_NUM_THREADS=1 $(EVAL)/bin/python -m pytest -m lmms tests/tasks tests/lmms_eval_plugin
+
+$(EVAL)/.installed: $(STAMP)
+	"$(PYTHON)" -m venv --clear $(EVAL)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" > "$$($(EVAL)/bin/python -c '$(SITE)')/beside.pth"
+	$(EVAL)/bin/pip install --quiet -e '.[eval]'
+	$(EVAL)/bin/pip install --quiet --no-deps 'lmms-eval==0.7.3'
+	touch $@
+
 bench: $(STAMP)
 	$(BIN)/python benchmarks/selection.py
 
 clean:
-	rm -rf $(VENV) $(OLD) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLD) $(EVAL) .mypy_cache .pytest_cache .ruff_cache
 
 # torchvision must match torch to the minor version, so both are named in one command: pip then takes a pair that fits.
 $(STAMP): pyproject.toml

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from benchmark_time import ROWS, card_checkpoint
 from study.config import load_study_config
 from study.run import checked
 
@@ -22,6 +23,7 @@ from tokenprune.sweeps.grid import load_sweep
 from tokenprune.sweeps.model_config import EMBEDDED, ModelConfig
 from tokenprune.sweeps.tracking import TRACKERS
 from tokenprune.tasks.base import TASKS
+from tokenprune.tasks.benchmarks import BENCHMARKS
 
 ROOT = Path(__file__).parents[1]
 FITS = {ROOT / "configs/fit_policy.yaml", *(ROOT / "experiments").rglob("fit*.yaml")}
@@ -31,6 +33,7 @@ BENCHES = {ROOT / "configs/bench.yaml", *(ROOT / "experiments").rglob("bench*.ya
 RUNS = (
     {*(ROOT / "configs").glob("*.yaml"), *(ROOT / "experiments").rglob("*.yaml")} - FITS - STUDIES - POLICIES - BENCHES
 )
+BENCHMARK_SWEEPS = sorted((ROOT / "configs/benchmarks").glob("*.yaml"))
 REGISTRIES = {"pruner": PRUNERS, "task": TASKS, "tracking": TRACKERS}
 PARTS = [(kind, path) for kind in REGISTRIES for path in sorted((ROOT / "configs" / kind).glob("*.yaml"))]
 
@@ -40,6 +43,19 @@ def test_runs(path, monkeypatch):
     monkeypatch.chdir(ROOT)  # files that they name are named from there
     asked = load_sweep(path)
     assert all(experiment.cells for experiment in build_all(asked.runs, asked.names))
+
+
+@pytest.mark.parametrize("path", BENCHMARK_SWEEPS, ids=lambda path: path.stem)
+def test_benchmarks(path, monkeypatch):
+    """Nothing of the hub is here: the sizes come from the model's card."""
+    monkeypatch.setattr("tokenprune.sweeps.build.build_checkpoint", card_checkpoint)
+    asked = load_sweep(path, ["max_new_tokens=128"])  # else lmms-eval would be asked
+    built = build_all(asked.runs, asked.names)
+    assert all(len(experiment.cells) >= 1 + 3 * 5 for experiment in built)
+    assert len({experiment.task.task for experiment in built}) == len(built) >= 6
+    assert all(experiment.task.task in BENCHMARKS for experiment in built)
+    assert all(BENCHMARKS[each.task.task].media == "video" or each.task.task in ROWS for each in built)
+    assert "NOBODY HAS RUN THIS FILE ON THE REAL CHECKPOINT YET" in path.read_text()
 
 
 @pytest.mark.parametrize("path", sorted(FITS), ids=lambda path: str(path.relative_to(ROOT)))

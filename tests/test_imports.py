@@ -28,6 +28,7 @@ MAY = {
     "policies": "core functional pruners adapters engine costs tasks sweeps",
     "cli": "core pruners costs sweeps report bench policies version",
     "testing": "core functional conditioning pruners towers adapters engine embedded tasks costs sweeps report",
+    "lmms_eval_plugin": "core pruners sweeps tasks",
     "version": "",
     "__main__": "cli",
     "__init__": "core pruners adapters engine embedded version",
@@ -36,6 +37,8 @@ THIRD_PARTY = {
     "wandb": {"sweeps"},
     "transformers": {"towers", "adapters", "engine", "embedded", "testing"},
     "pytest": {"testing"},
+    "lmms_eval": {"tasks", "lmms_eval_plugin"},
+    "datasets": {"tasks"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -74,6 +77,13 @@ def test_file(path):
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno + 1 <= FUNCTION + docstring_lines(node), node.name
+
+
+def test_lmms_eval_is_imported_where_a_benchmark_is_asked_for():
+    for path in (PACKAGE / "tasks").rglob("*.py"):
+        top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {name.split(".")[0] for node in top for name in imported(node)}
+        assert not names & {"lmms_eval", "datasets", "loguru"}, path
 
 
 def docstring_lines(node):

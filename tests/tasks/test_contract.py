@@ -34,4 +34,5 @@ class TestFolder(TaskContract):
 
 
 def test_all_tasks_are_here():
-    assert {case.task for case in TaskContract.__subclasses__()} >= {*TASKS.names()}
+    elsewhere = {"lmms_eval"}  # whose cases need an environment of their own
+    assert {case.task for case in TaskContract.__subclasses__()} >= {*TASKS.names()} - elsewhere

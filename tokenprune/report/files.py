@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 
 from tokenprune.core.errors import DataError
 from tokenprune.core.sample import Sample
-from tokenprune.report import contrast, hard, pairs, pictures, results, sheets
+from tokenprune.report import contrast, hard, pairs, pictures, readings, results, sheets
 from tokenprune.report.comparison import Choice, Outcomes, Pair, outcomes
 from tokenprune.report.document import Block, Code, Heading, Items, Paragraph
 from tokenprune.report.latex import latex
@@ -167,6 +167,7 @@ class _Maker:
         self.pairs.append((section, tested))
         blocks = [
             *results.results(section),
+            *readings.readings(section),
             *(pictures.plots(section, place) if section.scored else []),
             *results.retention(section, self.choice),
             *results.kinds(section),

@@ -73,7 +73,7 @@ def _plain(text: str) -> str:
     return " ".join(text.casefold().split()).rstrip(" .")
 
 
-TASKS = Registry("task", package="tokenprune.tasks")
+TASKS = Registry("task", package="tokenprune.tasks", group="tokenprune.tasks")
 
 
 def register_task(name: str, *, paper: str | None = None) -> Callable[[type[Task]], type[Task]]:
