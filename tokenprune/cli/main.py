@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 from typer.core import TyperGroup
 
+from tokenprune.cli import published as cli_published
 from tokenprune.cli import report as cli_report
 from tokenprune.cli import rescore as cli_rescore
 from tokenprune.cli import sweep as cli_sweep
@@ -71,6 +72,7 @@ app.command("wandb-sweep")(cli_sweep.wandb_sweep_command)
 app.command("report")(cli_report.report_command)
 app.command("compare")(cli_report.compare_command)
 app.command("rescore")(cli_rescore.rescore_command)
+app.command("published")(cli_published.published_command)
 
 
 @app.command("fit-policy")

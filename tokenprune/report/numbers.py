@@ -31,3 +31,11 @@ def budget(values: Mapping[str, Any]) -> str:
     """A budget as text: ``keep_tokens=48``; ``all`` of an empty one."""
     texts = [f"{key}={engineering(value) if key == 'flops' else value}" for key, value in values.items()]
     return " ".join(texts) or "all"
+
+
+def published_budget(values: Mapping[str, float]) -> str:
+    """A budget as papers print it: ``128``, ``25%``, ``2.43T``, ``59% FLOPs``; ``all`` of an empty one."""
+    shown = {"keep_tokens": "{:g}", "keep_ratio": "{:.3g}%", "tflops": "{:g}T", "flops_ratio": "{:.3g}% FLOPs"}
+    for key, value in values.items():
+        return shown[key].format(100 * value if key.endswith("_ratio") else value)
+    return "all"
