@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenprune.adapters.registry import ADAPTERS
 from tokenprune.core.budget import Budget
-from tokenprune.core.errors import ModelError, RegistryError, TokenPruneError, hint
+from tokenprune.core.errors import ConfigError, ModelError, RegistryError, TokenPruneError, hint
 from tokenprune.embedded.model import WEIGHTS
 from tokenprune.engine.loading import Checkpoint, find_checkpoint
 from tokenprune.pruners.base import PRUNERS, Pruner
@@ -150,7 +150,10 @@ class _Maker:
         self._found: dict[str, tuple[Part, Pruner, int, list[Budget | None]]] = {}
 
     def add(self, config: RunConfig) -> None:
-        """Add the cells of a run."""
+        """Add the cells of a run; ConfigError if it follows another protocol than the runs before."""
+        if config.protocol != self.config.protocol:
+            both = f"{self.config.protocol!r} and {config.protocol!r}"
+            raise ConfigError(f"runs on one model and task follow one protocol, got {both}")
         pruners = [self._pruner(part, config.seed) for part in (*config.baselines, config.pruner)]
         self.first = self.first or tuple(part for part, _ in pruners)
         for part, pruner in sorted(pruners, key=lambda pair: not isinstance(pair[1], NoPruning)):

@@ -21,6 +21,7 @@ from tokenprune.core.options import construct
 from tokenprune.core.to_yaml import to_plain
 from tokenprune.sweeps.imports import absolute_paths, import_files
 from tokenprune.sweeps.model_config import ModelConfig
+from tokenprune.sweeps.protocols import check_protocol
 
 MALFORMED = (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError)  # what reading and overriding raise
 
@@ -80,6 +81,8 @@ class RunConfig:
         tracking: where records go besides the disk.
         launcher: where cells are computed.
         imports: Python files that register pruners, tasks and the like; in YAML relative to the file's folder.
+        protocol: name of the set-up of published tables that this one follows, see ``sweeps.protocols``; None compares
+            with nothing.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -95,12 +98,14 @@ class RunConfig:
     tracking: Part = Part("none")
     launcher: Part = Part("local")
     imports: tuple[str, ...] = ()
+    protocol: str | None = None
 
     def __post_init__(self) -> None:
         for key, least in {"batch_size": 1, "max_new_tokens": 1, "timing_repeats": 0, "seed": 0}.items():
             value = getattr(self, key)
             if value is not None and value < least:
                 raise ConfigError(f"{key} must be at least {least}, got {getattr(self, key)}")
+        check_protocol(self.protocol)
         given = [part.name for part in (*self.baselines, self.pruner)]
         always = [Part(name) for name in ("none", "random") if name not in given]
         object.__setattr__(self, "baselines", (*always, *self.baselines))
@@ -108,7 +113,7 @@ class RunConfig:
     def to_mapping(self) -> dict[str, Any]:
         """The configuration as plain mappings and lists, as one would write it in YAML."""
         mapping: dict[str, Any] = to_plain(self)
-        return mapping if self.imports else {key: value for key, value in mapping.items() if key != "imports"}
+        return {key: value for key, value in mapping.items() if value or key not in ("imports", "protocol")}
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:

@@ -10,58 +10,30 @@ import datetime
 import itertools
 import logging
 import traceback
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tokenprune.core.errors import TokenPruneError
-from tokenprune.core.sample import Sample
+from tokenprune.sweeps.baseline_first import baseline_first
 from tokenprune.sweeps.config import RunConfig
 from tokenprune.sweeps.grid import Sweep
 from tokenprune.sweeps.launch.base import LAUNCHERS, Answered, Event, Failed, Halved, Job, Measured
 from tokenprune.sweeps.make_parts import make_part
 from tokenprune.sweeps.merge_folders import merge_folders, select_cell, source_folders
+from tokenprune.sweeps.outcome import Outcome
 from tokenprune.sweeps.progress import Group, State, job_of, prepare, states
 from tokenprune.sweeps.report_cells import report_cells
 from tokenprune.sweeps.retention import retention
 from tokenprune.sweeps.scores import scores_corpus, scores_of, scoring_of
 from tokenprune.sweeps.store import RunFolder, RunRecord
-from tokenprune.sweeps.tracking import Tracked, Tracker, start_tracking
+from tokenprune.sweeps.tracking import Tracked, start_tracking
 
 log = logging.getLogger(__name__)
 UNCHANGED = "0 % of the answers differ from those without pruning: the method never engaged, or made no difference"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run or sweep left.
-
-    Attributes:
-        folder: its files.
-        records: one a cell, in the order of the configuration; earlier runs' included. None at all if this process
-            only helped another one, see ``Launcher.assist``.
-        samples: the questions of all tasks.
-        tracker: where records went besides the disk.
-    """
-
-    folder: RunFolder
-    records: tuple[RunRecord, ...]
-    samples: tuple[Sample, ...]
-    tracker: Tracker
-
-    def track(self) -> None:
-        """Tell the tracker of the files in the folder: journal, tables, pictures."""
-        files = [path for path in sorted(self.folder.path.glob("[!.]*.*")) if path.is_file()]
-        start_tracking(self.tracker, self.folder.path.name, self.folder.path).finish(files)
-
-    @property
-    def failed(self) -> list[RunRecord]:
-        """Cells that raised an error."""
-        return [record for record in self.records if record.status == "failed"]
 
 
 def run(config: RunConfig, **options: Any) -> Outcome:
@@ -77,6 +49,7 @@ def sweep(
     wait: bool = False,
     retry_failed: bool = False,
     console: Console | None = None,
+    told: Callable[[RunRecord], None] | None = None,
 ) -> Outcome:
     """Run all cells of a sweep that are not finished.
 
@@ -87,6 +60,8 @@ def sweep(
         wait: until another run that writes to the folder ends, instead of refusing.
         retry_failed: compute cells again that failed; otherwise they stay failed until their code changes.
         console: shows progress; None shows none.
+        told: called with the record of each unpruned cell that is computed, as soon as it is; those of configurations
+            with a protocol come before all other cells of their model.
 
     Raises:
         TokenPruneError: if something is wrong with configuration, data, results folder or checkpoint; nothing has been
@@ -109,9 +84,8 @@ def sweep(
         session = start_tracking(tracker, whole, folder.path)
         try:
             with Progress(*columns, TimeRemainingColumn(), console=console or Console(quiet=True)) as progress:
-                driver = _Driver(
-                    name, folder, groups, session, keys if cell is None else [cell], progress, retry_failed
-                )
+                tracked = keys if cell is None else [cell]
+                driver = _Driver(name, folder, groups, session, tracked, progress, retry_failed, told)
                 with closing(launcher.run(driver.jobs())) as events:  # type: ignore[type-var]
                     driver.follow(events)
         finally:
@@ -132,9 +106,10 @@ class _Driver:
         tracked: Container[str],
         progress: Progress,
         retry_failed: bool,
+        told: Callable[[RunRecord], None] | None,
     ) -> None:
         self.name, self.folder, self.groups, self.session, self.progress = name, folder, groups, session, progress
-        self.tracked, self.states = tracked, states(groups, folder, retry_failed)
+        self.tracked, self.told, self.states = tracked, told, states(groups, folder, retry_failed)
         done = [len(s.group.samples) if s.record else len(s.totals.samples) for s in self.states.values()]
         total = sum(len(state.group.samples) for state in self.states.values())
         self.bar = progress.add_task("loading", total=total, completed=sum(done))
@@ -146,8 +121,11 @@ class _Driver:
         return (state.record for state in self.states.values() if state.record)
 
     def jobs(self) -> list[Job]:
-        """The work that is left to do, one job for each group that is not finished."""
-        return [job for group in self.groups if (job := job_of(group, self.states))]
+        """The work that is left to do: a job for each group that is not finished, in two parts if it has a protocol."""
+        jobs = [(group, job) for group in self.groups if (job := job_of(group, self.states))]
+        plain = [job for group, job in jobs if not group.experiment.config.protocol]
+        checked = [job for group, job in jobs if group.experiment.config.protocol]
+        return [*baseline_first(checked, {group.cells[0].key for group in self.groups}), *plain]
 
     def follow(self, events: Iterable[Event]) -> None:
         """Write down events until there are no more.
@@ -194,6 +172,8 @@ class _Driver:
                 state.record = self._record(state, unpruned)
                 self.folder.samples.sync()
                 self.folder.results.append(state.record.to_mapping())
+                if state is unpruned and self.told:
+                    self.told(state.record)
         self._track(group)
 
     def _metrics(self, state: State, unpruned: State) -> dict[str, Any]:
@@ -216,14 +196,14 @@ class _Driver:
             except Exception:  # a pruner's plan may fail as anything of it, and so may a task's metrics
                 error = traceback.format_exc()
                 log.error("%s failed: %s", cell, error.strip().rpartition("\n")[2])
-        checkpoint = state.group.experiment.model
+        checkpoint, protocol = state.group.experiment.model, state.group.experiment.config.protocol
         return RunRecord(
             run=self.name,
             cell=state.keyed.key,
             label=cell.label,
             pruner=cell.part.to_mapping(),
             budget=state.keyed.asked["budget"],
-            config=state.keyed.asked,
+            config=state.keyed.asked | ({"protocol": protocol} if protocol else {}),
             provenance=dataclasses.replace(state.keyed.origin, device=state.device),
             seed=cell.seed,
             status="failed" if error else "ok",

@@ -41,7 +41,7 @@ class RunRecord:
         pruner: its name and all its options.
         budget: ``{"keep_tokens": 48}`` or ``{"keep_ratio": 0.5}``; empty if nothing was pruned.
         config: all that the cell was asked: ``model``, ``task``, ``pruner``, ``budget``, ``max_new_tokens``,
-            ``timing_repeats``.
+            ``timing_repeats``; and ``protocol`` if there is one.
         provenance: what else the result depends on.
         seed: the run's.
         status: whether it was computed.
@@ -87,8 +87,8 @@ class RunRecord:
 
 
 def run_id(config: RunConfig) -> str:
-    """Hash of a resolved configuration, without what does not change a result, see ``ELSEWHERE``."""
-    relevant = {key: value for key, value in config.to_mapping().items() if key not in ELSEWHERE}
+    """Hash of a resolved configuration without what changes no result: ``ELSEWHERE`` and the protocol's name."""
+    relevant = {key: value for key, value in config.to_mapping().items() if key not in (*ELSEWHERE, "protocol")}
     return digest(json.dumps(relevant, sort_keys=True))
 
 
