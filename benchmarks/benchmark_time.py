@@ -23,8 +23,7 @@ from tokenprune.costs.memory import planned_kv_bytes_by_layer
 from tokenprune.costs.model_card import card_names, load_card
 from tokenprune.engine.loading import Checkpoint, config_of
 from tokenprune.pruners.base import create_pruner
-from tokenprune.sweeps import build
-from tokenprune.sweeps.build import Cell
+from tokenprune.sweeps.build import Cell, build_all
 from tokenprune.sweeps.grid import load_sweep
 from tokenprune.sweeps.model_config import ModelConfig
 from tokenprune.tasks.benchmarks import BENCHMARKS
@@ -76,7 +75,7 @@ def case_of(spec: ModelSpec, cell: Cell) -> Case:
 def works(path: str) -> Iterator[tuple[str, Work]]:
     """The work of each benchmark of a sweep file."""
     asked = load_sweep(path, ["max_new_tokens=128"])  # else lmms-eval would be asked
-    for experiment in build.build_all(asked.runs, asked.names):
+    for experiment in build_all(asked.runs, asked.names, card_checkpoint):
         spec, task = experiment.model.spec, experiment.task
         if BENCHMARKS[task.task].media == "video":
             raise SystemExit(f"{task.task}: a video has no nominal size, so there is no estimate")
@@ -92,7 +91,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep")
     path = parser.parse_args().sweep
-    build.build_checkpoint = card_checkpoint  # type: ignore[assignment]
     config = load_sweep(path).runs[0]
     (card,) = [card for card in map(load_card, card_names()) if card.hub == config.model.path]
     weights = 2e9 * card.billions

@@ -46,11 +46,10 @@ def test_runs(path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", BENCHMARK_SWEEPS, ids=lambda path: path.stem)
-def test_benchmarks(path, monkeypatch):
+def test_benchmarks(path):
     """Nothing of the hub is here: the sizes come from the model's card."""
-    monkeypatch.setattr("tokenprune.sweeps.build.build_checkpoint", card_checkpoint)
     asked = load_sweep(path, ["max_new_tokens=128"])  # else lmms-eval would be asked
-    built = build_all(asked.runs, asked.names)
+    built = build_all(asked.runs, asked.names, card_checkpoint)
     assert all(len(experiment.cells) >= 1 + 3 * 5 for experiment in built)
     assert len({experiment.task.task for experiment in built}) == len(built) >= 6
     assert all(experiment.task.task in BENCHMARKS for experiment in built)

@@ -4,11 +4,11 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from tokenprune.core.errors import DataError
 from tokenprune.tasks import images
-from tokenprune.tasks.images import load_image
+from tokenprune.tasks.images import PictureFile, load_image
 
 RED = (200, 30, 40)
 
@@ -62,6 +62,17 @@ def test_camera_rotation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     assert load_image(save(Image.new("RGB", (8, 4)), tmp_path / "a.jpg", exif=exif)).size == (4, 8)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_size_by_the_header(tmp_path, monkeypatch, ending, turned):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(Image.new("RGB", (8, 4)), tmp_path / f"a.{ending}", **({"exif": exif} if turned else {}))
+    size = load_image(path).size
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    assert PictureFile.of(path, "?").size == size == ((4, 8) if turned else (8, 4))
 
 
 def test_first_frame_of_an_animation(tmp_path):

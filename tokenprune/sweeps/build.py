@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -77,12 +77,15 @@ def build(config: RunConfig) -> Experiment:
     return build_all([config])[0]
 
 
-def build_all(runs: Sequence[RunConfig], names: Sequence[str] = ()) -> tuple[Experiment, ...]:
+def build_all(
+    runs: Sequence[RunConfig], names: Sequence[str] = (), find: Callable[[ModelConfig], Checkpoint] | None = None
+) -> tuple[Experiment, ...]:
     """Build several runs: those on one model and task become one experiment, in which equal cells are one.
 
     Args:
         runs: as loaded.
         names: what to call each in messages.
+        find: the checkpoint of a model, such as one of which only sizes are known; None finds it on the disk or hub.
 
     Raises:
         TokenPruneError: see ``build``.
@@ -92,16 +95,11 @@ def build_all(runs: Sequence[RunConfig], names: Sequence[str] = ()) -> tuple[Exp
     for index, config in enumerate(runs):
         with _name_errors(names[index] if names else ""):
             if config.model not in checkpoints:
-                checkpoints[config.model] = build_checkpoint(config.model)
+                checkpoints[config.model] = (find or build_checkpoint)(config.model)
             task = make_part(config.task, TASKS, "task")
             config = with_length(config, task[1])
-            shared = [
-                dataclasses.asdict(config.model),
-                task[0].to_mapping(),
-                config.max_new_tokens,
-                config.timing_repeats,
-            ]
-            key = json.dumps(shared, sort_keys=True)
+            shared = dataclasses.asdict(config.model), task[0].to_mapping()
+            key = json.dumps([*shared, config.max_new_tokens, config.timing_repeats], sort_keys=True)
             if key not in makers:
                 makers[key] = _Maker(config, checkpoints[config.model], *task)
             makers[key].add(config)

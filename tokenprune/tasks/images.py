@@ -62,9 +62,8 @@ class PictureFile:
         """
         with _opened(path) as image:
             _check_mode(image, path)
-            width, height = image.size
-            sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        return cls(path, question, (height, width) if sideways else (width, height))
+            size = upright_size(image)
+        return cls(path, question, size)
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -92,6 +91,14 @@ class PictureFile:
     def parts(self) -> tuple[Image.Image | str, ...]:
         """The picture, decoded now, and then the question."""
         return load_image(self.path), self.question
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """The (width, height) in pixels that an opened picture has once the camera's rotation is applied; not decoded."""
+    width, height = image.size
+    # Of a PNG file without EXIF the question alone would decode all of it; of TIFF Pillow gives the upright size.
+    sideways = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return (height, width) if sideways else (width, height)
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def yes_no_mme_lmms_eval(answer: str) -> YesNo | None:
     """lmms-eval's reading of MME: as MME's own tool, but without spaces around, without stops, and ``y`` and ``n``."""
     text = answer.lower().strip().replace(".", "")
     if len(text) == 1:
-        return {"y": "yes", "n": "no"}.get(text)  # type: ignore[return-value]
+        return "yes" if text == "y" else "no" if text == "n" else None
     return yes_no_mme(text)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tokenprune.core.errors import DataError
+from tokenprune.tasks.images import upright_size
 
-ORIENTATION = 0x0112  # of EXIF
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 
 
@@ -28,9 +28,7 @@ class Undecoded(Image.Image):
         self.encoded = encoded
         try:
             with Image.open(io.BytesIO(encoded)) as header:
-                # Of a PNG file without EXIF the question alone would decode all of it.
-                turned = "exif" in header.info and header.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-                width, height = header.size
+                size = upright_size(header)
                 end = ENDS.get(header.format or "")
         except UnidentifiedImageError:
             raise DataError("it is in no image format that Pillow reads") from None
@@ -38,7 +36,7 @@ class Undecoded(Image.Image):
             raise DataError(f"it is damaged: {error}") from None
         if end and end not in encoded:
             raise DataError("it is truncated")
-        self._mode, self._size = "RGB", (height, width) if turned else (width, height)
+        self._mode, self._size = "RGB", size
 
     def load(self) -> Any:
         """Decode the pixels."""
