@@ -98,6 +98,7 @@ def test_a_sweep(checkpoint, tmp_path, answered, protocol):
     outcome = runner.sweep(asked, told=lambda record: told.append((record, len(answered))))
     assert [record.label for record, _ in told] == ["none", "none"]
     assert len(outcome.records) == 6
+    assert len(answered) == 2 * 2 * 3  # two tasks of two batches, each answered once by three cells
     if protocol:
         assert answered[:4] == ["none"] * 4  # two batches of each task
         assert [number for _, number in told] == [2, 4]
