@@ -191,8 +191,10 @@ def test_no_picture_is_decoded_before_the_first_batch(config, folder, monkeypatc
 
 def test_a_picture_that_turns_out_damaged_stops_and_loses_nothing(config, folder, tmp_path):
     damaged = tmp_path / "5.jpg"
+    picture(5, 64, 48).save(damaged, "PNG")
     whole = damaged.read_bytes()
-    damaged.write_bytes(whole[: len(whole) // 2])
+    half = len(whole) // 2
+    damaged.write_bytes(whole[:half] + bytes(40) + whole[half + 40 :])  # its header and its end are right
     with pytest.raises(DataError, match=r"5\.jpg' is damaged"):
         runner.run(config(task=folder))
     (journal,) = (tmp_path / "runs").glob("*/samples.jsonl")

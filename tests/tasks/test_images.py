@@ -117,6 +117,18 @@ def test_truncated_jpeg(tmp_path):
     refused(broken(tmp_path, content[: len(content) // 2]), "damaged", "truncated")
 
 
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_a_turn_of_a_file_that_is_cut_off(tmp_path, ending):
+    path = save(Image.effect_noise((90, 60), 90), tmp_path / f"a.{ending}")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(DataError, match="is damaged"):
+        PictureFile.of(path, "?")
+    if ending == "png":  # only its end mark is missing
+        path.write_bytes(content[:-12])
+        assert PictureFile.of(path, "?").size == (90, 60)
+
+
 def test_huge(tmp_path, monkeypatch):
     path = save(Image.new("RGB", (40, 30)), tmp_path / "a.png")
     monkeypatch.setattr(images, "MAX_PIXELS", 1000)

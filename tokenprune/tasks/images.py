@@ -18,6 +18,7 @@ from tokenprune.core.turn import hash_parts
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs, a quarter of a gigabyte of RGB
 MAX_ASPECT = 200  # long side over short side; a processor that scales the short side up makes a bomb of a sliver
+ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # marks after the last pixel, by format
 
 
 def load_image(path: Path) -> Image.Image:
@@ -58,11 +59,13 @@ class PictureFile:
         """Read the header of a picture.
 
         Raises:
-            DataError: if the file is missing, or its header shows that ``load_image`` would refuse it.
+            DataError: if the file is missing, or its header or a missing end shows that ``load_image`` would refuse it.
         """
         with _opened(path) as image:
             _check_mode(image, path)
-            size = upright_size(image)
+            size, kind = upright_size(image), image.format
+        if lacks_end(kind, path.read_bytes()):
+            load_image(path)  # all pixels may be there even so; if not, that is said now
         return cls(path, question, size)
 
     @property
@@ -99,6 +102,16 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     # Of a PNG file without EXIF the question alone would decode all of it; of TIFF Pillow gives the upright size.
     sideways = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     return (height, width) if sideways else (width, height)
+
+
+def lacks_end(kind: str | None, content: bytes) -> bool:
+    """Whether an image file lacks the mark that formats put at their end; nothing is decoded.
+
+    Args:
+        kind: format as Pillow calls it; of one that has no such mark nothing is known.
+        content: of the file.
+    """
+    return ENDS.get(kind or "", b"") not in content
 
 
 @contextmanager

@@ -8,9 +8,7 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tokenprune.core.errors import DataError
-from tokenprune.tasks.images import upright_size
-
-ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+from tokenprune.tasks.images import lacks_end, upright_size
 
 
 class Undecoded(Image.Image):
@@ -28,13 +26,12 @@ class Undecoded(Image.Image):
         self.encoded = encoded
         try:
             with Image.open(io.BytesIO(encoded)) as header:
-                size = upright_size(header)
-                end = ENDS.get(header.format or "")
+                size, kind = upright_size(header), header.format
         except UnidentifiedImageError:
             raise DataError("it is in no image format that Pillow reads") from None
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"it is damaged: {error}") from None
-        if end and end not in encoded:
+        if lacks_end(kind, encoded):
             raise DataError("it is truncated")
         self._mode, self._size = "RGB", size
 
